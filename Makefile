@@ -1,0 +1,43 @@
+# make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
+# TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
+PYTHON ?= python3
+TORCH ?=
+PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
+	.venv/bin/localssl reproduce demo --out runs
+
+test: .venv/installed-test
+	@echo "== tests (style, types, then pytest)"
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/python -m pytest -n 2
+
+lint: .venv/installed-test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/pyright
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "localssl needs Python 3.11 or newer; this is $$($(PYTHON) --version): use make PYTHON=python3.12 …"; exit 1; }
+	@echo "== setting up .venv"
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	@echo "== installing localssl and what it needs (minutes, the first time)"
+	$(if $(TORCH),$(PIP) $(TORCH))
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@echo "== installing what the tests need"
+	$(PIP) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,7 @@
+"""``python -m localssl``."""
+
+import sys
+
+from localssl.cli import main
+
+sys.exit(main())

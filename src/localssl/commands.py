@@ -1,0 +1,104 @@
+"""What each command does: calls the library and shows the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localssl import cli, evaluate, export
+from localssl.config import TrainConfig
+from localssl.errors import UsageError, unknown
+from localssl.experiments import EXPERIMENTS, Settings
+from localssl.probe import features
+from localssl.report.tables import show
+from localssl.run import open_run
+from localssl.train import train
+
+
+def run(command: object) -> None:
+    """Carry out a parsed command."""
+    if isinstance(command, TrainConfig):
+        finished = train(command)
+        print(f"done: {finished.path}; next: localssl probe {finished.path}, localssl align {finished.path}")
+    elif isinstance(command, cli.Probe):
+        probe(command)
+    elif isinstance(command, cli.Align):
+        align(command)
+    elif isinstance(command, cli.Export):
+        export_run(command)
+    elif isinstance(command, cli.Reproduce):
+        reproduce(command)
+
+
+def probe(command: cli.Probe) -> None:
+    """Probe a run, show the table and keep it as CSV in the run's folder."""
+    opened = open_run(command.run)
+    options = evaluate.ProbeOptions(
+        command.protocol, command.labels, command.draws, command.epochs, command.limit_images
+    )
+    results = evaluate.probe_run(opened, options, command.data, command.data_root)
+    protocol = results[opened.config.rule].protocol
+    rows = evaluate.probe_rows(results)
+    show(f"{command.run}: accuracy in %", evaluate.PROBE_HEADER, rows, protocol)
+    path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
+    evaluate.to_csv(path, evaluate.PROBE_HEADER, rows, protocol)
+    print(f"written: {path}")
+
+
+def align(command: cli.Align) -> None:
+    """Measure alignment, show the table and keep it as CSV in the run's folder."""
+    opened = open_run(command.run)
+    result = evaluate.align_run(opened, command.batches, command.batch_size, command.data, command.data_root)
+    rows = evaluate.align_rows(result)
+    title = f"{command.run}, step {result.step}: {result.rule} against {result.reference}"
+    show(title, evaluate.ALIGN_HEADER[2:], [row[2:] for row in rows], result.protocol)
+    path = command.run / f"align{_suffix(command.data)}.csv"
+    evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
+    print(f"written: {path}")
+
+
+def export_run(command: cli.Export) -> None:
+    """Write ONNX or embeddings."""
+    if command.onnx == command.embeddings:
+        raise UsageError("export needs one of --onnx and --embeddings")
+    opened = open_run(command.run)
+    encoder = opened.encoder()
+    c = opened.config
+    shape = (c.channels, c.image_size, c.image_size)
+    if command.onnx:
+        path = command.out or command.run / "encoder.onnx"
+        _check_folder(path)
+        worst = export.to_onnx(encoder, shape, path)
+        print(f"written: {path}; onnxruntime differs from PyTorch by at most {worst:.1e}")
+        return
+    if command.out is None:
+        raise UsageError("export --embeddings needs --out, for instance --out z.npy")
+    _check_folder(command.out)
+    images = opened.images(command.split, command.data_root, command.data)
+    parts = features(encoder, images, patches=c.patches, normalise=opened.normalise())
+    rows, columns = export.save_embeddings(parts, command.out)
+    sizes = export.feature_columns(encoder, shape, c.patches)
+    print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
+
+
+def reproduce(command: cli.Reproduce) -> None:
+    """Run experiments by name."""
+    if not command.names:
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name:12s} {(experiment.__doc__ or '').splitlines()[0]}")
+        return
+    for name in command.names:
+        if name not in EXPERIMENTS:
+            raise unknown("experiment", name, EXPERIMENTS)
+    for name in command.names:
+        EXPERIMENTS[name](Settings(command.out / name, command.data_root, command.seeds, command.jobs, command.threads))
+
+
+def _suffix(data: str | None) -> str:
+    if data is None:
+        return ""
+    return "-" + "".join(c if c.isalnum() or c in "-." else "_" for c in data)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}; make it first")

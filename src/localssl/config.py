@@ -1,0 +1,162 @@
+"""A run's configuration: what the user asked for (TrainConfig), and what that came to (RunConfig, kept with the run)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from localssl import rules
+from localssl.data.specs import Augmentation
+from localssl.errors import UsageError, unknown
+
+FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an encoder by one rule on unlabelled images.
+
+    Only --rule, --data and --out are needed; everything else defaults to what suits the data set.
+    """
+
+    rule: str | None = None
+    """Learning rule, e.g. clapp++dfb (misspell one to see all). Not needed with --resume."""
+    data: str | None = None
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
+    out: Path | None = None
+    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json."""
+    data_root: Path | None = None
+    """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+    download: bool = False
+    """Let torchvision download mnist, cifar10 or stl10 into --data-root."""
+    epochs: int | None = None
+    """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
+    width: float = 1.0
+    """Factor on the encoder's channel numbers; 1 is the paper's."""
+    seed: int = 0
+    """Seed of weights, order of images, views and negatives."""
+    encoder: str | None = None
+    """vgg6, vgg5 or mlp. Default: what suits the data."""
+    patches: tuple[int, ...] | None = None
+    """Side of the patches that share a projection, one per block. Default: Table A2's."""
+    rule_options: tuple[str, ...] = ()
+    """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
+    lr: float = 1e-3
+    """Learning rate (the paper, with batches of 32 and 300 epochs: 2e-4)."""
+    batch_size: int = 64
+    """Images in a batch (each gives two views)."""
+    weight_decay: float | None = None
+    """Decoupled weight decay. Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam (betas 0.9, 0.999) or sgd (momentum 0.9)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run: constant (the paper's) or cosine to zero."""
+    image_size: int | None = None
+    """Side to which images are resized. Default: the data set's own."""
+    limit_images: int | None = None
+    """Train on this many images, drawn once with a fixed seed."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Arithmetic of the training step."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
+    probe_every: int = 1
+    """Epochs between rows of the online monitors (kNN, effective rank, dead units, active hinges); 0: never."""
+    checkpoint_every: float = 10.0
+    """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run's numbers, resolved: no default is left open. Written as ``config.yaml``."""
+
+    rule: str
+    rule_options: dict[str, Any]
+    data: str
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    limit_images: int | None
+    skip_bad: bool
+    encoder: dict[str, Any]
+    patches: tuple[int | None, ...] | None
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    optimizer: str
+    schedule: str
+    seed: int
+    precision: str
+    probe_every: int
+
+    def make_rule(self) -> rules.Rule:
+        """The rule with its options."""
+        return rules.get(self.rule, **self.rule_options)
+
+    def to_yaml(self) -> str:
+        """The text of config.yaml."""
+        plain = json.loads(json.dumps(dataclasses.asdict(self)))
+        return yaml.safe_dump({"format": FORMAT, **plain}, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str) -> RunConfig:
+        """Read a config.yaml; ``source`` names it in errors.
+
+        Raises:
+            UsageError: not a configuration of this format, or unknown or missing keys.
+        """
+        try:
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{source} is not readable YAML ({str(error).splitlines()[0]})") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+            raise UsageError(f"{source} is not a localssl run configuration of format {FORMAT}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in raw:
+            if key not in names:
+                raise unknown(f"key in {source}", str(key), names)
+        missing = [name for name in names if name not in raw]
+        if missing:
+            raise UsageError(f"{source} lacks {', '.join(missing)}; write the run anew or complete it")
+        augmentation = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["augmentation"].items()}
+        raw["augmentation"] = Augmentation(**augmentation)
+        for key in ("mean", "std", "patches"):
+            raw[key] = None if raw[key] is None else tuple(raw[key])
+        return cls(**raw)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Readable differences "key: mine, theirs", as far as they change a run's numbers."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [f"{key} {mine[key]!r} is not {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``("f=softplus", "loss_type=1")`` to ``{"f": "softplus", "loss_type": 1}``.
+
+    Raises:
+        UsageError: an item without "=".
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--rule-options takes NAME=VALUE, got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = {"True": True, "False": False, "None": None}.get(value, value)
+    return options

@@ -1,0 +1,287 @@
+"""Where pixels come from: rows on disk, decoded once into memory, or decoded each time they are asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from localssl.data.decode import BadImage, decode
+from localssl.errors import RunError, UsageError
+
+CHUNK = 1024  # rows decoded between two looks at Ctrl-C
+TASK = 16  # images a thread takes at a time
+TRIES = 100  # neighbours looked at before a bad streamed image is given up
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Loaded:
+    """Some rows, decoded: ``pixels`` (n, C, H, W) uint8; ``bad``: the reason by position (all 0 there)."""
+
+    pixels: Tensor
+    bad: dict[int, str] = field(default_factory=dict[int, str])
+    converted: Counter[str] = field(default_factory=Counter[str])
+
+
+class Rows(ABC):
+    """Images as they lie on disk, read by row number."""
+
+    verb = "decoded"
+    memory = 0  # bytes that may keep what was read, for rows that are asked for again and again
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, row: int) -> str:
+        """What an error calls this row: "row 17 of train.parquet", "cat/01.jpg"."""
+
+    @abstractmethod
+    def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
+        """These rows as uint8 (n, channels, size, size); each image's result depends on that image alone."""
+
+
+class EncodedRows(Rows):
+    """Encoded images (JPEG, PNG, …): a subclass only says where the bytes are."""
+
+    @abstractmethod
+    def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+        """For each row its encoded bytes, the path of its file, or None where it has neither."""
+
+    def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
+        sources = self.sources(rows)
+        loaded = Loaded(torch.zeros((len(rows), channels, size, size), dtype=torch.uint8))
+        out = loaded.pixels.numpy()
+
+        def task(start: int) -> list[tuple[int, str | None, str]]:
+            remarks: list[tuple[int, str | None, str]] = []
+            for position in range(start, min(start + TASK, len(sources))):
+                try:
+                    out[position], kind = decode(sources[position], channels, size)
+                    if kind is not None:
+                        remarks.append((position, None, kind))
+                except BadImage as error:
+                    remarks.append((position, str(error), ""))
+            return remarks
+
+        # a pool per call: threads kept for later would not survive a fork of the process
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for done in pool.map(task, range(0, len(rows), TASK)):
+                for position, reason, kind in done:
+                    if reason is None:
+                        loaded.converted[kind] += 1
+                    else:
+                        loaded.bad[position] = reason
+        return loaded
+
+
+class FileRows(EncodedRows):
+    """Image files below a folder."""
+
+    def __init__(self, folder: Path, files: Sequence[str]):
+        self.folder, self.files = folder, files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, row: int) -> str:
+        return self.files[row]
+
+    def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+        return [self.folder / self.files[row] for row in rows]
+
+
+class ArrayRows(Rows):
+    """Raw pixels: arrays (possibly mapped from disk) of shape (N, C, H, W), uint8, one after the other.
+
+    Sizes other than the native one are resampled (bilinear, antialiased where they shrink). ``padding`` zeros
+    are put around an image first, except where the size asked for is the native one.
+    """
+
+    verb = "read"
+
+    def __init__(self, parts: Sequence[NDArray[np.uint8]], padding: int = 0):
+        self.parts, self.padding = parts, padding
+        self.starts = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def name(self, row: int) -> str:
+        return f"image {row}"
+
+    def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
+        wanted = np.asarray(rows, dtype=np.int64)
+        native = np.empty((len(rows), *self.parts[0].shape[1:]), dtype=np.uint8)
+        for start, part in zip(self.starts, self.parts, strict=False):
+            here = np.flatnonzero((wanted >= start) & (wanted < start + len(part)))
+            native[here] = part[wanted[here] - start]
+        images = torch.as_tensor(native)
+        side = images.shape[-1]
+        if size != side:
+            images = pad(images, [self.padding] * 4)
+        if size != images.shape[-1]:
+            shrinks = size < images.shape[-1]
+            images = interpolate(images.float(), (size, size), mode="bilinear", antialias=shrinks)
+            images = images.round().clamp(0, 255).to(torch.uint8)
+        return Loaded(_channels(images, channels))
+
+
+def _channels(images: Tensor, channels: int) -> Tensor:
+    """Gray to RGB by copying, RGB to gray by luma (ITU-R 601-2) in the integer form that PIL uses."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    red, green, blue = images.int().unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)[:, None]
+
+
+class Pixels(ABC):
+    """The pixels of a data set: uint8 images by number."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) for an int64 index (n,), in its order."""
+
+    @abstractmethod
+    def subset(self, index: Tensor) -> Pixels:
+        """The pixels at these numbers only."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(Pixels):
+    """All images in one uint8 tensor (N, C, H, W)."""
+
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: Tensor) -> Tensor:
+        return self.images[index]
+
+    def subset(self, index: Tensor) -> Pixels:
+        return InMemory(self.images[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed(Pixels):
+    """Images decoded whenever they are asked for.
+
+    With ``skip_bad`` an image that cannot be decoded is replaced by the nearest good one of this part with
+    the same label (any, where there are none): image and label still belong together. Each is logged once.
+    """
+
+    rows: Rows
+    index: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    channels: int
+    size: int
+    skip_bad: bool
+    replaced: dict[int, int] = field(default_factory=dict[int, int])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: Tensor) -> Tensor:
+        numbers: list[int] = index.numpy().tolist()
+        wanted = [self.replaced.get(number, number) for number in numbers]
+        loaded = self._load(wanted)
+        for position, reason in loaded.bad.items():
+            loaded.pixels[position] = self._replacement(wanted[position], reason)
+        return loaded.pixels
+
+    def subset(self, index: Tensor) -> Pixels:
+        chosen: NDArray[Any] = index.numpy()
+        labels = None if self.labels is None else self.labels[chosen]
+        return Streamed(self.rows, self.index[chosen], labels, self.channels, self.size, self.skip_bad)
+
+    def _load(self, numbers: Sequence[int]) -> Loaded:
+        try:
+            return self.rows.load([int(self.index[i]) for i in numbers], self.channels, self.size)
+        except UsageError as error:  # the file was fine when it was opened: now it is the run that fails
+            raise RunError(str(error)) from error
+
+    def _replacement(self, number: int, reason: str) -> Tensor:
+        name = self.rows.name(int(self.index[number]))
+        if not self.skip_bad:
+            raise RunError(f"{name} cannot be decoded ({reason}); --skip-bad replaces such images")
+        same = np.arange(len(self))
+        if self.labels is not None:
+            same = np.flatnonzero(self.labels == self.labels[number])
+        nearest = same[np.argsort(np.abs(same - number), kind="stable")]
+        for other in nearest[1 : TRIES + 1].tolist():  # [0] is the bad image itself
+            loaded = self._load([other])
+            if not loaded.bad:
+                self.replaced[number] = other
+                instead = self.rows.name(int(self.index[other]))
+                count = len(self.replaced)
+                log.warning("%s cannot be decoded (%s): replaced by %s (%d so far)", name, reason, instead, count)
+                return loaded.pixels[0]
+        raise RunError(f"{name} cannot be decoded ({reason}), nor any image near it that could replace it")
+
+
+def decode_all(
+    rows: Rows, index: NDArray[np.int64], channels: int, size: int, skip_bad: bool
+) -> tuple[Tensor, NDArray[np.int64], list[str]]:
+    """Decodes these rows into one uint8 tensor.
+
+    Returns:
+        The images (n, C, H, W), the rows they come from (n,), and remarks on what was skipped or converted.
+
+    Raises:
+        UsageError: an image that cannot be decoded (without ``skip_bad``), or none that can.
+    """
+    images = torch.empty((len(index), channels, size, size), dtype=torch.uint8)
+    kept: list[int] = []
+    bad: list[str] = []
+    converted: Counter[str] = Counter()
+    for start in range(0, len(index), CHUNK):
+        chunk: list[int] = index[start : start + CHUNK].tolist()
+        loaded = rows.load(chunk, channels, size)
+        converted += loaded.converted
+        for position, reason in sorted(loaded.bad.items()):
+            bad.append(rows.name(chunk[position]))
+            if not skip_bad:
+                raise UsageError(f"{bad[0]} cannot be decoded ({reason}); --skip-bad skips such images")
+        good = [position for position in range(len(chunk)) if position not in loaded.bad]
+        images[len(kept) : len(kept) + len(good)] = loaded.pixels[good] if loaded.bad else loaded.pixels
+        kept += [chunk[position] for position in good]
+    if not kept:
+        raise UsageError(f"none of the {len(index):,} images can be decoded: {bad[0]} is the first")
+    target = "RGB" if channels == 3 else "grayscale"
+    notes = [f"{_count(n, kind)} converted to {target}" for kind, n in sorted(converted.items())]
+    if bad:
+        more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+        notes.append(f"{_count(len(bad), 'bad')} skipped: {', '.join(bad[:5])}{more}")
+    return images[: len(kept)], np.asarray(kept, dtype=np.int64), notes
+
+
+def _count(number: int, kind: str) -> str:
+    return f"{number:,} {kind} image{'' if number == 1 else 's'}"
+
+
+def row_at(starts: Sequence[int], row: int) -> tuple[int, int]:
+    """Which of the parts that begin at ``starts`` holds this row, and its number inside that part."""
+    part = bisect_right(starts, row) - 1
+    return part, row - starts[part]

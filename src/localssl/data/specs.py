@@ -1,0 +1,89 @@
+"""What fits each data set when the user says nothing more: size, encoder, patches, normalisation, augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localssl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a view is drawn. ``simclr``: paper Appendix B with recipe's constants. ``affine``: for digits (ours).
+
+    Args:
+        kind: "simclr" or "affine".
+        crop_scale: area of the random resized crop, as a share of the image (simclr).
+        degrees: largest rotation, in degrees (affine).
+        translate: largest shift, as a share of the side (affine).
+        scale: range of the zoom (affine).
+        shear: largest shear, in degrees (affine).
+    """
+
+    kind: str = "simclr"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    degrees: float = 15.0
+    translate: float = 0.1
+    scale: tuple[float, float] = (0.8, 1.2)
+    shear: float = 10.0
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Defaults of one data set; ``mean`` and ``std`` None: measured on the training images.
+
+    ``epochs`` suits a CPU; the paper trains 300.
+    """
+
+    channels: int = 3
+    image_size: int | None = None
+    encoder: str = "vgg6"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augmentation: Augmentation = Augmentation()
+    epochs: int = 10
+    weight_decay: float = 0.0
+
+
+_AFFINE = Augmentation(kind="affine")
+
+SPECS: dict[str, DataSpec] = {
+    "digits": DataSpec(1, 16, "vgg5", augmentation=_AFFINE, epochs=40),
+    "mnist": DataSpec(1, 32, "vgg6", augmentation=_AFFINE),
+    "cifar10": DataSpec(
+        3,
+        32,
+        "vgg6",
+        (125.3 / 255, 123.0 / 255, 113.9 / 255),
+        (63.0 / 255, 62.1 / 255, 66.7 / 255),
+        Augmentation(crop_scale=(0.25, 1.0)),
+    ),
+    "stl10": DataSpec(3, 96, "vgg6", (0.4313, 0.4156, 0.3663), (0.2683, 0.2610, 0.2687)),
+    "tiny-imagenet": DataSpec(3, 64, "vgg6", (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), weight_decay=1e-5),
+}
+
+
+def spec_for(data: str) -> DataSpec:
+    """The defaults of a data set given by name or as ``imagefolder:PATH`` or ``parquet:PATH``."""
+    return SPECS.get(data, DataSpec())
+
+
+def default_patches(encoder: str, image_size: int) -> tuple[int, ...] | None:
+    """Patches that fit a named encoder at an image size; the vgg6 ones are paper Table A2's at 32, 64 and 96.
+
+    Raises:
+        UsageError: an image size that the encoder's pooling does not divide.
+    """
+    if encoder == "mlp":
+        return None
+    multiple = {"vgg6": 32, "vgg5": 8}[encoder]
+    if image_size % multiple:
+        raise UsageError(
+            f"{encoder} needs an image size that is a multiple of {multiple}, got {image_size}; "
+            f"use --image-size {max(multiple, round(image_size / multiple) * multiple)}"
+        )
+    if encoder == "vgg6":
+        s = image_size // 32
+        return (4 * s, 4 * s, 4 * s, 2 * s, 2 * s, s)
+    s = image_size // 8
+    return (2 * s, 2 * s, 2 * s, s, max(1, s // 2))

@@ -1,0 +1,192 @@
+"""Encoders: stacks of blocks. Every block is one unit of local learning; its output is the activity z^l.
+
+An encoder knows nothing of rules. ``encoder(x)`` runs the blocks in order and returns every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localssl.errors import UsageError, unknown
+
+VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
+VGG6_POOLS = (False, True, False, True, True, True)
+VGG5_CHANNELS = (16, 32, 32, 64, 64)  # ours, for 16x16 digits
+VGG5_POOLS = (False, True, False, True, True)
+
+
+class Encoder(nn.Module):
+    """A stack of blocks.
+
+    Args:
+        blocks: the blocks, first to last; each maps the previous block's output to its own.
+        config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
+
+    Attributes:
+        preprocess: normalises images as in training; set by ``localssl.load``, otherwise None.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], config: dict[str, Any] | None = None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.config = config
+        self.preprocess: nn.Module | None = None
+        if len(self.blocks) == 0:
+            raise UsageError("an encoder needs at least one block, got none")
+
+    @classmethod
+    def from_blocks(cls, blocks: Sequence[nn.Module]) -> Encoder:
+        """An encoder from any modules, for instance the stages of a ResNet.
+
+        Raises:
+            UsageError: no block, or something that is not an ``nn.Module``.
+        """
+        for i, block in enumerate(blocks):
+            if not isinstance(block, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageError(f"block {i + 1} is a {type(block).__name__}; every block must be a torch.nn.Module")
+        return cls(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Every block's output, first to last, for inputs ``x`` of shape (N, ...)."""
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return outputs
+
+    @torch.no_grad()
+    def output_shapes(self, input_shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shape of every block's output for one input, without the batch dimension.
+
+        Raises:
+            UsageError: the blocks do not accept inputs of this shape.
+        """
+        param = next(self.parameters(), torch.empty(0))
+        x = torch.zeros(2, *input_shape, dtype=param.dtype, device=param.device)
+        was_training = self.training
+        self.eval()  # batch statistics of zeros must not enter running averages
+        try:
+            return [tuple(z.shape[1:]) for z in self(x)]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
+        finally:
+            self.train(was_training)
+
+
+def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
+    """3x3 convolution (stride 1, zero padding 1, bias), ReLU and, if ``pool``, 2x2 max-pooling."""
+    layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+def _vgg(
+    name: str, base: Sequence[int], pools: Sequence[bool], width: float | Sequence[int], in_channels: int
+) -> Encoder:
+    if isinstance(width, Sequence):
+        channels = [int(c) for c in width]
+        if len(channels) != len(base) or min(channels) < 1:
+            raise UsageError(f"{name} takes a width factor or {len(base)} positive channel numbers, got {list(width)}")
+    else:
+        channels = [round(width * c) for c in base]
+        if not min(channels) >= 1:
+            raise UsageError(f"width {width:g} leaves {name} without channels; use at least {1 / min(base):.3g}")
+    blocks: list[nn.Module] = []
+    c_in = in_channels
+    for c, pool in zip(channels, pools, strict=True):
+        blocks.append(conv_block(c_in, c, pool))
+        c_in = c
+    return Encoder(blocks, {"name": name, "width": channels, "in_channels": in_channels})
+
+
+def vgg6(width: float | Sequence[int] = 1.0, in_channels: int = 3) -> Encoder:
+    """The six-block VGG of paper Table A1: 128, 256 M, 256, 512 M, 1024 M, 1024 M channels (M: 2x2 max-pool).
+
+    Args:
+        width: factor on the channel numbers (rounded), or a list of six channel numbers.
+        in_channels: channels of the images.
+
+    Raises:
+        UsageError: a width that leaves a block without channels.
+    """
+    return _vgg("vgg6", VGG6_CHANNELS, VGG6_POOLS, width, in_channels)
+
+
+def vgg5(width: float | Sequence[int] = 1.0, in_channels: int = 1) -> Encoder:
+    """A five-block VGG for 16x16 images: 16, 32 M, 32, 64 M, 64 M channels (ours; not in the paper).
+
+    Args:
+        width: factor on the channel numbers (rounded), or a list of five channel numbers.
+        in_channels: channels of the images.
+
+    Raises:
+        UsageError: a width that leaves a block without channels.
+    """
+    return _vgg("vgg5", VGG5_CHANNELS, VGG5_POOLS, width, in_channels)
+
+
+def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool = True) -> Encoder:
+    """A multi-layer perceptron of [linear, ReLU] blocks; inputs of any shape are flattened first.
+
+    Args:
+        in_features: numbers in one input.
+        widths: units of each block.
+        bias: whether the linear layers have one.
+
+    Raises:
+        UsageError: no block, or a width below one.
+    """
+    if len(widths) == 0 or min(widths) < 1 or in_features < 1:
+        raise UsageError(f"mlp needs positive sizes, got in_features={in_features}, widths={list(widths)}")
+    blocks: list[nn.Module] = []
+    d_in = in_features
+    for i, d in enumerate(widths):
+        flatten: list[nn.Module] = [nn.Flatten()] if i == 0 else []
+        blocks.append(nn.Sequential(*flatten, nn.Linear(d_in, d, bias=bias), nn.ReLU()))
+        d_in = d
+    return Encoder(blocks, {"name": "mlp", "in_features": in_features, "widths": list(widths), "bias": bias})
+
+
+_BUILDERS: dict[str, Callable[..., Encoder]] = {"vgg6": vgg6, "vgg5": vgg5, "mlp": mlp}
+
+
+def names() -> tuple[str, ...]:
+    """Names that ``--encoder`` accepts."""
+    return tuple(_BUILDERS)
+
+
+def from_config(config: dict[str, Any]) -> Encoder:
+    """Rebuild a named encoder from its ``config``.
+
+    Raises:
+        UsageError: unknown name, or options that the encoder does not have.
+    """
+    options = dict(config)
+    name = str(options.pop("name", ""))
+    if name not in _BUILDERS:
+        raise unknown("encoder", name, _BUILDERS)
+    try:
+        return _BUILDERS[name](**options)
+    except TypeError as error:
+        raise UsageError(f"encoder {name!r} does not take these options: {error}") from error
+
+
+def build(name: str, input_shape: Sequence[int], width: float = 1.0) -> Encoder:
+    """A named encoder that fits images of ``input_shape`` (C, H, W), its widths scaled by ``width``."""
+    if name == "mlp":
+        units = round(512 * width)
+        if units < 1:
+            raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
+        d = 1
+        for size in input_shape:
+            d *= size
+        return mlp(d, (units,) * 6)
+    if name not in _BUILDERS:
+        raise unknown("encoder", name, _BUILDERS)
+    return _BUILDERS[name](width=width, in_channels=input_shape[0])

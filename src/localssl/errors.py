@@ -1,0 +1,22 @@
+"""Errors a user can mend: one line that says what is wrong and what to do. The command line exits with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Bad input. The message is one line: what is wrong, then what to do."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (full disk, NaN loss, unreadable image). The last good checkpoint is untouched."""
+
+
+def unknown(kind: str, given: str, choices: Iterable[str]) -> UsageError:
+    """The error for a misspelt name: names the nearest choices first, then all of them."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return UsageError(f"unknown {kind} {given!r}: {hint}choices: {', '.join(names)}")

@@ -1,0 +1,168 @@
+"""Evaluation of a run: probe and alignment, always beside the untrained encoder of the same seed, as rows of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from localssl import alignment, readout
+from localssl.data.sources import Images
+from localssl.encoders import Encoder
+from localssl.errors import UsageError
+from localssl.files import write_text
+from localssl.probe import ProbeResult, fast_probe, features, paper_probe
+from localssl.run import Run
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How a run is probed.
+
+    Args:
+        protocol: "fast" or "paper".
+        labels: budgets of labels per class, of "1", "10", "all" (fast protocol).
+        draws: draws of the labels for the small budgets.
+        epochs: of the paper's protocol.
+        limit: probe on this many training images; None: all.
+    """
+
+    protocol: str = "fast"
+    labels: tuple[str, ...] = ("all",)
+    draws: int = 5
+    epochs: int = 300
+    limit: int | None = None
+
+
+def probe_run(
+    run: Run, options: ProbeOptions, data: str | None = None, root: Path | None = None
+) -> dict[str, ProbeResult]:
+    """Probe the trained and the untrained encoder of a run: {"untrained": …, rule: …}.
+
+    Raises:
+        UsageError: no run, or images without labels.
+    """
+    train = run.images("train", root, data, options.limit)
+    test = run.images("test", root, data)
+    encoders: dict[str, Encoder] = {"untrained": run.learner().encoder, run.config.rule: run.encoder()}
+    return {name: probe_encoder(run, encoder, train, test, options) for name, encoder in encoders.items()}
+
+
+def probe_encoder(run: Run, encoder: Encoder, train: Images, test: Images, options: ProbeOptions) -> ProbeResult:
+    """Probe one encoder with the run's patches and normalisation."""
+    c = run.config
+    patches, normalise = patches_of(run), run.normalise()
+    if options.protocol == "paper":
+        return paper_probe(
+            encoder,
+            train,
+            test,
+            patches=patches,
+            normalise=normalise,
+            augmentation=c.augmentation,
+            epochs=options.epochs,
+            weight_decay=c.weight_decay,
+            device="cpu",
+            seed=c.seed,
+        )
+    if train.labels is None or test.labels is None:
+        raise UsageError(f"{train.name} has no labels; the probe needs them: choose another set with --data")
+    parts = [features(encoder, images, patches=patches, normalise=normalise) for images in (train, test)]
+    return fast_probe(
+        parts[0], train.labels, parts[1], test.labels, labels=options.labels, draws=options.draws, seed=c.seed
+    )
+
+
+def patches_of(run: Run) -> readout.Patches:
+    """The patches of the probe: the run's, whatever the rule makes of them."""
+    return run.config.patches
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """Alignment of a run at its last checkpoint."""
+
+    rule: str
+    reference: str
+    step: int
+    protocol: str
+    rows: list[alignment.LayerAlignment]
+
+
+def align_run(
+    run: Run, batches: int, batch_size: int | None = None, data: str | None = None, root: Path | None = None
+) -> AlignResult:
+    """Alignment of a run's rule at its last checkpoint, on batches of test images.
+
+    Raises:
+        UsageError: no checkpoint, or fewer test images than one batch.
+    """
+    learner, step = run.trained_learner()
+    learner.eval()
+    images = run.images("test", root, data)
+    n = batch_size or run.config.batch_size
+    if batches < 1 or n < 2:
+        raise UsageError(f"align needs --batches >= 1 and --batch-size >= 2, got {batches} and {n}")
+    if len(images) < n:
+        raise UsageError(f"{images.name} has {len(images)} test images, fewer than a batch of {n}; lower --batch-size")
+    views = run.views()
+    torch.manual_seed(run.config.seed + 2)
+    order = torch.randperm(len(images)).split(n)
+    indices = [index for index in order if len(index) == n][:batches]
+    pairs: list[tuple[Tensor, Tensor]] = [views(images.batch(index)) for index in indices]
+    labels = None if images.labels is None else [images.labels[index] for index in indices]
+    rows = alignment.measure(learner, pairs, labels)
+    protocol = (
+        f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
+        f"same weights, views and negatives; mean and 95 % t interval over batches"
+    )
+    return AlignResult(run.config.rule, alignment.reference_name(learner), step, protocol, rows)
+
+
+def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str) -> None:
+    """Write rows as CSV with a first line "# comment" that says how the numbers were made."""
+    text = io.StringIO()
+    text.write(f"# {comment}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+PROBE_HEADER = ["encoder", "layer", "method", "labels", "accuracy", "low", "high", "draws", "features", "strength"]
+ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches"]
+
+
+def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
+    """Rows under ``PROBE_HEADER``."""
+    return [
+        [
+            name,
+            r.layer,
+            r.method,
+            r.labels,
+            round(r.accuracy, 3),
+            *_rounded(r.low, r.high),
+            r.draws,
+            r.features,
+            r.strength,
+        ]
+        for name, result in results.items()
+        for r in result.rows
+    ]
+
+
+def align_rows(result: AlignResult) -> list[list[object]]:
+    """Rows under ``ALIGN_HEADER``."""
+    return [
+        [result.rule, result.reference, r.block, r.quantity, *_rounded(r.mean, r.low, r.high, digits=5), r.batches]
+        for r in result.rows
+    ]
+
+
+def _rounded(*values: float | None, digits: int = 3) -> list[object]:
+    return ["" if v is None or v != v else round(v, digits) for v in values]

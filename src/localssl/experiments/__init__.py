@@ -1,0 +1,12 @@
+"""Experiments: one file a figure or table; ``localssl reproduce NAME`` runs one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from localssl.experiments.cells import Settings
+from localssl.experiments.cifar10 import cifar10_search
+
+EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
+    "cifar10-search": cifar10_search,
+}

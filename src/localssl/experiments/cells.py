@@ -1,0 +1,108 @@
+"""Cells of a study: one training run and its measurements, a small JSON file each, so that a study can stop and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from localssl.config import TrainConfig
+from localssl.files import write_text
+from localssl.manifest import environment
+from localssl.run import Run
+from localssl.train import train
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how an experiment runs.
+
+    Args:
+        out: folder for its runs, cells, table and figure.
+        data_root: folder that holds the data sets, or None.
+        seeds: number of seeds, or None for the experiment's own.
+        jobs: cells that run at the same time, each in its own process.
+        threads: CPU threads of each; None shares the machine's among the jobs.
+    """
+
+    out: Path
+    data_root: Path | None = None
+    seeds: int | None = None
+    jobs: int = 1
+    threads: int | None = None
+
+    def threads_per_job(self) -> int:
+        """Threads for one cell."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study and what is measured on it.
+
+    Args:
+        name: file name of the cell, without ".json".
+        config: the training run; epochs=0 leaves the encoder untrained.
+        measure: a module-level function of (run, settings) that returns plain JSON values.
+    """
+
+    name: str
+    config: TrainConfig
+    measure: Callable[[Run, Settings], dict[str, Any]]
+
+
+def run_cells(cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]:
+    """Run the cells that are not there yet; return all, in order. Training resumes where a stopped run left off.
+
+    Cells that share a run's folder (the same run after more epochs) are done one after the other.
+    """
+    folder = settings.out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [cell for cell in cells if not (folder / f"{cell.name}.json").is_file()]
+    if todo:
+        print(
+            f"{len(cells) - len(todo)} of {len(cells)} parts are done; running {len(todo)}, {settings.jobs} at a time"
+        )
+    if settings.jobs == 1:
+        for cell in todo:
+            _run(cell, settings, print)
+    elif todo:
+        groups: dict[Path | None, list[Cell]] = {}
+        for cell in todo:
+            groups.setdefault(cell.config.out, []).append(cell)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+            for future in as_completed([pool.submit(_run_group, group, settings) for group in groups.values()]):
+                print(future.result(), flush=True)
+    return [json.loads((folder / f"{cell.name}.json").read_text(encoding="utf-8")) for cell in cells]
+
+
+def _run_group(group: list[Cell], settings: Settings) -> str:
+    """In a process of its own, whose output goes to a log."""
+    log = settings.out / "runs" / f"{group[0].name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    began = time.monotonic()
+    for cell in group:
+        _run(cell, settings, lambda line: print(line, flush=True))
+    return f"{', '.join(cell.name for cell in group)}: {time.monotonic() - began:.0f} s"
+
+
+def _run(cell: Cell, settings: Settings, report: Callable[[str], None]) -> None:
+    torch.set_num_threads(settings.threads_per_job())
+    run = train(cell.config, report)
+    measured = cell.measure(run, settings)
+    config = json.loads(json.dumps(dataclasses.asdict(run.config)))
+    record = {"cell": cell.name, **measured, "config": config, "environment": environment()}
+    write_text(settings.out / "cells" / f"{cell.name}.json", json.dumps(record, indent=1) + "\n")

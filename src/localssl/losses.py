@@ -1,0 +1,48 @@
+"""Losses of scores (paper section 3, Table 1) and the end-to-end InfoNCE loss. All are means over samples."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FORMS = ("hinge", "softplus", "linear")
+
+
+def decreasing(f: str, x: Tensor, margin: float) -> Tensor:
+    """The decreasing function f of a score x: hinge max(0, m - x), softplus log(1 + e^(m - x)), linear -x.
+
+    The gradient of the hinge at the kink x = m is 0, so its modulator is 1[x < m].
+    """
+    if f == "hinge":
+        return F.relu(margin - x)
+    if f == "softplus":
+        return F.softplus(margin - x)
+    return -x
+
+
+def score(z: Tensor, g: Tensor) -> Tensor:
+    """Scores s_i = z_i . g_i, shape (N,), for activities z (N, d) and predictions g = B c (N, d)."""
+    if z.dtype in (torch.float16, torch.bfloat16):  # a sum of thousands of terms needs float32
+        return (z.float() * g.float()).sum(1)
+    return (z * g).sum(1)
+
+
+def contrast(s_pos: Tensor, s_neg: Tensor, f: str, loss_type: int, margin: float) -> Tensor:
+    """The contrastive loss of a layer, a scalar.
+
+    Type 2 (paper section 3): mean of f(s_pos) + f(-s_neg); with the hinge, max(0, 1 - s_pos) + max(0, 1 + s_neg).
+    Type 1: mean of f(s_pos - s_neg).
+    """
+    if loss_type == 1:
+        return decreasing(f, s_pos - s_neg, margin).mean()
+    return decreasing(f, s_pos, margin).mean() + decreasing(f, -s_neg, margin).mean()
+
+
+def info_nce(p_a: Tensor, p_b: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of two views' projections (n, d), one direction: view a (rows) must find its partner in view b.
+
+    Mean over rows of minus the log-softmax, at the diagonal, of cosine similarities (eps 1e-9) over ``temperature``.
+    """
+    similarity = F.cosine_similarity(p_a[:, None], p_b[None], dim=2, eps=1e-9) / temperature
+    return F.cross_entropy(similarity, torch.arange(len(p_a), device=p_a.device))

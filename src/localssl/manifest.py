@@ -1,0 +1,58 @@
+"""manifest.json: what is needed to repeat a run and to trust it: versions, data fingerprint, git state, machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import localssl
+from localssl.config import FORMAT, RunConfig
+from localssl.data.sources import Images
+from localssl.files import write_text
+
+
+def environment() -> dict[str, Any]:
+    """Versions, threads, device names and git state of this process."""
+    return {
+        "localssl": localssl.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": _git(),
+    }
+
+
+def write_manifest(run: Path, config: RunConfig, images: Images, root: Path | None) -> None:
+    """Write ``manifest.json`` into the run's folder."""
+    manifest = {
+        "format": FORMAT,
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "data": {
+            "name": images.name,
+            "root": None if root is None else str(root.resolve()),  # where probe and align look again
+            "images": len(images),
+            "fingerprint": images.fingerprint(),
+            "notes": images.notes,
+        },
+        "processes": 1,
+        "environment": environment(),
+    }
+    write_text(run / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _git() -> str | None:
+    """Commit of the checkout this package runs from, with "-dirty" where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,49 @@
+"""metrics.csv: one row per logged step, flushed at once, cut back to the checkpoint on resume. TensorBoard beside it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning_fabric.loggers import TensorBoardLogger
+
+from localssl.files import write_text
+
+
+class Metrics:
+    """Append-only metrics of a run.
+
+    Args:
+        run: the run's folder.
+        columns: the CSV's columns, the first of them "step".
+        resume_step: keep rows up to this step and drop later ones (they will be written again); None: a new file.
+    """
+
+    def __init__(self, run: Path, columns: list[str], resume_step: int | None = None):
+        self.path = run / "metrics.csv"
+        self.columns = columns
+        rows = [] if resume_step is None else [row for row in read(run) if int(row["step"]) <= resume_step]
+        lines = [",".join(columns)] + [",".join(row.get(c) or "" for c in columns) for row in rows]
+        write_text(self.path, "\n".join(lines) + "\n")
+        self.tensorboard = TensorBoardLogger(run, name="tensorboard", version="")
+
+    def log(self, row: dict[str, float]) -> None:
+        """Write one row now; columns without a value stay empty."""
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        values = {key: value for key, value in row.items() if key != "step"}
+        self.tensorboard.log_metrics(values, step=int(row["step"]))
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        self.tensorboard.finalize("success")
+
+
+def read(run: Path) -> list[dict[str, str]]:
+    """All rows of a run's metrics.csv, values as text; none where the file is not there. A torn last row is left out."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row.values()]

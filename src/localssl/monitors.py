@@ -1,0 +1,108 @@
+"""Online monitors: is the representation alive? Measured on a fixed sample of training images, without touching the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from localssl import losses
+from localssl.learner import Learner
+from localssl.rules.base import ScoreRule
+
+SAMPLE = 512  # images
+NEIGHBOURS = 5
+
+
+def names(n_blocks: int) -> list[str]:
+    """Column names of what ``observe`` returns for an encoder of ``n_blocks`` blocks."""
+    return ["knn"] + [f"{what}_{block}" for what in ("rank", "dead", "active") for block in range(1, n_blocks + 1)]
+
+
+@torch.no_grad()
+def observe(
+    learner: Learner, view_a: Tensor, view_b: Tensor, images: Tensor, labels: Tensor | None
+) -> dict[str, float]:
+    """Monitors by name.
+
+    Args:
+        view_a, view_b: two views of the sample, for the share of active hinges.
+        images: the same images, normalised but not augmented (N, C, H, W).
+        labels: (N,), only to score the nearest neighbours; None leaves "knn" out.
+
+    Returns:
+        ``knn``: leave-one-out accuracy (%) of cosine 5-nearest neighbours on all blocks' readouts.
+        ``rank_l``: effective rank of block l's readout, exp of the entropy of the covariance's normalised spectrum.
+        ``dead_l``: share of its channels that are zero for every image and position.
+        ``active_l``: share of its hinges with a gradient (score rules with the hinge).
+    """
+    was_training = learner.training
+    learner.eval()
+    outputs = learner.encoder(images)
+    batch = learner.batch(view_a, view_b)
+    plain = learner.batch(images, images).z
+    learner.train(was_training)
+    values: dict[str, float] = {}
+    read = [z[: len(images)].float() for z in plain]
+    if labels is not None:
+        values["knn"] = _leave_one_out(torch.cat([_standardise(z) for z in read], 1), labels)
+    for block, (z, h) in enumerate(zip(read, outputs, strict=True), start=1):
+        values[f"rank_{block}"] = effective_rank(z)
+        per_channel = h.detach().transpose(0, 1).flatten(1)
+        values[f"dead_{block}"] = float((per_channel == 0).all(1).float().mean())
+    rule = learner.rule
+    if isinstance(rule, ScoreRule) and rule.f == "hinge":
+        for i, layer in enumerate(rule.loss_layers(len(read))):
+            shares = [
+                _active_share(*rule.scores(batch, layer, key, learner.projections[key][i]), rule)
+                for key in rule.references
+            ]
+            values[f"active_{layer + 1}"] = sum(shares) / len(shares)
+    return values
+
+
+def collapse(values: dict[str, float]) -> str | None:
+    """A warning if a block's readout is close to a point or a line, or most of its channels are dead; else None."""
+    for name, value in values.items():
+        kind, _, block = name.partition("_")
+        if kind == "rank" and value < 2:
+            return f"block {block} is collapsing: effective rank {value:.1f}; try a lower --lr"
+        if kind == "dead" and value > 0.9:
+            return f"block {block} is dying: {100 * value:.0f} % of its channels are zero for every image; try a lower --lr"
+    return None
+
+
+def effective_rank(z: Tensor) -> float:
+    """exp(entropy) of the eigenvalues, normalised to sum one, of the covariance of z (N, d) (Roy & Vetterli 2007)."""
+    spectrum = torch.linalg.svdvals(z - z.mean(0)).square()
+    total = spectrum.sum()
+    if not total > 0:
+        return 1.0
+    p = spectrum / total
+    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+
+
+def _active_share(s_pos: Tensor, s_neg: Tensor, rule: ScoreRule) -> float:
+    if rule.loss_type == 1:
+        return float((losses.decreasing("hinge", s_pos - s_neg, rule.margin) > 0).float().mean())
+    active = [losses.decreasing("hinge", s, rule.margin) > 0 for s in (s_pos, -s_neg)]
+    return float(torch.cat(active).float().mean())
+
+
+def _standardise(z: Tensor) -> Tensor:
+    return (z - z.mean(0)) / z.std(0).clamp_min(1e-6) / z.shape[1] ** 0.5
+
+
+def _leave_one_out(features: Tensor, labels: Tensor) -> float:
+    x = torch.nn.functional.normalize(features)
+    similarity = (x @ x.T).fill_diagonal_(-torch.inf)
+    nearest = similarity.topk(min(NEIGHBOURS, len(x) - 1)).indices
+    votes = torch.nn.functional.one_hot(labels[nearest]).sum(1)
+    return float(100 * (votes.argmax(1) == labels).float().mean())
+
+
+def check_finite(values: Sequence[float], names: Sequence[str]) -> str | None:
+    """Names of the losses that are not finite, or None."""
+    bad = [name for name, value in zip(names, values, strict=True) if not abs(value) < float("inf")]
+    return ", ".join(bad) or None

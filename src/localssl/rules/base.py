@@ -1,0 +1,137 @@
+"""What a rule is: a declaration of choices (readout, reference, projection, loss, credit) plus what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from localssl import losses
+from localssl.errors import UsageError, unknown
+from localssl.projections import Dense
+from localssl.references import Reference, take
+
+Projections = nn.ModuleDict  # key -> nn.ModuleList with one projection per loss
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rule sees of one batch: the readouts of both views, stacked a then b.
+
+    ``z[l]`` has shape (2n, d_l) and carries its block's graph; ``negatives`` (2n,) indexes the positives, or is None.
+    """
+
+    z: Sequence[Tensor]
+    negatives: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.z[0]) // 2
+
+    def positives(self, layer: int) -> Tensor:
+        """The other view of every sample, (2n, d): concat(z[n:], z[:n])."""
+        z = self.z[layer]
+        return torch.cat((z[self.n :], z[: self.n]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Base of every rule. Options are the dataclass fields; what the class declares is in the class variables.
+
+    A rule of your own: subclass, give ``layer_loss`` (local) or override ``losses``, and ``register`` it.
+    """
+
+    name: ClassVar[str] = ""
+    credit: ClassVar[Literal["local", "backprop"]] = "local"
+    uses_negatives: ClassVar[bool] = False
+    weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
+
+    def patches(self, patches: list[int | None]) -> list[int | None]:
+        """The patch size of every block's readout; the learner's own by default."""
+        return patches
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        """The rule's trainable parts besides the encoder, by key; ``dims[l]`` is the length of readout l."""
+        return {}
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        """Loss of one layer, a scalar."""
+        raise NotImplementedError(f"rule {self.name or type(self).__name__!r} defines neither layer_loss nor losses")
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        """One loss per layer, (L,), or one for an end-to-end rule, (1,)."""
+        return torch.stack([self.layer_loss(batch, layer, projections) for layer in range(len(batch.z))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRule(Rule):
+    """Rules of the paper's common formalism: scores z.Bc, a decreasing f, type 1 or 2, a choice of references.
+
+    Loss of layer l = Σ over the declared references of contrast(z_pos.Bc, z_neg.Bc); with several references each has
+    its own B. z_neg = z_pos[negatives]: the next sample (default) or a uniform draw, anew for every layer and loss.
+
+    Args:
+        f: "hinge", "softplus" or "linear".
+        loss_type: 2, f(s_pos) + f(-s_neg), or 1, f(s_pos - s_neg).
+        margin: the m of hinge and softplus.
+        negatives: "next", (arange(2n) + 1) % 2n, or "random".
+    """
+
+    f: str = "hinge"
+    loss_type: int = 2
+    margin: float = 1.0
+    negatives: str = "next"
+
+    references: ClassVar[dict[str, Reference]] = {}
+    uses_negatives: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.f not in losses.FORMS:
+            raise unknown("loss function f", str(self.f), losses.FORMS)
+        if self.loss_type not in (1, 2):
+            raise UsageError(f"loss_type must be 1 or 2, got {self.loss_type!r}")
+        if self.negatives not in ("next", "random"):
+            raise unknown("choice of negatives", str(self.negatives), ("next", "random"))
+
+    def loss_layers(self, n_layers: int) -> list[int]:
+        """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
+        return list(range(n_layers)) if self.credit == "local" else [n_layers - 1]
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        layers = self.loss_layers(len(dims))
+        return {
+            key: [Dense(dims[layer], dims[reference.source(layer, len(dims))]) for layer in layers]
+            for key, reference in self.references.items()
+        }
+
+    def draw(self, batch: Batch) -> Tensor:
+        """Indices of the negatives among the positives, (2n,): those given with the batch, or the rule's own choice."""
+        if batch.negatives is not None:
+            return batch.negatives
+        samples, device = 2 * batch.n, batch.z[0].device
+        if self.negatives == "random":
+            return torch.randint(samples, (samples,), device=device)
+        return (torch.arange(samples, device=device) + 1) % samples
+
+    def scores(self, batch: Batch, layer: int, key: str, projection: nn.Module) -> tuple[Tensor, Tensor]:
+        """Scores (s_pos, s_neg), each (2n,), of one layer against one of its references."""
+        g = projection(take(self.references[key], batch.z, layer))
+        z_pos = batch.positives(layer)
+        return losses.score(z_pos, g), losses.score(z_pos[self.draw(batch)], g)
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        per_layer: list[Tensor] = []
+        for i, layer in enumerate(self.loss_layers(len(batch.z))):
+            terms = [
+                losses.contrast(
+                    *self.scores(batch, layer, key, projections[key][i]), self.f, self.loss_type, self.margin
+                )
+                for key in self.references
+            ]
+            per_layer.append(torch.stack(terms).sum())
+        return torch.stack(per_layer)

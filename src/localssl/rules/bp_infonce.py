@@ -1,0 +1,45 @@
+"""End-to-end reference: InfoNCE with a linear head, backpropagated through the whole encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from localssl import losses
+from localssl.errors import UsageError
+from localssl.rules.base import Batch, Projections, Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpInfoNCE(Rule):
+    """L = -mean_i log softmax_j(cos(H z_a,i, H z_b,j) / τ)[j = i], gradient through both views and all blocks.
+
+    z: (n, channels) per view, averaged over all positions; H: linear to ``projection_dim``, no bias (paper App. B).
+
+    Args:
+        projection_dim: outputs of the head H.
+        temperature: τ.
+    """
+
+    name: ClassVar[str] = "bp-infonce"
+    credit: ClassVar[Literal["local", "backprop"]] = "backprop"
+    weight_decay: ClassVar[float | None] = 0.0
+    projection_dim: int = 1024
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.projection_dim < 1 or not self.temperature > 0:
+            raise UsageError(f"{self.name} needs projection_dim >= 1 and temperature > 0")
+
+    def patches(self, patches: list[int | None]) -> list[int | None]:
+        return [None] * len(patches)
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        return {"head": [nn.Linear(dims[-1], self.projection_dim, bias=False)]}
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        p = projections["head"][0](batch.z[-1])
+        return losses.info_nce(p[: batch.n], p[batch.n :], self.temperature)[None]

@@ -1,0 +1,202 @@
+"""A run: its configuration, its images, its learner. Built from flags, or opened from its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from localssl import checkpoint, encoders, rules
+from localssl.config import RunConfig, TrainConfig, parse_options
+from localssl.data.sources import Images, open_images
+from localssl.data.specs import default_patches, spec_for
+from localssl.data.views import Normalise, Views
+from localssl.errors import UsageError, unknown
+from localssl.learner import Learner
+
+MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, opened. Where the data lie may differ between machines and is not part of the configuration."""
+
+    path: Path
+    config: RunConfig
+
+    def learner(self) -> Learner:
+        """The untrained learner of the run's seed: weights and projections as they were before the first step."""
+        return build(self.config)
+
+    def encoder(self) -> encoders.Encoder:
+        """The trained encoder."""
+        return checkpoint.load(self.path)
+
+    def trained_learner(self) -> tuple[Learner, int]:
+        """The learner with weights and projections of the last checkpoint, and its step."""
+        learner = build(self.config)
+        state, _ = checkpoint.read_last(self.path)
+        if state is None:
+            raise UsageError(f"{self.path} has no checkpoint yet; let the run write one first")
+        checkpoint.load_weights(learner, state["learner"], f"the last checkpoint in {self.path}")
+        return learner, int(state["step"])
+
+    def images(self, split: str, root: Path | None = None, data: str | None = None, limit: int | None = None) -> Images:
+        """The run's images, or another data set's in the run's size and channels."""
+        c = self.config
+        root = root or self._root()
+        return open_images(
+            data or c.data,
+            split,
+            root=root,
+            channels=c.channels,
+            image_size=c.image_size,
+            limit=limit,
+            skip_bad=c.skip_bad,
+        )
+
+    def _root(self) -> Path | None:
+        """The data folder that training read, if it is still there."""
+        try:
+            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+            root = Path(manifest["data"]["root"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return root if root.is_dir() else None
+
+    def normalise(self) -> Normalise:
+        """Normalisation of the images as in training."""
+        return Normalise(self.config.mean, self.config.std)
+
+    def views(self) -> Views:
+        """The two views as in training."""
+        return make_views(self.config)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run's folder.
+
+    Raises:
+        UsageError: there is no run, or its configuration cannot be read.
+    """
+    run = Path(path)
+    file = run / "config.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"no run in {run} (config.yaml not found); train one with localssl train --out {run}"
+        ) from error
+    return Run(run, RunConfig.from_yaml(text, str(file)))
+
+
+def make_views(config: RunConfig) -> Views:
+    """The view maker of a configuration."""
+    return Views(config.augmentation, config.mean, config.std, config.channels, config.image_size)
+
+
+def build(config: RunConfig) -> Learner:
+    """The untrained learner of a configuration; the same seed gives the same encoder under every rule."""
+    torch.manual_seed(config.seed)
+    encoder = encoders.from_config(config.encoder)
+    shape = (config.channels, config.image_size, config.image_size)
+    learner = Learner(encoder, config.make_rule(), shape, config.patches)
+    return learner.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
+
+
+def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
+    """Fill every default from the data set's, and open the training images.
+
+    Raises:
+        UsageError: anything the user must mend: a misspelt name, missing data, sizes that do not fit.
+    """
+    if config.rule is None or config.data is None:
+        raise UsageError("train needs --rule and --data, for instance --rule clapp++ --data digits")
+    spec = spec_for(config.data)
+    options = parse_options(config.rule_options)
+    rule = rules.get(config.rule, **options)  # first: a misspelt name should not cost the reading of a data set
+    encoder_name = config.encoder or spec.encoder
+    if encoder_name not in encoders.names():
+        raise unknown("encoder", encoder_name, encoders.names())
+    _check_numbers(config)
+    images = open_images(
+        config.data,
+        "unlabeled" if config.data == "stl10" else "train",
+        root=config.data_root,
+        channels=spec.channels,
+        image_size=config.image_size or spec.image_size,
+        limit=config.limit_images,
+        download=config.download,
+        skip_bad=config.skip_bad,
+    )
+    channels, height, _ = images.shape
+    if len(images) < config.batch_size:
+        raise UsageError(
+            f"{config.data} has {len(images)} training images, fewer than a batch of {config.batch_size}; lower --batch-size"
+        )
+    mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
+    encoder = encoders.build(encoder_name, images.shape, config.width)
+    weight_decay = config.weight_decay
+    if weight_decay is None:
+        weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
+    resolved = RunConfig(
+        rule=config.rule,
+        rule_options=options,
+        data=config.data,
+        image_size=height,
+        channels=channels,
+        mean=mean,
+        std=std,
+        augmentation=spec.augmentation,
+        limit_images=config.limit_images,
+        skip_bad=config.skip_bad,
+        encoder=encoder.config or {},
+        patches=config.patches or default_patches(encoder_name, height),
+        epochs=spec.epochs if config.epochs is None else config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=weight_decay,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        seed=config.seed,
+        precision=config.precision,
+        probe_every=config.probe_every,
+    )
+    return resolved, images
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    if config.batch_size < 2:
+        raise UsageError(f"--batch-size {config.batch_size}: a batch of one image has no negatives; use at least 2")
+    if config.epochs is not None and config.epochs < 0:
+        raise UsageError(f"--epochs {config.epochs}: use 0 or more")
+    if not 0 < config.lr < float("inf"):
+        raise UsageError(f"--lr {config.lr:g}: use a positive number")
+    if not config.width > 0:
+        raise UsageError(f"--width {config.width:g}: use a positive number, for instance 0.25; 1 is the paper's")
+    if config.threads is not None and config.threads < 1:
+        raise UsageError(f"--threads {config.threads}: use 1 or more")
+    if config.probe_every < 0:
+        raise UsageError(f"--probe-every {config.probe_every}: use 0 (never) or more")
+
+
+def measure_mean_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation of evenly spaced images (at most 10,000), in [0, 1]."""
+    step = max(1, len(images) // MEASURED_ON)
+    total = torch.zeros(images.shape[0], dtype=torch.float64)
+    square = torch.zeros_like(total)
+    index = torch.arange(0, len(images), step)
+    for part in index.split(1000):
+        x = images.batch(part).double() / 255
+        total += x.mean((2, 3)).sum(0)
+        square += x.square().mean((2, 3)).sum(0)
+    mean = total / len(index)
+    std = (square / len(index) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
+    return _rounded(mean), _rounded(std)
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(round(float(v), 4) for v in values)

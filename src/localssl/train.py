@@ -1,0 +1,324 @@
+"""The training loop: every rule goes through it. Resumable bit for bit on the CPU; a failure costs minutes, not the run."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from localssl import checkpoint, metrics, monitors
+from localssl.config import RunConfig, TrainConfig
+from localssl.data.sources import Images
+from localssl.errors import RunError, UsageError
+from localssl.files import write_text
+from localssl.learner import Learner
+from localssl.manifest import write_manifest
+from localssl.progress import Progress
+from localssl.run import Run, build, make_views, open_run, resolve
+
+SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
+STEPS_PER_ROW = 20  # at least; long epochs have ten rows
+
+
+def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
+    """Train an encoder and leave everything in ``config.out``.
+
+    Args:
+        config: see ``TrainConfig``; ``--help`` of the command line shows the same text.
+        report: receives one-line remarks for the user.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: input that the user must mend; nothing was written or changed.
+        RunError: the run cannot go on; the last checkpoint is whole.
+        KeyboardInterrupt: stopped by Ctrl-C (or SIGTERM) after a checkpoint was written.
+    """
+    if config.out is None:
+        raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
+    if config.threads is not None:
+        torch.set_num_threads(max(1, config.threads))
+    resolved, images, state = _start(config, config.out, report)
+    for note in images.notes:
+        report(note)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_text(config.out / "config.yaml", resolved.to_yaml())
+        write_manifest(config.out, resolved, images, config.data_root)
+        _Loop(config, resolved, images, state, report).run()
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {config.out} ({error.strerror or error}); the last checkpoint is whole: "
+            f"mend that, then add --resume"
+        ) from error
+    return Run(config.out, resolved)
+
+
+def _start(
+    config: TrainConfig, out: Path, report: Callable[[str], None]
+) -> tuple[RunConfig, Images, dict[str, Any] | None]:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    present = checkpoint.existing(out)
+    if present and not config.resume:
+        raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
+    if not config.resume:
+        return *resolve(config), None
+    state, notes = checkpoint.read_last(out)
+    for note in notes:
+        report(note)
+    if state is None:
+        report(f"no checkpoint in {out} yet: starting from the beginning")
+        if config.rule is None and (out / "config.yaml").is_file():
+            return *_stored(config, out), None
+        return *resolve(config), None
+    resolved, images = _stored(config, out) if config.rule is None else resolve(config)
+    stored = RunConfig.from_yaml(state["config"], f"the checkpoint in {out}")
+    differences = [
+        d for d in resolved.differences(stored) if not d.startswith("epochs ") or stored.schedule == "cosine"
+    ]
+    if differences:
+        raise UsageError(
+            f"{out} was trained with other settings: {'; '.join(differences)}; use those, or another --out"
+        )
+    if state["step"] > len(images) // resolved.batch_size * resolved.epochs:
+        raise UsageError(
+            f"{out} has gone beyond {resolved.epochs} epochs already (step {state['step']}); raise --epochs"
+        )
+    report(f"resuming {out} at step {state['step']}")
+    return resolved, images, state
+
+
+def _stored(config: TrainConfig, out: Path) -> tuple[RunConfig, Images]:
+    run = open_run(out)
+    images = run.images(
+        "unlabeled" if run.config.data == "stl10" else "train", config.data_root, limit=run.config.limit_images
+    )
+    return run.config, images
+
+
+class _Loop:
+    """One training run from its (re)start to its end."""
+
+    def __init__(
+        self,
+        options: TrainConfig,
+        config: RunConfig,
+        images: Images,
+        state: dict[str, Any] | None,
+        report: Callable[[str], None],
+    ):
+        assert options.out is not None
+        self.out, self.config, self.images, self.report = options.out, config, images, report
+        self.checkpoint_seconds = 60 * options.checkpoint_every
+        self.fabric = _fabric(options.device, config.precision)
+        learner = build(config)
+        optimizer = _optimizer(config, learner)
+        if state is not None:
+            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
+        self.step: int = 0 if state is None else state["step"]
+        self.seconds: float = 0.0 if state is None else state["seconds"]
+        self.learner = learner
+        self.module, self.optimizer = self.fabric.setup(learner, optimizer)
+        self.module.mark_forward_method("accumulate_grads")
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        views = make_views(config).to(self.fabric.device)
+        self.views = views.double() if config.precision == "64-true" else views
+        self.steps_per_epoch = len(images) // config.batch_size
+        self.last_step = self.steps_per_epoch * config.epochs
+        self.log_every = max(STEPS_PER_ROW, self.steps_per_epoch // 10)
+        size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
+        self.small = size <= SMALL
+        self.loss_names = _loss_names(learner)
+        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
+        columns += monitors.names(len(learner.encoder.blocks))
+        self.metrics = metrics.Metrics(self.out, columns, None if state is None else self.step)
+        # Weights are made; from here on the same seed gives every rule the same views, whatever it drew for its own parts.
+        torch.manual_seed(config.seed + 1)
+        if state is not None:
+            checkpoint.set_rng_state(state["rng"])
+        sums = torch.zeros(len(self.loss_names)) if state is None else state["sum"]
+        self.sum = sums.to(self.fabric.device)  # of the losses since the last row
+        self.count: int = 0 if state is None else state["count"]
+
+    def run(self) -> None:
+        fresh = self.step == 0
+        if fresh:
+            checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+            if self.small:
+                self.save()
+        saved_at = time.monotonic()
+        with _stop_signals() as stopped, Progress(self.step, self.last_step, self.config.batch_size) as progress:
+            while self.step < self.last_step:
+                epoch, position = divmod(self.step, self.steps_per_epoch)
+                for index in self.order(epoch)[position:]:
+                    began = time.monotonic()
+                    losses = self.train_step(index)
+                    self.seconds += time.monotonic() - began
+                    progress.advance(self.step, losses)
+                    epoch_end = self.step % self.steps_per_epoch == 0
+                    if self.step == 1 or epoch_end or self.step % self.log_every == 0:
+                        self.log(progress)
+                    due = time.monotonic() - saved_at > self.checkpoint_seconds
+                    if stopped() or due or (epoch_end and self.small) or self.step == self.last_step:
+                        self.save()
+                        saved_at = time.monotonic()
+                    if stopped():
+                        self.report(
+                            f"stopped at step {self.step}; go on with: localssl train --resume --out {self.out}"
+                        )
+                        raise KeyboardInterrupt
+        self.metrics.close()
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        shuffled = torch.randperm(len(self.images), generator=generator)
+        n = self.config.batch_size
+        return list(shuffled[: self.steps_per_epoch * n].split(n))
+
+    def train_step(self, index: Tensor) -> Tensor:
+        """One batch, one update. Returns the losses, on the device."""
+        images = self.images.batch(index).to(self.fabric.device)
+        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
+        view_a, view_b = self.views(images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        with self.fabric.autocast():  # a marked method is not covered by Fabric's own where nothing is wrapped
+            losses = self.module.accumulate_grads(view_a, view_b, labels=labels)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.sum += losses
+        self.count += 1
+        return losses
+
+    def lr(self) -> float:
+        """Learning rate of the coming step."""
+        if self.config.schedule == "cosine":
+            return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.last_step))
+        return self.config.lr
+
+    def guard(self) -> None:
+        """Refuse to go on, and above all to write a checkpoint, once a loss is not finite."""
+        bad = monitors.check_finite(self.sum.tolist(), self.loss_names)
+        if bad:
+            raise RunError(
+                f"{bad} became NaN or infinite at or before step {self.step}; the last checkpoint is from before: lower --lr"
+            )
+
+    def log(self, progress: Progress) -> None:
+        self.guard()
+        epoch_end = self.step % self.steps_per_epoch == 0
+        epoch = self.step // self.steps_per_epoch
+        mean = (self.sum / max(1, self.count)).tolist()
+        n = self.config.batch_size
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(progress.rate() or n * self.step / max(self.seconds, 1e-9), 1),
+            "lr": self.lr(),
+            "loss": sum(mean),
+            **dict(zip(self.loss_names, mean, strict=True)),
+        }
+        every = self.config.probe_every
+        if every and epoch_end and epoch % every == 0:
+            values = self.observe()
+            row.update(values)
+            warning = monitors.collapse(values)
+            if warning:
+                self.report(f"warning: {warning}")
+        self.metrics.log(row)
+        progress.line({"loss": row["loss"], **({"kNN %": row["knn"]} if "knn" in row else {})})
+        self.sum.zero_()
+        self.count = 0
+
+    def observe(self) -> dict[str, float]:
+        """The online monitors on a fixed sample; the run's own randomness is left as it was."""
+        step = max(1, len(self.images) // monitors.SAMPLE)
+        index = torch.arange(0, len(self.images), step)[: monitors.SAMPLE]
+        images = self.images.batch(index).to(self.fabric.device)
+        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
+        devices = [] if self.fabric.device.type == "cpu" else [self.fabric.device]
+        with (
+            torch.random.fork_rng(devices, device_type=self.fabric.device.type if devices else "cuda"),
+            self.fabric.autocast(),
+        ):
+            torch.manual_seed(self.config.seed)
+            return monitors.observe(self.learner, *self.views(images), self.views.normalise(images), labels)
+
+    def save(self) -> None:
+        self.guard()
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": self.config.to_yaml(),
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "sum": self.sum.cpu(),
+            "count": self.count,
+        }
+        checkpoint.save(self.out, state)
+        checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+
+
+def _fabric(device: str, precision: str) -> Fabric:
+    choices = ("auto", "cpu", "cuda", "mps")
+    if device not in choices:
+        raise UsageError(f"--device {device!r}: use one of {', '.join(choices)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: not available to PyTorch here; use --device cpu")
+    return Fabric(accelerator=device, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
+
+
+def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    # AdamW is Adam where the decay is 0; fused halves the memory traffic of the projections' update.
+    return torch.optim.AdamW(
+        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _loss_names(learner: Learner) -> list[str]:
+    n_blocks = len(learner.encoder.blocks)
+    if learner.rule.credit == "backprop":
+        return [f"loss_{n_blocks}"]
+    return [f"loss_{block}" for block in range(1, n_blocks + 1)]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; a second one ends the program at once."""
+    flag: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not the main thread: signals are the caller's business
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
