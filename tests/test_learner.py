@@ -55,16 +55,10 @@ def test_table_a2_at_full_width(data: str) -> None:
 
 
 def test_projections_of_end_to_end_rules_have_one_entry() -> None:
-    rule = localssl.rules.get("bp-clapp++")
-    assert {k: [tuple(m.weight.shape) for m in v] for k, v in small_learner("vgg", rule).projections.items()} == {
-        "lateral": [(3, 3)]
-    }
-    spatial = small_learner("vgg", localssl.rules.get("bp-clapp++", spatial=True))  # a 2 x 2 map in one patch of 2
-    assert spatial.projections["lateral"][0].weight.shape == (3, 3)
-    flat = small_learner("flat", localssl.rules.get("bp-clapp++", spatial=True), seed=1)
-    assert flat.projections["lateral"][0].weight.shape == (3, 3)
-    fine = Learner(small_encoder("flat"), localssl.rules.get("bp-clapp++", spatial=True), SHAPE, (8, 8, 4))
-    assert fine.projections["lateral"][0].weight.shape == (12, 12)
+    for options, d in (({}, 3), ({"spatial": True}, 12)):  # 3 channels on 2 x 2 patches
+        for network in ("vgg", "flat"):
+            projections = small_learner(network, localssl.rules.get("bp-clapp++", **options)).projections
+            assert {k: [tuple(m.weight.shape) for m in v] for k, v in projections.items()} == {"lateral": [(d, d)]}
     head = Learner(small_encoder("vgg"), localssl.rules.get("bp-infonce"), SHAPE).projections
     assert set(head) == {"head"}
     assert head["head"][0].weight.shape == (1024, 3)

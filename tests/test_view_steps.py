@@ -22,6 +22,13 @@ def step(kind: type[nn.Module], augmentation: Augmentation = CIFAR, size: int = 
     return found
 
 
+def test_the_steps_follow_one_another_as_in_the_recipe() -> None:
+    colour = [K.RandomResizedCrop, K.RandomHorizontalFlip, K.ColorJitter, K.RandomGrayscale, K.RandomGaussianBlur]
+    assert [type(module) for module in transform(CIFAR, 3, 32)] == colour
+    assert [type(module) for module in transform(CIFAR, 1, 32)] == [k for k in colour if k is not K.RandomGrayscale]
+    assert [type(module) for module in transform(AFFINE, 1, 16)] == [K.RandomAffine]
+
+
 # --- random resized crop: two ramps in the image tell which box was cut out of it
 
 

@@ -19,7 +19,11 @@ from localssl.learner import Learner
 
 SHAPE = (2, 8, 8)  # images of the small networks
 N = 3  # images in a batch
-PATCHES: dict[str, tuple[int, ...] | None] = {"vgg": (4, 2, 2), "flat": (2, 4, 8), "mlp": None}
+PATCHES: dict[str, tuple[int, ...] | None] = {
+    "vgg": (4, 2, 1),  # on maps of 4, 4, 2
+    "flat": (8, 2, 4),  # on maps of 8, 8, 8; the last map has several patches in both, or spatial would be pooled
+    "mlp": None,
+}
 
 SCORE_RULES: dict[str, tuple[str, dict[str, Any]]] = {  # case: rule name, its options
     "clapp": ("clapp", {}),

@@ -1,7 +1,8 @@
 """Helpers of the tests of the views: when two samples agree, and images to try the views on.
 
 ``same`` tolerates 4 standard errors of the mean and a Kolmogorov-Smirnov p-value of 1e-4. The tests' seeds were fixed
-beforehand and none was tried twice; that ``same`` is strict enough is shown by wrong parameters that must be found out.
+beforehand and never changed, n was raised only where a wrong parameter was missed; that ``same`` is strict enough is
+shown by wrong parameters that must be found out.
 """
 
 from __future__ import annotations

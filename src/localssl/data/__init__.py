@@ -1,0 +1,1 @@
+"""What images (sources) and what pairs (views)."""

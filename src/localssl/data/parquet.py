@@ -55,10 +55,12 @@ class ParquetRows(EncodedRows):
         return self.file_starts[-1]
 
     def name(self, row: int) -> str:
+        """The row inside its file, counted from 0, and the file."""
         file, inside = row_at(self.file_starts, row)
         return f"row {inside} of {self.files[file].name}"
 
     def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+        """The bytes of these rows; UsageError where the file can no longer be read."""
         found: dict[int, bytes | None] = {}
         for row in sorted(set(rows)):  # in file order, so that a batch reads each row group once
             group, inside = row_at(self.group_starts, row)

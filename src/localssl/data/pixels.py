@@ -65,6 +65,7 @@ class EncodedRows(Rows):
         """For each row its encoded bytes, the path of its file, or None where it has neither."""
 
     def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
+        """Decodes with a few threads: worth little for tiny images, much for large ones."""
         sources = self.sources(rows)
         loaded = Loaded(torch.zeros((len(rows), channels, size, size), dtype=torch.uint8))
         out = loaded.pixels.numpy()
@@ -101,9 +102,11 @@ class FileRows(EncodedRows):
         return len(self.files)
 
     def name(self, row: int) -> str:
+        """The file, relative to the folder."""
         return self.files[row]
 
     def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+        """The files; those that cannot be opened are bad images."""
         return [self.folder / self.files[row] for row in rows]
 
 
@@ -124,9 +127,11 @@ class ArrayRows(Rows):
         return self.starts[-1]
 
     def name(self, row: int) -> str:
+        """The image by number."""
         return f"image {row}"
 
     def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
+        """Raw pixels are never bad."""
         wanted = np.asarray(rows, dtype=np.int64)
         native = np.empty((len(rows), *self.parts[0].shape[1:]), dtype=np.uint8)
         for start, part in zip(self.starts, self.parts, strict=False):
@@ -178,9 +183,11 @@ class InMemory(Pixels):
         return len(self.images)
 
     def read(self, index: Tensor) -> Tensor:
+        """A copy of these images."""
         return self.images[index]
 
     def subset(self, index: Tensor) -> Pixels:
+        """A copy of these images."""
         return InMemory(self.images[index])
 
 
@@ -204,6 +211,7 @@ class Streamed(Pixels):
         return len(self.index)
 
     def read(self, index: Tensor) -> Tensor:
+        """Decodes these images; RunError names one that cannot be decoded or replaced."""
         numbers: list[int] = index.numpy().tolist()
         wanted = [self.replaced.get(number, number) for number in numbers]
         loaded = self._load(wanted)
@@ -212,6 +220,7 @@ class Streamed(Pixels):
         return loaded.pixels
 
     def subset(self, index: Tensor) -> Pixels:
+        """These images, on the same files."""
         chosen: NDArray[Any] = index.numpy()
         labels = None if self.labels is None else self.labels[chosen]
         return Streamed(self.rows, self.index[chosen], labels, self.channels, self.size, self.skip_bad)
@@ -223,6 +232,8 @@ class Streamed(Pixels):
             raise RunError(str(error)) from error
 
     def _replacement(self, number: int, reason: str) -> Tensor:
+        if number in self.replaced:  # asked for twice in one batch
+            return self._load([self.replaced[number]]).pixels[0]
         name = self.rows.name(int(self.index[number]))
         if not self.skip_bad:
             raise RunError(f"{name} cannot be decoded ({reason}); --skip-bad replaces such images")

@@ -1,0 +1,161 @@
+"""The fast protocol: features computed once, regularised logistic regression, nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from localssl.errors import UsageError
+from localssl.features import not_finite
+from localssl.probe import budgets as bg
+from localssl.probe import classifiers as cl
+from localssl.probe.result import ProbeResult, Row, percent, row
+
+
+@torch.no_grad()
+def fast_probe(
+    train_features: Sequence[Tensor],
+    train_labels: Tensor | None,
+    test_features: Sequence[Tensor],
+    test_labels: Tensor | None,
+    *,
+    labels: Sequence[str] = ("all",),
+    draws: int = 5,
+    seed: int = 0,
+    layers: Sequence[str] = ("each", "all"),
+    knn: bool = True,
+    classes: Sequence[str] = (),
+) -> ProbeResult:
+    """Probe of features computed once: L2-regularised logistic regression and, with ``knn``, nearest neighbours.
+
+    Features are standardised with mean and standard deviation of all training images; features that do not vary there
+    are left at 0. The strength of the penalty is chosen within the label budget: on a stratified fifth of all labels,
+    by 5-fold cross-validation within 10 labels per class; with 1 it is fixed. The classifier is then fitted on the
+    whole budget. Test labels serve for the accuracy alone.
+
+    Args:
+        train_features, test_features: per block (N, d_l), as from ``localssl.features.features``.
+        train_labels, test_labels: integers (N,).
+        labels: label budgets per class, of "1", "10", "all".
+        draws: random draws of the labels for "1" and "10"; the same for every encoder.
+        seed: of the draws and of what is held out.
+        layers: "each" block alone, "all" together, or both.
+        knn: whether to add the kNN accuracy (its cost grows with the product of the numbers of images).
+        classes: the name of each label, for error messages.
+
+    Raises:
+        UsageError: labels that are missing or too few, features that are not finite or do not fit together, unknown
+            options.
+    """
+    y = bg.check_labels(train_labels, test_labels, classes)
+    bg.check_budgets(labels)
+    if draws < 1:
+        raise UsageError(f"draws is {draws}; use one or more")
+    if not layers or not set(layers) <= {"each", "all"}:
+        raise UsageError(f"layers is {tuple(layers)}; choose 'each', 'all' or both")
+    _check_features(train_features, test_features, len(y.train), len(y.test))
+    n_classes = len(y.names)
+    drawn = {b: bg.draw(y, int(b), draws, seed) for b in labels if b != "all"}
+    order, n_fit = bg.hold_out(y, seed)
+    rank = order.argsort()
+    x, x_test = _standardised(train_features, test_features, order)
+    device = x.device
+    y_train, y_test = y.train[order.to(y.train.device)].to(device), y.test.to(device)
+
+    parts: list[tuple[str, slice]] = []
+    end = 0
+    for i, f in enumerate(train_features):
+        parts.append((str(i + 1), slice(end, end + f.shape[1])))
+        end += f.shape[1]
+    parts = (parts if "each" in layers else []) + ([("all", slice(0, end))] if "all" in layers else [])
+
+    rows: list[Row] = []
+    for budget in labels:
+        if budget == "all":
+            subsets: list[Tensor | slice] = [slice(None)]
+            split: cl.Split = n_fit if n_fit < len(x) else None
+        else:
+            subsets = [rank[d.flatten()].to(device) for d in drawn[budget]]
+            split = bg.folds(n_classes, int(budget))
+        # the blocks of the large matrix serve the layers, too
+        shared = cl.gram(x) if budget == "all" and "all" in layers and len(x) >= x.shape[1] else None
+        for name, part in parts:
+            accuracies: list[float] = []
+            strengths: list[float] = []
+            moments = None if shared is None else shared[part, part]
+            for subset in subsets:
+                model, strength = cl.fit_chosen(x[subset, part], y_train[subset], n_classes, split, moments)
+                accuracies.append(percent(model.logits(x_test[:, part]).argmax(1), y_test))
+                strengths.append(strength)
+            rows.append(row(name, "linear", budget, accuracies, part.stop - part.start, strengths))
+        for name, part in parts if knn else []:
+            accuracies = [
+                percent(cl.nearest_neighbours(x[s, part], y_train[s], x_test[:, part], n_classes), y_test)
+                for s in subsets
+            ]
+            rows.append(row(name, "knn", budget, accuracies, part.stop - part.start))
+    return ProbeResult(tuple(rows), _fast_protocol(labels, draws, n_fit < len(x), knn, len(x)))
+
+
+def _check_features(train: Sequence[Tensor], test: Sequence[Tensor], n: int, m: int) -> None:
+    if not train or len(train) != len(test):
+        raise UsageError(f"features of {len(train)} blocks to train and {len(test)} to test; give the same encoder's")
+    for i, (a, b) in enumerate(zip(train, test, strict=True)):
+        if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+            raise UsageError(
+                f"block {i + 1}: training features {tuple(a.shape)} and test features {tuple(b.shape)} do not fit; "
+                "both must be (N, d) with the same d"
+            )
+        if len(a) != n or len(b) != m:
+            raise UsageError(f"block {i + 1}: features of {len(a)} + {len(b)} images, labels of {n} + {m}")
+
+
+def _standardised(train: Sequence[Tensor], test: Sequence[Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
+    """All blocks side by side, (N, d) and (M, d), training rows in ``order``; constant features are 0."""
+    first = train[0]
+    d = sum(f.shape[1] for f in train)
+    x, x_test = first.new_empty(len(first), d), first.new_empty(len(test[0]), d)
+    order = order.to(first.device)
+    start = 0
+    for i, (a, b) in enumerate(zip(train, test, strict=True)):
+        std, mean = torch.std_mean(a, 0, correction=0)
+        if not bool(std.isfinite().all() & b.sum().isfinite()):
+            raise not_finite(i + 1)
+        varies = std > 1e-6 * mean.abs()  # below that it is rounding
+        scale = torch.where(varies, 1 / std, 0)
+        part = slice(start, start + a.shape[1])
+        torch.sub(a, mean, out=x[:, part]).mul_(scale)
+        torch.sub(b, mean, out=x_test[:, part]).mul_(scale)
+        x[:, part] = x[order, part]
+        start = part.stop
+    return x, x_test
+
+
+def _fast_protocol(labels: Sequence[str], draws: int, can_hold_out: bool, knn: bool, n: int) -> str:
+    grid = ", ".join(f"{s:g}" for s in cl.STRENGTHS)
+    held_out = (
+        f"on a stratified {bg.HELD_OUT:.0%} of the training labels, then refitted on all {n:,}"
+        if can_hold_out
+        else f"not, too few to hold any out: fixed at {cl.FIXED_STRENGTH:g}"
+    )
+    how = {
+        "1": f"fixed at {cl.FIXED_STRENGTH:g} (nothing to hold out), mean of {draws} stratified draws",
+        "10": f"by {bg.FOLDS}-fold cross-validation within the drawn labels, mean of {draws} stratified draws",
+        "all": held_out,
+    }
+    name = {"1": "1 label per class", "10": "10 labels per class", "all": "all labels"}
+    strengths = "; ".join(f"{name[b]}: {how[b]}" for b in labels)
+    neighbours = (
+        f" kNN: cosine similarity on the same features, k = {cl.NEIGHBOURS} (at most all labels), votes weighted by "
+        f"exp(similarity / {cl.TEMPERATURE:g})."
+        if knn
+        else ""
+    )
+    return (
+        "Fast protocol: frozen encoder as it is after its last epoch, patch-averaged features computed once without "
+        "augmentation and standardised on the training images; linear: multinomial logistic regression with an L2 "
+        f"penalty, L-BFGS until a step gains less than {cl.TOLERANCE:g} nats, strength from {{{grid}}} chosen by "
+        f"accuracy and never on test labels ({strengths}).{neighbours}"
+    )

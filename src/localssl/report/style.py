@@ -1,0 +1,51 @@
+"""One look for all figures: a palette that colour-blind readers can tell apart (Okabe & Ito 2008), one marker a rule."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+COLOURS = {
+    "untrained": "#7f7f7f",
+    "clapp": "#E69F00",
+    "clapp++": "#0072B2",
+    "clapp++dfb": "#D55E00",
+    "clapp++both": "#CC79A7",
+    "bp-clapp++": "#000000",
+    "bp-infonce": "#009E73",
+}
+MARKERS = {
+    "untrained": "x",
+    "clapp": "v",
+    "clapp++": "o",
+    "clapp++dfb": "s",
+    "clapp++both": "D",
+    "bp-clapp++": "^",
+    "bp-infonce": "P",
+}
+
+mpl.rcParams.update(
+    {
+        "figure.dpi": 150,
+        "savefig.bbox": "tight",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def colour(rule: str) -> str:
+    """The rule's colour; grey for a rule without one."""
+    return COLOURS.get(rule, "#56B4E9")
+
+
+def marker(rule: str) -> str:
+    """The rule's marker."""
+    return MARKERS.get(rule, "*")
