@@ -53,8 +53,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Every block's output, first to last, for inputs ``x`` of shape (N, ...)."""
         outputs: list[Tensor] = []
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks, start=1):
+            x = run_block(block, x, number)
             outputs.append(x)
         return outputs
 
@@ -71,11 +71,31 @@ class Encoder(nn.Module):
         self.eval()  # batch statistics of zeros must not enter running averages
         try:
             return [tuple(z.shape[1:]) for z in self(x)]
-        except RuntimeError as error:
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
         finally:
             self.train(was_training)
+
+
+def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
+    """The block's output for input ``x``, which is the previous block's output and must stay as it is.
+
+    Raises:
+        UsageError: the block changed its input in place, which would silently change the previous block's loss.
+    """
+    if x.is_inference():  # such tensors keep no count of their changes
+        return block(x)
+    version = x._version
+    out = block(x)
+    if x._version != version:
+        raise UsageError(
+            f"block {number} changes its input in place (ReLU(inplace=True) at its head?), "
+            f"and with it the output of the block before; use inplace=False there"
+        )
+    return out
 
 
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:

@@ -37,6 +37,8 @@ class Learner(nn.Module):
         self, encoder: Encoder, rule: Rule, input_shape: Sequence[int], patches: readout.Patches = None
     ) -> None:
         super().__init__()
+        if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"Learner takes a rule object, got {rule!r}; write localssl.rules.get({str(rule)!r})")
         self.encoder = encoder
         self.rule = rule
         self.input_shape = tuple(input_shape)
@@ -118,7 +120,14 @@ class Learner(nn.Module):
             raise UsageError(f"view a has {n} images, view b {len(view_b)}; both must show the same images")
         if n < 2:
             raise UsageError(f"a batch of {n} image has no negatives; use at least 2 images")
-        if negatives is not None:
+        dtype = next(self.encoder.parameters(), view_a).dtype
+        if not torch.is_autocast_enabled(view_a.device.type) and {view_a.dtype, view_b.dtype} != {dtype}:
+            raise UsageError(
+                f"the views are {view_a.dtype} and {view_b.dtype}, the encoder is {dtype}; convert one of them"
+            )
+        if negatives is not None and self.rule.uses_negatives:
+            if not isinstance(negatives, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageError(f"negatives must be a LongTensor of {2 * n} indices, got a {type(negatives).__name__}")
             if negatives.shape != (2 * n,) or negatives.dtype != torch.int64:
                 raise UsageError(
                     f"negatives must be a LongTensor of {2 * n} indices (both views), "

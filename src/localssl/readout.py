@@ -20,10 +20,12 @@ def per_block(patches: Patches, n_blocks: int) -> list[int | None]:
     """
     if patches is None:
         return [None] * n_blocks
+    if not isinstance(patches, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"patches is {patches!r}; give one entry per block, for instance {(patches,) * n_blocks}")
     sizes = list(patches)
     if len(sizes) != n_blocks:
         raise UsageError(f"patches has {len(sizes)} entries, the encoder {n_blocks} blocks; give one entry per block")
-    if any(p is not None and p < 1 for p in sizes):
+    if any(p is not None and (type(p) is not int or p < 1) for p in sizes):
         raise UsageError(f"patches {tuple(sizes)}: a patch size is a positive whole number or None")
     return sizes
 

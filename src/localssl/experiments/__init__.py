@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from localssl.experiments import cifar10, demo
 from localssl.experiments.cells import Settings
-from localssl.experiments.cifar10 import cifar10, cifar10_search
-from localssl.experiments.demo import demo
+
+__all__ = ["EXPERIMENTS", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
-    "demo": demo,
-    "cifar10": cifar10,
-    "cifar10-search": cifar10_search,
+    "demo": demo.run,
+    "cifar10": cifar10.run,
+    "cifar10-search": cifar10.search,
 }

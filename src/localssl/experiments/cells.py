@@ -16,10 +16,18 @@ from typing import Any
 import torch
 
 from localssl.config import TrainConfig
-from localssl.files import write_text
+from localssl.files import write_atomic, write_text
 from localssl.manifest import environment
-from localssl.run import Run
+from localssl.run import Run, open_run
 from localssl.train import train
+
+KEPT = (
+    "encoder.json",
+    "encoder.safetensors",
+    "manifest.json",
+    "metrics.csv",
+    "config.yaml",
+)  # the last one marks it whole
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,13 @@ class Cell:
         name: file name of the cell, without ".json".
         config: the training run; epochs=0 leaves the encoder untrained.
         measure: a module-level function of (run, settings) that returns plain JSON values.
+        keep: keep a copy of the encoder as it is then in ``encoders/NAME`` and measure that; for runs that go on later.
     """
 
     name: str
     config: TrainConfig
     measure: Callable[[Run, Settings], dict[str, Any]]
+    keep: bool = False
 
 
 def run_cells(cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]:
@@ -101,8 +111,22 @@ def _run_group(group: list[Cell], settings: Settings) -> str:
 
 def _run(cell: Cell, settings: Settings, report: Callable[[str], None]) -> None:
     torch.set_num_threads(settings.threads_per_job())
-    run = train(cell.config, report)
+    run = _trained(cell, settings, report)
     measured = cell.measure(run, settings)
     config = json.loads(json.dumps(dataclasses.asdict(run.config)))
     record = {"cell": cell.name, **measured, "config": config, "environment": environment()}
     write_text(settings.out / "cells" / f"{cell.name}.json", json.dumps(record, indent=1) + "\n")
+
+
+def _trained(cell: Cell, settings: Settings, report: Callable[[str], None]) -> Run:
+    kept = settings.out / "encoders" / cell.name
+    if cell.keep and (kept / KEPT[-1]).is_file():
+        return open_run(kept)
+    run = train(cell.config, report)
+    if not cell.keep:
+        return run
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        text = (run.path / name).read_bytes()
+        write_atomic(kept / name, lambda temporary, text=text: temporary.write_bytes(text))
+    return open_run(kept)

@@ -15,7 +15,7 @@ RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
 LABELS = ("1", "10", "all")
 
 
-def demo(settings: Settings) -> None:
+def run(settings: Settings) -> None:
     """The main job on the embedded digits: local rules beside backpropagation and the untrained encoder (3 minutes)."""
     seeds = range(settings.seeds or 1)
     cells = [Cell(f"{rule}-s{seed}", _config(settings, rule, seed), _measure) for seed in seeds for rule in RULES]

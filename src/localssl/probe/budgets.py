@@ -47,15 +47,19 @@ def check_labels(train: Tensor | None, test: Tensor | None, classes: Sequence[st
             raise UsageError(f"{what} has {int((y < 0).sum())} images without a label (negative); leave them out")
     assert train is not None
     assert test is not None
-    present = train.unique()
-    names = tuple(classes[i] if i < len(classes) else str(i) for i in present.tolist())
-    if len(names) < 2:
-        raise UsageError(f"all training images are of class {names[0]}; the linear probe needs two classes or more")
+
+    def name(label: Tensor) -> str:
+        return str(classes[int(label)]) if int(label) < len(classes) else str(int(label))
+
+    present = torch.unique(train)
+    if len(present) < 2:
+        raise UsageError(f"all training images are of class {name(present[0])}; the linear probe needs two classes")
     foreign = test[~torch.isin(test, present)]
     if len(foreign):
-        i = int(foreign[0])
-        name = classes[i] if i < len(classes) else str(i)
-        raise UsageError(f"the test part has images of class {name}, the training part none; use more training images")
+        raise UsageError(
+            f"the test part has images of class {name(foreign[0])}, the training part none; use more training images"
+        )
+    names = tuple(name(label) for label in present)
     return Labels(torch.searchsorted(present, train), torch.searchsorted(present, test), names)
 
 

@@ -96,7 +96,7 @@ def fast_probe(
                 for s in subsets
             ]
             rows.append(row(name, "knn", budget, accuracies, part.stop - part.start))
-    return ProbeResult(tuple(rows), _fast_protocol(labels, draws, n_fit < len(x), knn, len(x)))
+    return ProbeResult(tuple(rows), _protocol(labels, draws, n_fit < len(x), knn, len(x)))
 
 
 def _check_features(train: Sequence[Tensor], test: Sequence[Tensor], n: int, m: int) -> None:
@@ -133,29 +133,24 @@ def _standardised(train: Sequence[Tensor], test: Sequence[Tensor], order: Tensor
     return x, x_test
 
 
-def _fast_protocol(labels: Sequence[str], draws: int, can_hold_out: bool, knn: bool, n: int) -> str:
-    grid = ", ".join(f"{s:g}" for s in cl.STRENGTHS)
-    held_out = (
-        f"on a stratified {bg.HELD_OUT:.0%} of the training labels, then refitted on all {n:,}"
-        if can_hold_out
-        else f"not, too few to hold any out: fixed at {cl.FIXED_STRENGTH:g}"
-    )
-    how = {
-        "1": f"fixed at {cl.FIXED_STRENGTH:g} (nothing to hold out), mean of {draws} stratified draws",
-        "10": f"by {bg.FOLDS}-fold cross-validation within the drawn labels, mean of {draws} stratified draws",
-        "all": held_out,
+def _protocol(labels: Sequence[str], draws: int, can_hold_out: bool, knn: bool, n: int) -> str:
+    fixed = f"fixed at {cl.FIXED_STRENGTH:g}, nothing to hold out"
+    mean = f", mean of {draws} stratified draws" if draws > 1 else ", one stratified draw"
+    held_out = f"on a stratified {bg.HELD_OUT:.0%} of the training labels, then refitted on all {n:,}"
+    chosen = {
+        "1": f"1 label per class: {fixed}{mean}",
+        "10": f"10 labels per class: by {bg.FOLDS}-fold cross-validation within the drawn labels{mean}",
+        "all": f"all labels: {held_out if can_hold_out else fixed}",
     }
-    name = {"1": "1 label per class", "10": "10 labels per class", "all": "all labels"}
-    strengths = "; ".join(f"{name[b]}: {how[b]}" for b in labels)
-    neighbours = (
-        f" kNN: cosine similarity on the same features, k = {cl.NEIGHBOURS} (at most all labels), votes weighted by "
-        f"exp(similarity / {cl.TEMPERATURE:g})."
-        if knn
-        else ""
+    text = (
+        "Fast protocol: frozen encoder as given (its last weights, no epoch chosen), patch-averaged features computed "
+        "once without augmentation, standardised on the training images. Linear: multinomial logistic regression with "
+        f"an L2 penalty, L-BFGS until a step gains less than {cl.TOLERANCE:g} nats, strength chosen by accuracy from "
+        f"{', '.join(f'{s:g}' for s in cl.STRENGTHS)} without test labels ({'; '.join(chosen[b] for b in labels)})."
     )
-    return (
-        "Fast protocol: frozen encoder as it is after its last epoch, patch-averaged features computed once without "
-        "augmentation and standardised on the training images; linear: multinomial logistic regression with an L2 "
-        f"penalty, L-BFGS until a step gains less than {cl.TOLERANCE:g} nats, strength from {{{grid}}} chosen by "
-        f"accuracy and never on test labels ({strengths}).{neighbours}"
-    )
+    if knn:
+        text += (
+            f" kNN: cosine similarity of the same features, {cl.NEIGHBOURS} neighbours (or all labels, if fewer), "
+            f"votes weighted by exp(similarity / {cl.TEMPERATURE:g})."
+        )
+    return text

@@ -69,11 +69,12 @@ def paper_probe(
     y = bg.check_labels(train.labels, test.labels, train.classes, train.name)
     if epochs < 1 or batch_size < 1:
         raise UsageError(f"epochs is {epochs} and batch_size {batch_size}; both must be one or more")
-    device = torch.device(device)
+    if train.shape != test.shape:
+        raise UsageError(f"training images are {train.shape}, test images {test.shape}; give both the same size")
     encoder.to(device)
     normalise.to(device)
     size = train.shape[-1]
-    cuda = [device] if device.type == "cuda" else []
+    cuda = [device] if torch.device(device).type == "cuda" else []
     with frozen(encoder), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         sizes, dims = patch_sizes(encoder, train.shape, patches)
@@ -100,7 +101,7 @@ def paper_probe(
                 optimiser.zero_grad()
                 losses.sum().backward()  # pyright: ignore[reportUnknownMemberType]
                 optimiser.step()
-                total += float(losses[-1]) * len(index)
+                total += float(losses[-1].detach()) * len(index)
             if report is not None:
                 report(epoch + 1, epochs, total / len(train))
 
@@ -119,9 +120,9 @@ def paper_probe(
     )
     shown = f", resized to {ENLARGED / size:.3g} times the size and centre-cropped" if size == STL10_SIZE else ""
     protocol = (
-        f"Paper protocol: all {len(train):,} training labels; frozen encoder as it is after its last epoch, "
-        f"patch-averaged features recomputed in every epoch on augmented training images ({how}); linear classifiers, "
-        f"cross-entropy, Adam {lr:g}, weight decay {weight_decay:g}, batch {batch_size}, {epochs} epochs. "
+        f"Paper protocol: all {len(train):,} training labels; frozen encoder as given (its last weights, no epoch "
+        f"chosen), patch-averaged features recomputed in every epoch on augmented training images ({how}); linear "
+        f"classifiers, cross-entropy, Adam {lr:g}, weight decay {weight_decay:g}, batch {batch_size}, {epochs} epochs. "
         f"Accuracy after the last epoch on the test images without augmentation{shown}."
     )
     return ProbeResult(tuple(rows), protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -78,7 +79,7 @@ class ScoreRule(Rule):
     Args:
         f: "hinge", "softplus" or "linear".
         loss_type: 2, f(s_pos) + f(-s_neg), or 1, f(s_pos - s_neg).
-        margin: the m of hinge and softplus.
+        margin: the m of hinge and softplus, under both types (PhyLL's type-1 form at θ = 1 is f="softplus", margin=0).
         negatives: "next", (arange(2n) + 1) % 2n, or "random".
     """
 
@@ -93,8 +94,10 @@ class ScoreRule(Rule):
     def __post_init__(self) -> None:
         if self.f not in losses.FORMS:
             raise unknown("loss function f", str(self.f), losses.FORMS)
-        if self.loss_type not in (1, 2):
+        if self.loss_type not in (1, 2) or isinstance(self.loss_type, bool):
             raise UsageError(f"loss_type must be 1 or 2, got {self.loss_type!r}")
+        if not isinstance(self.margin, int | float) or not math.isfinite(self.margin):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"margin must be a finite number, got {self.margin!r}")
         if self.negatives not in ("next", "random"):
             raise unknown("choice of negatives", str(self.negatives), ("next", "random"))
 

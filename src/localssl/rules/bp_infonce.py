@@ -31,8 +31,12 @@ class BpInfoNCE(Rule):
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.projection_dim < 1 or not self.temperature > 0:
-            raise UsageError(f"{self.name} needs projection_dim >= 1 and temperature > 0")
+        numbers = type(self.projection_dim) is int and isinstance(self.temperature, int | float)
+        if not numbers or self.projection_dim < 1 or not self.temperature > 0:
+            raise UsageError(
+                f"{self.name} needs a whole projection_dim >= 1 and temperature > 0, "
+                f"got {self.projection_dim!r} and {self.temperature!r}"
+            )
 
     def patches(self, patches: list[int | None]) -> list[int | None]:
         return [None] * len(patches)

@@ -1,0 +1,90 @@
+"""Misuse from Python: one clear line instead of a traceback from the depths, or worse, a wrong number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import localssl
+from localssl.encoders import Encoder
+from localssl.errors import UsageError
+
+SHAPE = (2, 8, 8)
+
+
+def conv(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+def learner(rule: str = "clapp++", patches: object = (8, 8)) -> localssl.Learner:
+    torch.manual_seed(0)
+    encoder = Encoder.from_blocks([nn.Sequential(conv(2, 3), nn.ReLU()), nn.Sequential(conv(3, 3), nn.ReLU())])
+    return localssl.Learner(encoder, localssl.rules.get(rule), SHAPE, patches)  # pyright: ignore[reportArgumentType]
+
+
+def views(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = torch.randn(2, 3, *SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return a, b
+
+
+@pytest.mark.parametrize("rule", ["clapp++", "bp-clapp++"])
+def test_a_block_that_overwrites_its_input_is_refused(rule: str) -> None:
+    # It would change the block before's output after the fact, and with it that block's loss.
+    encoder = Encoder.from_blocks([conv(2, 3), nn.Sequential(nn.ReLU(inplace=True), conv(3, 3))])
+    with pytest.raises(UsageError, match="block 2 changes its input in place"):
+        localssl.Learner(encoder, localssl.rules.get(rule), SHAPE).losses(*views())
+
+
+def test_in_place_inside_a_block_is_fine() -> None:
+    encoder = Encoder.from_blocks([nn.Sequential(conv(2, 3), nn.ReLU(inplace=True)), conv(3, 3)])
+    assert len(localssl.Learner(encoder, localssl.rules.get("clapp++"), SHAPE).losses(*views())) == 2
+
+
+def test_a_rule_by_name_or_class() -> None:
+    encoder = Encoder.from_blocks([conv(2, 3)])
+    with pytest.raises(UsageError, match="rules.get"):
+        localssl.Learner(encoder, "clapp++", SHAPE)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("patches", [4, (4.0, 4)])
+def test_patches_of_another_kind(patches: object) -> None:
+    with pytest.raises(UsageError, match="patch"):
+        learner(patches=patches)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_views_of_another_dtype(dtype: torch.dtype) -> None:
+    with pytest.raises(UsageError, match="convert one of them"):
+        learner().losses(*views(dtype))
+
+
+def test_negatives_as_a_list() -> None:
+    with pytest.raises(UsageError, match="LongTensor"):
+        learner().losses(*views(), [1, 2, 3, 4, 5, 0])  # pyright: ignore[reportArgumentType]
+
+
+def test_rules_that_draw_none_ignore_any_negatives() -> None:
+    infonce = learner("bp-infonce")
+    assert torch.equal(infonce.losses(*views(), torch.zeros(1)), infonce.losses(*views()))
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("clapp++", {"margin": float("nan")}),
+        ("clapp++", {"margin": "1"}),
+        ("clapp++", {"loss_type": True}),
+        ("bp-infonce", {"projection_dim": "8"}),
+        ("bp-infonce", {"projection_dim": 8.5}),
+    ],
+)
+def test_options_of_the_wrong_kind(rule: str, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        localssl.rules.get(rule, **options)
+
+
+def test_shapes_that_no_block_accepts() -> None:
+    encoder = Encoder.from_blocks([nn.BatchNorm2d(2)])
+    with pytest.raises(UsageError, match="does not accept inputs"):
+        localssl.Learner(encoder, localssl.rules.get("clapp++"), (2, 8))
