@@ -14,13 +14,13 @@ test: .venv/installed-test
 	@echo "== tests (style, types, then pytest)"
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/python -m pytest -n 2
 
 lint: .venv/installed-test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

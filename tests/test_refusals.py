@@ -43,7 +43,7 @@ def test_in_place_inside_a_block_is_fine() -> None:
 
 def test_a_rule_by_name_or_class() -> None:
     encoder = Encoder.from_blocks([conv(2, 3)])
-    with pytest.raises(UsageError, match="rules.get"):
+    with pytest.raises(UsageError, match=r"rules\.get"):
         localssl.Learner(encoder, "clapp++", SHAPE)  # pyright: ignore[reportArgumentType]
 
 

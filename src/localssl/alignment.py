@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ def weight_gradients(learner: Learner, loss: Tensor) -> list[Tensor]:
     """Gradient of ``loss`` with respect to every block's weights (no biases), one flat float64 vector per block."""
     blocks = [[p for p in block.parameters() if p.ndim > 1] for block in learner.encoder.blocks]
     flat = [p for block in blocks for p in block]
-    grads = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    grads: Iterator[Tensor | None] = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     result: list[Tensor] = []
     for block in blocks:
         parts = [torch.zeros_like(p) if (g := next(grads)) is None else g for p in block]
@@ -56,14 +56,14 @@ def compare(local: Tensor, reference: Tensor) -> dict[str, float] | None:
     cosine x.y/(|x||y|); relative_error |x - y|²/|y|²; norm_ratio |x|/|y|; sign_agreement: share of entries, among those
     where both are non-zero, with equal sign (NaN if there is none).
     """
-    x, y = local.norm(), reference.norm()
+    x, y = float((local @ local).sqrt()), float((reference @ reference).sqrt())
     if x == 0 or y == 0:
         return None
     both = (local != 0) & (reference != 0)
     return {
-        "cosine": float(local @ reference / (x * y)),
-        "relative_error": float((local - reference).square().sum() / y.square()),
-        "norm_ratio": float(x / y),
+        "cosine": float(local @ reference) / (x * y),
+        "relative_error": float((local - reference).square().sum()) / y**2,
+        "norm_ratio": x / y,
         "sign_agreement": float((local.sign() == reference.sign())[both].double().mean()),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from localssl import readout
 from localssl.credit import ACTIVITIES
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Rule
+from localssl.rules.base import Batch, Projections, Rule
 
 
 class Learner(nn.Module):
@@ -51,6 +51,11 @@ class Learner(nn.Module):
         parts = {key: nn.ModuleList(modules) for key, modules in rule.build(dims).items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
 
+    @property
+    def parts(self) -> Projections:
+        """The projections as a rule sees them."""
+        return cast(Projections, self.projections)
+
     def losses(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
@@ -76,7 +81,7 @@ class Learner(nn.Module):
         its own projections only. Arguments, errors and the returned losses (detached) are those of ``losses``.
         """
         losses = self.losses(view_a, view_b, negatives, labels)
-        losses.sum().backward()
+        losses.sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return losses.detach()
 
     def end_to_end_loss(
@@ -107,7 +112,7 @@ class Learner(nn.Module):
         labels: Tensor | None,
         credit: Literal["local", "backprop"],
     ) -> Tensor:
-        return self.rule.losses(self.batch(view_a, view_b, negatives, labels, credit), self.projections)
+        return self.rule.losses(self.batch(view_a, view_b, negatives, labels, credit), self.parts)
 
     def _check(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None) -> None:
         for view in (view_a, view_b):

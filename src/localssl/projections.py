@@ -9,4 +9,4 @@ class Dense(nn.Linear):
     """A full matrix B. ``weight`` has shape (d_z, d_c); no bias; PyTorch's default Linear initialisation."""
 
     def __init__(self, d_z: int, d_c: int):
-        super().__init__(d_c, d_z, bias=False)
+        super().__init__(d_c, d_z, bias=False)  # pyright: ignore[reportUnknownMemberType]

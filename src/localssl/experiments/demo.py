@@ -93,5 +93,6 @@ def _table(records: list[dict[str, Any]], settings: Settings) -> None:
         f"Linear probe on all blocks, test accuracy ({seeds})",
         header,
         rows,
-        f"{records[0]['protocol']} Cosine: {records[0]['align_protocol']}; each against backpropagation of its own last-layer loss.",
+        f"{records[0]['protocol']} Cosine: {records[0]['align_protocol']}; "
+        f"each against backpropagation of its own last-layer loss.",
     )

@@ -41,7 +41,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> Path:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     n = f"mean of {len(seeds)} seeds, bars: 95 % interval over seeds" if len(seeds) > 1 else "one seed"
     figure.suptitle(
-        f"Digits, 1,297 unlabelled training images, 500 test images; {n}. a, b: frozen encoder, mean over draws of labels"
+        f"Digits, 1,297 unlabelled training images, 500 test images; {n}. a, b: frozen encoder, mean over label draws"
         f"{'' if len(seeds) > 1 else ', bars: 95 % interval over them'}.\n"
         f"c: against backpropagation of the rule's own last-layer loss; 7 batches of test images"
         f"{'' if len(seeds) > 1 else ', bars: 95 % interval over them'}.",

@@ -1,4 +1,4 @@
-"""One look for all figures: a palette that colour-blind readers can tell apart (Okabe & Ito 2008), one marker a rule."""
+"""One look for all figures: colours that colour-blind readers can tell apart (Okabe & Ito 2008), one marker a rule."""
 
 from __future__ import annotations
 

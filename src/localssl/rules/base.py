@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError, unknown
 from localssl.projections import Dense
 from localssl.references import Reference, take
 
-Projections = nn.ModuleDict  # key -> nn.ModuleList with one projection per loss
+Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class ScoreRule(Rule):
     def __post_init__(self) -> None:
         if self.f not in losses.FORMS:
             raise unknown("loss function f", str(self.f), losses.FORMS)
-        if self.loss_type not in (1, 2) or isinstance(self.loss_type, bool):
+        if type(self.loss_type) is not int or self.loss_type not in (1, 2):
             raise UsageError(f"loss_type must be 1 or 2, got {self.loss_type!r}")
         if not isinstance(self.margin, int | float) or not math.isfinite(self.margin):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"margin must be a finite number, got {self.margin!r}")
@@ -105,6 +106,7 @@ class ScoreRule(Rule):
         """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
         return list(range(n_layers)) if self.credit == "local" else [n_layers - 1]
 
+    @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         layers = self.loss_layers(len(dims))
         return {
@@ -127,6 +129,7 @@ class ScoreRule(Rule):
         z_pos = batch.positives(layer)
         return losses.score(z_pos, g), losses.score(z_pos[self.draw(batch)], g)
 
+    @override
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
         per_layer: list[Tensor] = []
         for i, layer in enumerate(self.loss_layers(len(batch.z))):

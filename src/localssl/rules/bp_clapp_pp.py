@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from localssl.references import Own, Reference
 from localssl.rules.base import ScoreRule
 
@@ -24,5 +26,6 @@ class BpClappPP(ScoreRule):
     references: ClassVar[dict[str, Reference]] = {"lateral": Own()}
     spatial: bool = False
 
+    @override
     def patches(self, patches: list[int | None]) -> list[int | None]:
         return patches if self.spatial else [None] * len(patches)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
@@ -31,19 +32,22 @@ class BpInfoNCE(Rule):
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        numbers = type(self.projection_dim) is int and isinstance(self.temperature, int | float)
+        numbers = type(self.projection_dim) is int and type(self.temperature) in (int, float)
         if not numbers or self.projection_dim < 1 or not self.temperature > 0:
             raise UsageError(
                 f"{self.name} needs a whole projection_dim >= 1 and temperature > 0, "
                 f"got {self.projection_dim!r} and {self.temperature!r}"
             )
 
+    @override
     def patches(self, patches: list[int | None]) -> list[int | None]:
         return [None] * len(patches)
 
+    @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         return {"head": [nn.Linear(dims[-1], self.projection_dim, bias=False)]}
 
+    @override
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        p = projections["head"][0](batch.z[-1])
+        p: Tensor = projections["head"][0](batch.z[-1])
         return losses.info_nce(p[: batch.n], p[batch.n :], self.temperature)[None]

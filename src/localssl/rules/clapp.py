@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from localssl.references import Own, Reference
 from localssl.rules.base import ScoreRule
 
@@ -20,5 +22,6 @@ class Clapp(ScoreRule):
     name: ClassVar[str] = "clapp"
     references: ClassVar[dict[str, Reference]] = {"lateral": Own()}
 
+    @override
     def patches(self, patches: list[int | None]) -> list[int | None]:
         return [None] * len(patches)
