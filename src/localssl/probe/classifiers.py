@@ -11,7 +11,7 @@ from torch import Tensor
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)  # tried from strong to weak, each from the last one's solution
 FIXED_STRENGTH = 0.01  # where no label can be held out; with so few, accuracy hardly depends on it
 TOLERANCE = 1e-7  # nats: the fit ends when a step lowers the loss by less
-PATH_TOLERANCE = 1e-6  # the same while a strength is being chosen
+PATH_TOLERANCE = 1e-5  # the same while a strength is being chosen
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 

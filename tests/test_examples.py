@@ -1,0 +1,17 @@
+"""The examples run."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_own_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "own_rule.py"))["main"](steps=21)
+    printed = capsys.readouterr().out
+    assert "step 20" in printed
+    assert "block 5: cosine with backpropagation 1.00" in printed
