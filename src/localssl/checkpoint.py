@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from localssl import encoders
@@ -21,6 +23,7 @@ from localssl.errors import UsageError
 from localssl.files import write_atomic, write_text
 
 KEEP = 2  # the last one, and one more in case the last is on a failing disk
+KEYS = ("step", "seconds", "config", "learner", "optimizer", "rng", "sum", "count")
 
 
 def save_encoder(run: Path, encoder: Encoder, config: RunConfig) -> None:
@@ -35,7 +38,20 @@ def save_encoder(run: Path, encoder: Encoder, config: RunConfig) -> None:
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_text(run / "encoder.json", json.dumps(meta, indent=2) + "\n")
-    write_atomic(run / "encoder.safetensors", lambda path: save_file(weights, path))
+    write_atomic(run / "encoder.safetensors", lambda path: path.write_bytes(to_bytes(weights)))
+
+
+def holds_other_weights(run: Path, encoder: Encoder) -> bool:
+    """Whether the run's encoder.safetensors exists and is not this encoder."""
+    file = run / "encoder.safetensors"
+    if not file.is_file():
+        return False
+    try:
+        weights, own = load_file(file), encoder.state_dict()
+    except (OSError, SafetensorError):
+        return True
+    same = (w.dtype == own[n].dtype and torch.equal(w, own[n].cpu()) for n, w in weights.items() if n in own)
+    return weights.keys() != own.keys() or not all(same)
 
 
 def load(path: str | Path, encoder: Encoder | None = None) -> Encoder:
@@ -58,7 +74,10 @@ def load(path: str | Path, encoder: Encoder | None = None) -> Encoder:
             raise UsageError(
                 f"{run} holds an encoder of your own blocks; call load(path, encoder=…) with the same stack"
             )
-        encoder = encoders.from_config(meta["encoder"])
+        try:
+            encoder = encoders.from_config(meta["encoder"])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{run / 'encoder.json'} does not describe an encoder ({error})") from error
     file = run / "encoder.safetensors"
     try:
         weights = load_file(file)
@@ -81,9 +100,8 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: st
             where = "lacks" if name not in weights else "has an unexpected"
             raise UsageError(f"{source} {where} {name}: it was written for another rule or encoder")
         if own[name].shape != weights[name].shape:
-            raise UsageError(
-                f"{source}: {name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}: another width or data set"
-            )
+            shapes = f"is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+            raise UsageError(f"{source}: {name} {shapes}: it was written at another width or for another data set")
     module.load_state_dict(weights)
 
 
@@ -104,7 +122,7 @@ def _read_meta(run: Path) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every source of randomness, as tensors and numbers only (readable without pickle)."""
+    """State of every source of randomness, as tensors and numbers only (readable without running a pickle)."""
     name, keys, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -114,6 +132,13 @@ def rng_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def seed_rng(seed: int) -> None:
+    """Seed every source of randomness."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
@@ -128,12 +153,25 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save(run: Path, state: dict[str, Any]) -> Path:
-    """Write ``checkpoint/step-N.pt`` atomically and remove all but the last ``KEEP``."""
+    """Write ``checkpoint/step-N.pt`` atomically; of those before it, ``KEEP - 1`` stay.
+
+    Raises:
+        OSError: it could not be written; those that were there are untouched.
+    """
     folder = run / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    write_atomic(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
-    for old in existing(run)[:-KEEP]:
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(errno.ENOSPC, "a checkpoint could not be written whole, is the disk full?") from error
+
+    write_atomic(path, write)
+    for later in [old for old in existing(run) if old > path]:  # not readable, or the run would have gone on from it
+        later.rename(later.with_name(f"damaged-{later.name}"))
+    for old in existing(run)[:-KEEP] + list(folder.glob(".step-*.tmp")):  # half ones, of processes that were killed
         old.unlink(missing_ok=True)
     return path
 
@@ -158,8 +196,8 @@ def read_last(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
                 f"{path.name} cannot be read ({type(error).__name__}: truncated or damaged); trying the one before"
             )
             continue
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise UsageError(f"{path} is not a checkpoint of format {FORMAT}")
+        if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= set(KEYS):
+            raise UsageError(f"{path} is not a checkpoint of format {FORMAT}; move it away to use the one before")
         return state, notes
     if notes:
         raise UsageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +116,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(localssl.__version__)
         return 0
     command: object = tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     from localssl import commands  # after parsing: --help should not wait for the heavier imports
 
     try:
         commands.run(command)
-    except (UsageError, RunError) as error:
-        print(f"localssl: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+    except UsageError as error:
+        return _say(str(error), 2)
+    except RunError as error:
+        return _say(str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it ends
         return 1
+    except OSError as error:
+        return _say(f"{error.strerror or error} ({error.filename})", 1)
     return 0
+
+
+def _say(message: str, status: int) -> int:
+    """One line on stderr, whatever an error's text holds."""
+    print(f"localssl: {' '.join(message.split())}", file=sys.stderr)
+    return status

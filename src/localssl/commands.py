@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from localssl import cli, evaluate, export
-from localssl.config import TrainConfig
+from localssl.config import TrainConfig, program
 from localssl.errors import UsageError, unknown
 from localssl.experiments import EXPERIMENTS, Settings
 from localssl.probe import features
@@ -18,7 +19,8 @@ def run(command: object) -> None:
     """Carry out a parsed command."""
     if isinstance(command, TrainConfig):
         finished = train(command)
-        print(f"done: {finished.path}; next: localssl probe {finished.path}, localssl align {finished.path}")
+        path, localssl = shlex.quote(str(finished.path)), program()
+        print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
     elif isinstance(command, cli.Probe):
         probe(command)
     elif isinstance(command, cli.Align):
@@ -100,5 +102,7 @@ def _suffix(data: str | None) -> str:
 
 
 def _check_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; name a file")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}; make it first")

@@ -1,10 +1,13 @@
-"""A run's configuration: what the user asked for (TrainConfig), and what that came to (RunConfig, kept with the run)."""
+"""A run's configuration: what the user asked for (TrainConfig), what that came to and is kept (RunConfig)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +79,20 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
+    def resume_command(self) -> str:
+        """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
+        words = ["train", "--resume", "--out", str(self.out)]
+        for flag in ("device", "threads", "checkpoint_every"):
+            value = getattr(self, flag)
+            if value != getattr(type(self), flag):
+                words += [f"--{flag.replace('_', '-')}", str(value)]
+        return f"{program()} {shlex.join(words)}"
+
+
+def program() -> str:
+    """How this machine starts the command line."""
+    return "localssl" if shutil.which("localssl") else f"{shlex.quote(sys.executable)} -m localssl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -132,16 +149,46 @@ class RunConfig:
         missing = [name for name in names if name not in raw]
         if missing:
             raise UsageError(f"{source} lacks {', '.join(missing)}; write the run anew or complete it")
-        augmentation = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["augmentation"].items()}
-        raw["augmentation"] = Augmentation(**augmentation)
+        for field in dataclasses.fields(cls):
+            if not _fits(raw[field.name], str(field.type)):
+                raise UsageError(f"{source}: {field.name} is {raw[field.name]!r}, expected {field.type}")
+        augmentation: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in raw["augmentation"].items()
+        }
+        try:
+            raw["augmentation"] = Augmentation(**augmentation)
+        except TypeError as error:
+            raise UsageError(f"{source}: augmentation has unknown keys ({error})") from error
         for key in ("mean", "std", "patches"):
             raw[key] = None if raw[key] is None else tuple(raw[key])
         return cls(**raw)
 
-    def differences(self, other: RunConfig) -> list[str]:
-        """Readable differences "key: mine, theirs", as far as they change a run's numbers."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [f"{key} {mine[key]!r} is not {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+    def differences(self, other: RunConfig, but: Collection[str] = ()) -> list[str]:
+        """Readable differences "key mine (there: theirs)", without the keys in ``but``."""
+        mine, theirs = _flat(self), _flat(other)
+        return [
+            f"{key} {mine.get(key)!r} (there: {theirs.get(key)!r})"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key) and key not in but
+        ]
+
+
+_KINDS = {"int": int, "float": int | float, "str": str, "bool": bool, "tuple": list}  # others: dict
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Whether a value as YAML gives it can stand for a field of this type."""
+    if value is None:
+        return kind.endswith("| None")
+    return isinstance(value, _KINDS.get(kind.split("[")[0].split(" ")[0], dict))
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
+    flat: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(config).items():
+        flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

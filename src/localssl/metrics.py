@@ -1,11 +1,11 @@
-"""metrics.csv: one row per logged step, flushed at once, cut back to the checkpoint on resume. TensorBoard beside it."""
+"""metrics.csv: a row per logged step, written at once, cut back to the checkpoint on resume. TensorBoard beside it."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from localssl.files import write_text
 
@@ -25,7 +25,9 @@ class Metrics:
         rows = [] if resume_step is None else [row for row in read(run) if int(row["step"]) <= resume_step]
         lines = [",".join(columns)] + [",".join(row.get(c) or "" for c in columns) for row in rows]
         write_text(self.path, "\n".join(lines) + "\n")
-        self.tensorboard = TensorBoardLogger(run, name="tensorboard", version="")
+        # purge_step: what an earlier process wrote after the checkpoint disappears from the curves.
+        purge = None if resume_step is None else resume_step + 1
+        self.tensorboard = TensorBoardLogger(run, name="tensorboard", version="", purge_step=purge)
 
     def log(self, row: dict[str, float]) -> None:
         """Write one row now; columns without a value stay empty."""
@@ -33,6 +35,7 @@ class Metrics:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         values = {key: value for key, value in row.items() if key != "step"}
         self.tensorboard.log_metrics(values, step=int(row["step"]))
+        self.tensorboard.experiment.flush()  # here, or a full disk would be met by its thread, with a traceback
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
@@ -40,10 +43,10 @@ class Metrics:
 
 
 def read(run: Path) -> list[dict[str, str]]:
-    """All rows of a run's metrics.csv, values as text; none where the file is not there. A torn last row is left out."""
+    """All rows of a run's metrics.csv, values as text; none where there is no file. A torn last row is left out."""
     path = run / "metrics.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row.values()]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return [row for row in rows if None not in row.values() and (row.get("step") or "").isdigit()]

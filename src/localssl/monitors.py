@@ -1,17 +1,18 @@
-"""Online monitors: is the representation alive? Measured on a fixed sample of training images, without touching the run."""
+"""Online monitors: is the representation alive? Measured on a fixed sample of images, without touching the run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from localssl import losses
+from localssl import losses, readout
 from localssl.learner import Learner
 from localssl.rules.base import ScoreRule
 
 SAMPLE = 512  # images
+PAIRS = 128  # of them, whose two views show which hinges are active
 NEIGHBOURS = 5
 
 
@@ -27,8 +28,8 @@ def observe(
     """Monitors by name.
 
     Args:
-        view_a, view_b: two views of the sample, for the share of active hinges.
-        images: the same images, normalised but not augmented (N, C, H, W).
+        view_a, view_b: two views of some images, for the share of active hinges.
+        images: the sample, normalised but not augmented (N, C, H, W).
         labels: (N,), only to score the nearest neighbours; None leaves "knn" out.
 
     Returns:
@@ -39,12 +40,11 @@ def observe(
     """
     was_training = learner.training
     learner.eval()
-    outputs = learner.encoder(images)
+    outputs: list[Tensor] = learner.encoder(images)
     batch = learner.batch(view_a, view_b)
-    plain = learner.batch(images, images).z
     learner.train(was_training)
     values: dict[str, float] = {}
-    read = [z[: len(images)].float() for z in plain]
+    read = [readout.readout(h, patch).float() for h, patch in zip(outputs, learner.patches, strict=True)]
     if labels is not None:
         values["knn"] = _leave_one_out(torch.cat([_standardise(z) for z in read], 1), labels)
     for block, (z, h) in enumerate(zip(read, outputs, strict=True), start=1):
@@ -55,7 +55,7 @@ def observe(
     if isinstance(rule, ScoreRule) and rule.f == "hinge":
         for i, layer in enumerate(rule.loss_layers(len(read))):
             shares = [
-                _active_share(*rule.scores(batch, layer, key, learner.projections[key][i]), rule)
+                _active_share(*rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}")), rule)
                 for key in rule.references
             ]
             values[f"active_{layer + 1}"] = sum(shares) / len(shares)
@@ -63,19 +63,30 @@ def observe(
 
 
 def collapse(values: dict[str, float]) -> str | None:
-    """A warning if a block's readout is close to a point or a line, or most of its channels are dead; else None."""
+    """A warning where a block's readout is not finite, a point or a line, or most channels are dead; else None."""
     for name, value in values.items():
         kind, _, block = name.partition("_")
+        if kind == "rank" and value != value:
+            return f"block {block} is diverging: its activities are not finite; try a lower --lr"
         if kind == "rank" and value < 2:
             return f"block {block} is collapsing: effective rank {value:.1f}; try a lower --lr"
         if kind == "dead" and value > 0.9:
-            return f"block {block} is dying: {100 * value:.0f} % of its channels are zero for every image; try a lower --lr"
+            share = f"{100 * value:.0f} % of its channels"
+            return f"block {block} is dying: {share} are zero for every image; try a lower --lr"
     return None
 
 
 def effective_rank(z: Tensor) -> float:
-    """exp(entropy) of the eigenvalues, normalised to sum one, of the covariance of z (N, d) (Roy & Vetterli 2007)."""
-    spectrum = torch.linalg.svdvals(z - z.mean(0)).square()
+    """exp(entropy) of the eigenvalues, normalised to sum one, of the covariance of z (N, d) (Roy & Vetterli 2007).
+
+    NaN where z is not finite.
+    """
+    z = z.cpu().double()  # float64: the products below lose half of the digits
+    z = z - z.mean(0)
+    products = z @ z.T if z.shape[0] < z.shape[1] else z.T @ z  # the smaller of the two; same spectrum
+    if not bool(products.isfinite().all()):
+        return float("nan")
+    spectrum = torch.linalg.eigvalsh(products).clamp_min(0)
     total = spectrum.sum()
     if not total > 0:
         return 1.0
@@ -102,7 +113,6 @@ def _leave_one_out(features: Tensor, labels: Tensor) -> float:
     return float(100 * (votes.argmax(1) == labels).float().mean())
 
 
-def check_finite(values: Sequence[float], names: Sequence[str]) -> str | None:
-    """Names of the losses that are not finite, or None."""
-    bad = [name for name, value in zip(names, values, strict=True) if not abs(value) < float("inf")]
-    return ", ".join(bad) or None
+def not_finite(values: Mapping[str, Tensor]) -> list[str]:
+    """Names of the values that hold a NaN or an infinity."""
+    return [name for name, value in values.items() if not bool(value.isfinite().all())]

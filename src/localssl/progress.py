@@ -7,7 +7,6 @@ from types import TracebackType
 
 import rich.progress as bar
 from rich.console import Console
-from torch import Tensor
 
 
 class Progress:
@@ -49,7 +48,7 @@ class Progress:
         elapsed = time.monotonic() - self.began
         return (self.step - self.first) * self.batch_size / elapsed if self.step > self.first and elapsed > 0 else None
 
-    def advance(self, step: int, losses: Tensor) -> None:
+    def advance(self, step: int) -> None:
         """One step further."""
         self.step = step
         self.bar.update(self.task, completed=step)
@@ -57,7 +56,7 @@ class Progress:
     def line(self, values: dict[str, float]) -> None:
         """Show values: beside the bar, or as a line of text, at most one every few seconds."""
         rate = self.rate()
-        note = " ".join(f"{name} {value:.4g}" for name, value in values.items()) + f" {rate or 0:.0f} images/s"
+        note = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] + [f"{rate or 0:.0f} images/s"])
         if self.live:
             self.bar.update(self.task, note=note)
             return
@@ -66,4 +65,4 @@ class Progress:
             return
         self.said = now
         left = (self.last_step - self.step) * self.batch_size / rate if rate else 0
-        print(f"step {self.step}/{self.last_step} {note}, {left:.0f} s left", flush=True)
+        print(f"step {self.step}/{self.last_step}: {note}, {left:.0f} s left", flush=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,25 +50,15 @@ class Run:
     def images(self, split: str, root: Path | None = None, data: str | None = None, limit: int | None = None) -> Images:
         """The run's images, or another data set's in the run's size and channels."""
         c = self.config
-        root = root or self._root()
         return open_images(
             data or c.data,
             split,
-            root=root,
+            root=root or stored_root(self.path),
             channels=c.channels,
             image_size=c.image_size,
             limit=limit,
             skip_bad=c.skip_bad,
         )
-
-    def _root(self) -> Path | None:
-        """The data folder that training read, if it is still there."""
-        try:
-            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-            root = Path(manifest["data"]["root"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return root if root.is_dir() else None
 
     def normalise(self) -> Normalise:
         """Normalisation of the images as in training."""
@@ -86,11 +79,27 @@ def open_run(path: str | Path) -> Run:
     file = run / "config.yaml"
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(
-            f"no run in {run} (config.yaml not found); train one with localssl train --out {run}"
+            f"no run in {run} (config.yaml: {reason}); train one with localssl train --out {run}"
         ) from error
     return Run(run, RunConfig.from_yaml(text, str(file)))
+
+
+def stored_data(run: Path) -> dict[str, Any]:
+    """What manifest.json says of the images; nothing where it cannot be read."""
+    try:
+        data = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def stored_root(run: Path) -> Path | None:
+    """The data folder that training read, if it is still there."""
+    root = stored_data(run).get("root")
+    return Path(root) if isinstance(root, str) and Path(root).is_dir() else None
 
 
 def make_views(config: RunConfig) -> Views:
@@ -115,28 +124,24 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     """
     if config.rule is None or config.data is None:
         raise UsageError("train needs --rule and --data, for instance --rule clapp++ --data digits")
+    check(config)
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
-    rule = rules.get(config.rule, **options)  # first: a misspelt name should not cost the reading of a data set
+    rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     encoder_name = config.encoder or spec.encoder
     if encoder_name not in encoders.names():
         raise unknown("encoder", encoder_name, encoders.names())
-    _check_numbers(config)
     images = open_images(
         config.data,
-        "unlabeled" if config.data == "stl10" else "train",
+        train_split(config.data),
         root=config.data_root,
         channels=spec.channels,
-        image_size=config.image_size or spec.image_size,
+        image_size=spec.image_size if config.image_size is None else config.image_size,
         limit=config.limit_images,
         download=config.download,
         skip_bad=config.skip_bad,
     )
     channels, height, _ = images.shape
-    if len(images) < config.batch_size:
-        raise UsageError(
-            f"{config.data} has {len(images)} training images, fewer than a batch of {config.batch_size}; lower --batch-size"
-        )
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
     encoder = encoders.build(encoder_name, images.shape, config.width)
     weight_decay = config.weight_decay
@@ -168,19 +173,50 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     return resolved, images
 
 
-def _check_numbers(config: TrainConfig) -> None:
-    if config.batch_size < 2:
-        raise UsageError(f"--batch-size {config.batch_size}: a batch of one image has no negatives; use at least 2")
-    if config.epochs is not None and config.epochs < 0:
-        raise UsageError(f"--epochs {config.epochs}: use 0 or more")
-    if not 0 < config.lr < float("inf"):
-        raise UsageError(f"--lr {config.lr:g}: use a positive number")
-    if not config.width > 0:
-        raise UsageError(f"--width {config.width:g}: use a positive number, for instance 0.25; 1 is the paper's")
-    if config.threads is not None and config.threads < 1:
-        raise UsageError(f"--threads {config.threads}: use 1 or more")
-    if config.probe_every < 0:
-        raise UsageError(f"--probe-every {config.probe_every}: use 0 (never) or more")
+def train_split(data: str) -> str:
+    """The part of a data set that is trained on."""
+    return "unlabeled" if data == "stl10" else "train"
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse numbers that no run can have.
+
+    Raises:
+        UsageError: names the flag and what it takes.
+    """
+    c, inf = config, math.inf
+    for name, fine, advice in (
+        ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),
+        ("epochs", c.epochs is None or c.epochs >= 0, "use 0 or more"),
+        ("lr", 0 < c.lr < inf, "use a positive number"),
+        ("width", 0 < c.width < inf, "use a positive number, for instance 0.25; 1 is the paper's"),
+        ("weight_decay", c.weight_decay is None or 0 <= c.weight_decay < inf, "use 0 or a positive number"),
+        ("seed", 0 <= c.seed < 2**32, "use a whole number from 0 to 4294967295"),
+        ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
+        ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
+        ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
+        ("probe_every", c.probe_every >= 0, "use 0 (never) or more"),
+        ("checkpoint_every", c.checkpoint_every > 0, "use a positive number of minutes"),
+    ):
+        if not fine:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
+
+
+def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:
+    """The rule with its options as they were typed.
+
+    Raises:
+        UsageError: unknown rule or option, or a value of another kind than the rule takes.
+    """
+    try:
+        rule = rules.get(name, **options)
+    except TypeError as error:  # a rule of the user's own that compares a number with a text
+        raise UsageError(f"--rule-options {options}: not what rule {name!r} takes ({error})") from error
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise UsageError(f"--rule-options {field.name}={value}: use true or false")
+    return rule
 
 
 def measure_mean_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

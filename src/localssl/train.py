@@ -1,12 +1,14 @@
-"""The training loop: every rule goes through it. Resumable bit for bit on the CPU; a failure costs minutes, not the run."""
+"""The training loop of every rule. Resumable bit for bit on the CPU; a failure costs minutes, not the run."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from localssl.files import write_text
 from localssl.learner import Learner
 from localssl.manifest import write_manifest
 from localssl.progress import Progress
-from localssl.run import Run, build, make_views, open_run, resolve
+from localssl.resume import begin
+from localssl.run import Run, build, check, make_views, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 STEPS_PER_ROW = 20  # at least; long epochs have ten rows
@@ -43,67 +46,39 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         RunError: the run cannot go on; the last checkpoint is whole.
         KeyboardInterrupt: stopped by Ctrl-C (or SIGTERM) after a checkpoint was written.
     """
-    if config.out is None:
+    out = config.out
+    if out is None:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
+    check(config)
+    _check_device(config.device)
     if config.threads is not None:
-        torch.set_num_threads(max(1, config.threads))
-    resolved, images, state = _start(config, config.out, report)
+        torch.set_num_threads(config.threads)
+    if config.resume and config.data_root is None:
+        config = dataclasses.replace(config, data_root=stored_root(out))
+    resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
+    advice = f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_text(config.out / "config.yaml", resolved.to_yaml())
-        write_manifest(config.out, resolved, images, config.data_root)
-        _Loop(config, resolved, images, state, report).run()
+        loop = _Loop(config, resolved, images, state, report)
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "config.yaml", resolved.to_yaml())
+        root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
+        write_manifest(out, resolved, images, root)
+        loop.run()
+    except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
+        raise
     except OSError as error:
-        raise RunError(
-            f"cannot write to {config.out} ({error.strerror or error}); the last checkpoint is whole: "
-            f"mend that, then add --resume"
-        ) from error
-    return Run(config.out, resolved)
+        raise RunError(f"{error.strerror or error} ({error.filename or out}); {advice}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise RunError(f"out of memory; {advice}, or start anew with a smaller --batch-size or --width") from error
+    return Run(out, resolved)
 
 
-def _start(
-    config: TrainConfig, out: Path, report: Callable[[str], None]
-) -> tuple[RunConfig, Images, dict[str, Any] | None]:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder")
-    present = checkpoint.existing(out)
-    if present and not config.resume:
-        raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
-    if not config.resume:
-        return *resolve(config), None
-    state, notes = checkpoint.read_last(out)
-    for note in notes:
-        report(note)
-    if state is None:
-        report(f"no checkpoint in {out} yet: starting from the beginning")
-        if config.rule is None and (out / "config.yaml").is_file():
-            return *_stored(config, out), None
-        return *resolve(config), None
-    resolved, images = _stored(config, out) if config.rule is None else resolve(config)
-    stored = RunConfig.from_yaml(state["config"], f"the checkpoint in {out}")
-    differences = [
-        d for d in resolved.differences(stored) if not d.startswith("epochs ") or stored.schedule == "cosine"
-    ]
-    if differences:
-        raise UsageError(
-            f"{out} was trained with other settings: {'; '.join(differences)}; use those, or another --out"
-        )
-    if state["step"] > len(images) // resolved.batch_size * resolved.epochs:
-        raise UsageError(
-            f"{out} has gone beyond {resolved.epochs} epochs already (step {state['step']}); raise --epochs"
-        )
-    report(f"resuming {out} at step {state['step']}")
-    return resolved, images, state
-
-
-def _stored(config: TrainConfig, out: Path) -> tuple[RunConfig, Images]:
-    run = open_run(out)
-    images = run.images(
-        "unlabeled" if run.config.data == "stl10" else "train", config.data_root, limit=run.config.limit_images
-    )
-    return run.config, images
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 class _Loop:
@@ -119,19 +94,22 @@ class _Loop:
     ):
         assert options.out is not None
         self.out, self.config, self.images, self.report = options.out, config, images, report
+        self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.fabric = _fabric(options.device, config.precision)
         learner = build(config)
         optimizer = _optimizer(config, learner)
-        if state is not None:
-            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
-        self.step: int = 0 if state is None else state["step"]
-        self.seconds: float = 0.0 if state is None else state["seconds"]
         self.learner = learner
         self.module, self.optimizer = self.fabric.setup(learner, optimizer)
         self.module.mark_forward_method("accumulate_grads")
-        if state is not None:
+        if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
+            raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
+        if state is not None:  # after setup, which may have made them float64
+            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
             optimizer.load_state_dict(state["optimizer"])
+        self.resumed = state is not None
+        self.step: int = 0 if state is None else state["step"]
+        self.seconds: float = 0.0 if state is None else state["seconds"]
         views = make_views(config).to(self.fabric.device)
         self.views = views.double() if config.precision == "64-true" else views
         self.steps_per_epoch = len(images) // config.batch_size
@@ -140,11 +118,8 @@ class _Loop:
         size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
         self.small = size <= SMALL
         self.loss_names = _loss_names(learner)
-        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
-        columns += monitors.names(len(learner.encoder.blocks))
-        self.metrics = metrics.Metrics(self.out, columns, None if state is None else self.step)
-        # Weights are made; from here on the same seed gives every rule the same views, whatever it drew for its own parts.
-        torch.manual_seed(config.seed + 1)
+        # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
+        checkpoint.seed_rng(config.seed + 1)
         if state is not None:
             checkpoint.set_rng_state(state["rng"])
         sums = torch.zeros(len(self.loss_names)) if state is None else state["sum"]
@@ -152,33 +127,42 @@ class _Loop:
         self.count: int = 0 if state is None else state["count"]
 
     def run(self) -> None:
-        fresh = self.step == 0
-        if fresh:
-            checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
-            if self.small:
+        """Write what a run begins with, then train."""
+        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
+        columns += monitors.names(len(self.learner.encoder.blocks))
+        progress = Progress(self.step, self.last_step, self.config.batch_size)
+        with (
+            _stop_signals() as stopped,
+            closing(metrics.Metrics(self.out, columns, self.step if self.resumed else None)) as rows,
+            progress,
+        ):
+            if self.step in (0, self.last_step):  # a finished run: mends an encoder that was deleted or damaged
+                checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+            if self.step == 0 and self.small:
                 self.save()
+            self.train(stopped, rows, progress)
+
+    def train(self, stopped: Callable[[], bool], rows: metrics.Metrics, progress: Progress) -> None:
+        """Step by step to the end, or to a signal."""
         saved_at = time.monotonic()
-        with _stop_signals() as stopped, Progress(self.step, self.last_step, self.config.batch_size) as progress:
-            while self.step < self.last_step:
-                epoch, position = divmod(self.step, self.steps_per_epoch)
-                for index in self.order(epoch)[position:]:
-                    began = time.monotonic()
-                    losses = self.train_step(index)
-                    self.seconds += time.monotonic() - began
-                    progress.advance(self.step, losses)
-                    epoch_end = self.step % self.steps_per_epoch == 0
-                    if self.step == 1 or epoch_end or self.step % self.log_every == 0:
-                        self.log(progress)
-                    due = time.monotonic() - saved_at > self.checkpoint_seconds
-                    if stopped() or due or (epoch_end and self.small) or self.step == self.last_step:
-                        self.save()
-                        saved_at = time.monotonic()
-                    if stopped():
-                        self.report(
-                            f"stopped at step {self.step}; go on with: localssl train --resume --out {self.out}"
-                        )
-                        raise KeyboardInterrupt
-        self.metrics.close()
+        while self.step < self.last_step:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            for index in self.order(epoch)[position:]:
+                began = time.monotonic()
+                self.train_step(index)
+                self.seconds += time.monotonic() - began
+                progress.advance(self.step)
+                epoch_end = self.step % self.steps_per_epoch == 0
+                if self.step == 1 or epoch_end or self.step % self.log_every == 0:
+                    self.log(rows, progress)
+                due = time.monotonic() - saved_at > self.checkpoint_seconds
+                stop = stopped()
+                if stop or due or (epoch_end and self.small) or self.step == self.last_step:
+                    self.save()
+                    saved_at = time.monotonic()
+                if stop and self.step < self.last_step:
+                    self.report(f"stopped at step {self.step}; go on with: {self.resume_command}")
+                    raise KeyboardInterrupt
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
@@ -187,8 +171,8 @@ class _Loop:
         n = self.config.batch_size
         return list(shuffled[: self.steps_per_epoch * n].split(n))
 
-    def train_step(self, index: Tensor) -> Tensor:
-        """One batch, one update. Returns the losses, on the device."""
+    def train_step(self, index: Tensor) -> None:
+        """One batch, one update."""
         images = self.images.batch(index).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         view_a, view_b = self.views(images)
@@ -201,7 +185,6 @@ class _Loop:
         self.step += 1
         self.sum += losses
         self.count += 1
-        return losses
 
     def lr(self) -> float:
         """Learning rate of the coming step."""
@@ -210,14 +193,16 @@ class _Loop:
         return self.config.lr
 
     def guard(self) -> None:
-        """Refuse to go on, and above all to write a checkpoint, once a loss is not finite."""
-        bad = monitors.check_finite(self.sum.tolist(), self.loss_names)
+        """Refuse to go on, and above all to write a checkpoint, once a loss or a weight is not finite."""
+        bad = monitors.not_finite(dict(zip(self.loss_names, self.sum, strict=True)))
+        bad = bad or monitors.not_finite(dict(self.learner.named_parameters()))
         if bad:
             raise RunError(
-                f"{bad} became NaN or infinite at or before step {self.step}; the last checkpoint is from before: lower --lr"
+                f"{', '.join(bad)} became NaN or infinite by step {self.step}; the last checkpoint is from before: "
+                f"start anew with a lower --lr and another --out"
             )
 
-    def log(self, progress: Progress) -> None:
+    def log(self, rows: metrics.Metrics, progress: Progress) -> None:
         self.guard()
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
@@ -239,8 +224,8 @@ class _Loop:
             warning = monitors.collapse(values)
             if warning:
                 self.report(f"warning: {warning}")
-        self.metrics.log(row)
-        progress.line({"loss": row["loss"], **({"kNN %": row["knn"]} if "knn" in row else {})})
+        rows.log(row)
+        progress.line({"loss": row["loss"], **({"kNN (%)": row["knn"]} if "knn" in row else {})})
         self.sum.zero_()
         self.count = 0
 
@@ -256,9 +241,11 @@ class _Loop:
             self.fabric.autocast(),
         ):
             torch.manual_seed(self.config.seed)
-            return monitors.observe(self.learner, *self.views(images), self.views.normalise(images), labels)
+            view_a, view_b = self.views(images[: monitors.PAIRS])
+            return monitors.observe(self.learner, view_a, view_b, self.views.normalise(images), labels)
 
     def save(self) -> None:
+        """Write a checkpoint and the encoder."""
         self.guard()
         state = {
             "step": self.step,
@@ -274,7 +261,7 @@ class _Loop:
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
 
 
-def _fabric(device: str, precision: str) -> Fabric:
+def _check_device(device: str) -> None:
     choices = ("auto", "cpu", "cuda", "mps")
     if device not in choices:
         raise UsageError(f"--device {device!r}: use one of {', '.join(choices)}")
@@ -282,6 +269,9 @@ def _fabric(device: str, precision: str) -> Fabric:
         raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: not available to PyTorch here; use --device cpu")
+
+
+def _fabric(device: str, precision: str) -> Fabric:
     return Fabric(accelerator=device, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
@@ -302,8 +292,8 @@ def _loss_names(learner: Learner) -> list[str]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; a second one ends the program at once."""
+def _stop_signals() -> Generator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, read between steps; a second one ends the program at once."""
     flag: list[int] = []
 
     def handler(number: int, frame: object) -> None:
@@ -321,4 +311,5 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(flag)
     finally:
         for number, old in previous.items():
-            signal.signal(number, old)
+            if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
+                signal.signal(number, old)

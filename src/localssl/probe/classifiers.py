@@ -44,6 +44,8 @@ def _preconditioner(second_moments: Tensor, n_classes: int, strength: float) -> 
         factor, info = torch.linalg.cholesky_ex(hessian)
         if not info.any():
             return factor
+        if not hessian.isfinite().all():
+            raise ValueError("logistic regression needs finite features")
         damping *= 10
 
 
@@ -174,7 +176,7 @@ def nearest_neighbours(
 ) -> Tensor:
     """Labels (m,): the ``k`` most similar rows vote, weighted by exp(cosine / 0.07); a tie goes to the lowest label.
 
-    Rows as similar as the k-th all vote, so the answer does not depend on the order of the rows.
+    Rows as similar as the k-th all vote, and what differs by rounding is a tie: the order of the rows does not matter.
 
     Args:
         x, y: features (n, d) and labels 0..K-1 (n,) of the voters; ``k`` is clipped to n.
@@ -189,6 +191,7 @@ def nearest_neighbours(
     votes: list[Tensor] = []
     for rows in x_test.split(chunk):
         cosine = F.normalize(rows, dim=1) @ voters.mT
-        least = cosine.topk(k, dim=1).values[:, -1:] - 1e-6  # rounding must not break a tie
+        least = cosine.topk(k, dim=1).values[:, -1:] - 1e-6  # a margin for rounding
         votes.append(cosine.sub(1).div_(TEMPERATURE).exp_().masked_fill_(cosine < least, 0) @ targets)
-    return torch.cat(votes).argmax(1)
+    total = torch.cat(votes)
+    return (total >= total.amax(1, keepdim=True) * (1 - 1e-5)).int().argmax(1)

@@ -1,0 +1,118 @@
+"""Where a run begins: anew, or at its last checkpoint and with the settings it was begun with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from localssl import checkpoint, encoders
+from localssl.config import RunConfig, TrainConfig, parse_options
+from localssl.data.sources import Images
+from localssl.errors import UsageError, unknown
+from localssl.run import Run, open_run, resolve, stored_data, train_split
+
+# May change on the way: they do not touch the weights, or were measured and stay as they were.
+FREE = ("skip_bad", "probe_every", "mean", "std")
+State = dict[str, Any]
+
+
+def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tuple[RunConfig, Images, State | None]:
+    """The resolved configuration, the images, and the checkpoint to go on from (None: from the beginning).
+
+    Raises:
+        UsageError: anything that the user must mend; nothing was written or changed.
+    """
+    _check_folder(out)
+    state = stored = None
+    if config.resume:
+        state, stored = _last(out, report)
+    elif taken := [name for name in ("checkpoint", "config.yaml", "encoder.safetensors") if (out / name).exists()]:
+        raise UsageError(
+            f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
+        )
+    if stored is not None and (config.rule is None or config.data is None):
+        resolved, images = _stored_and_typed(Run(out, stored), config)
+    else:
+        resolved, images = resolve(config)
+    if len(images) < resolved.batch_size:
+        raise UsageError(
+            f"{resolved.data} has {len(images)} training images, fewer than a batch of {resolved.batch_size}; "
+            f"lower --batch-size"
+        )
+    if state is not None and stored is not None:
+        _check_settings(out, resolved, stored)
+        _check_images(out, resolved, images, report)
+        if state["step"] > len(images) // resolved.batch_size * resolved.epochs:
+            raise UsageError(
+                f"{out} has gone beyond {resolved.epochs} epochs already (step {state['step']}); raise --epochs"
+            )
+        resolved = dataclasses.replace(resolved, mean=stored.mean, std=stored.std)
+        report(
+            f"resuming {out} at step {state['step']}: {resolved.rule} on {resolved.data}, {resolved.epochs} epochs, "
+            f"lr {resolved.lr:g}, batches of {resolved.batch_size}"
+        )
+    return resolved, images, state
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be written, before a data set is read."""
+    place = next(p for p in (out, *out.absolute().parents) if os.path.exists(p))
+    if not place.is_dir():
+        raise UsageError(f"--out {out}: {place} is a file; name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: no permission to write in {place}; name another folder")
+
+
+def _last(out: Path, report: Callable[[str], None]) -> tuple[State | None, RunConfig | None]:
+    """The last checkpoint and the configuration stored with it, or without one that of the folder."""
+    state, notes = checkpoint.read_last(out)
+    for note in notes:
+        report(note)
+    if state is not None:
+        return state, RunConfig.from_yaml(state["config"], f"the checkpoint in {out}")
+    report(f"no checkpoint in {out} yet: starting from the beginning")
+    return None, open_run(out).config if (out / "config.yaml").is_file() else None
+
+
+def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
+    """A run's own settings with the flags that were typed beside --resume, where they are not the defaults."""
+    stored = run.config
+    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    flags = {name: value for name in fields if (value := getattr(typed, name)) != fields[name]}
+    own = {field.name for field in dataclasses.fields(RunConfig)} - {"encoder"}
+    changes = {name: value for name, value in flags.items() if name in own}
+    if "rule_options" in flags:
+        changes["rule_options"] = parse_options(typed.rule_options)
+    config = dataclasses.replace(stored, **changes)
+    name = typed.encoder or str(stored.encoder.get("name"))
+    if name not in encoders.names():
+        raise unknown("encoder", name, encoders.names())
+    images = Run(run.path, config).images(train_split(config.data), typed.data_root, limit=config.limit_images)
+    encoder = {**stored.encoder, "name": name}
+    if "width" in flags:
+        encoder = encoders.build(name, images.shape, typed.width).config or {}
+    return dataclasses.replace(config, encoder=encoder), images
+
+
+def _check_images(out: Path, asked: RunConfig, images: Images, report: Callable[[str], None]) -> None:
+    """Refuse other images than those that the run was begun with, as far as that can be seen."""
+    before = stored_data(out)
+    if len(images) != before.get("images", len(images)):
+        raise UsageError(
+            f"{asked.data} has {len(images)} training images, {before['images']} when {out} was begun; "
+            f"put the same images back, or choose another --out"
+        )
+    if "fingerprint" in before and images.fingerprint() != before["fingerprint"]:
+        report(f"the images of {asked.data} are not exactly those that {out} was begun with")
+
+
+def _check_settings(out: Path, asked: RunConfig, stored: RunConfig) -> None:
+    """Refuse to go on with other settings than those that made the checkpoint."""
+    free = FREE if stored.schedule == "cosine" else (*FREE, "epochs")
+    if differences := asked.differences(stored, but=free):
+        raise UsageError(
+            f"{out} was trained with other settings: {'; '.join(differences)}; use those, or another --out"
+        )

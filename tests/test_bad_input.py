@@ -1,0 +1,281 @@
+"""The careless user: every mistake is one line on stderr and exit status 2, and nothing good is destroyed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from localssl.cli import main
+
+from .sources_util import cut, encoded, pictures, write_files, write_parquet
+from .train_util import run_tiny
+
+Capture = pytest.CaptureFixture[str]
+TINY = "--threads 1 --epochs 1 --width 0.25 --batch-size 16 --limit-images 32"
+
+
+def status(line: str) -> int:
+    """The exit status of a command line."""
+    try:
+        return main(line.split())
+    except SystemExit as end:  # tyro's own errors
+        return int(end.code or 0)
+
+
+def refuse(capsys: Capture, line: str, *says: str, code: int = 2) -> str:
+    """Run a command that must be refused in one line that says all of ``says``."""
+    capsys.readouterr()
+    assert status(line) == code
+    said = capsys.readouterr().err
+    assert said.startswith("localssl: "), said
+    assert said.count("\n") == 1, said
+    assert said.endswith("\n"), said
+    for text in says:
+        assert text in said, said
+    return said
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "x"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that no test may change."""
+    return run_tiny(tmp_path_factory.mktemp("runs") / "trained", epochs=1).path
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--rule clap --data digits", ["unknown rule 'clap'", "did you mean 'clapp'", "bp-infonce"]),
+        ("--rule CLAPP++ --data digits", ["unknown rule 'CLAPP++'", "did you mean 'clapp++'"]),
+        ("--rule clapp --data digit", ["unknown data set 'digit'", "did you mean 'digits'"]),
+        ("--rule clapp --data parquet:/nowhere", ["/nowhere"]),
+        ("--rule clapp --data imagefolder:/nowhere", ["/nowhere", "expected PATH/train/CLASS"]),
+        ("--rule clapp --data imagefolder", ["write imagefolder:PATH"]),
+        ("--rule clapp --data cifar10 --data-root /nowhere", ["cifar10", "/nowhere", "--download"]),
+        ("--rule clapp --data tiny-imagenet --data-root /nowhere", ["tiny-imagenet", "/nowhere"]),
+        ("--rule clapp --data digits --download", ["leave out --download"]),
+        ("--data digits", ["train needs --rule and --data"]),
+        ("--rule clapp", ["train needs --rule and --data"]),
+        ("--rule clapp --data digits --width 0", ["--width 0.0: use a positive number, for instance 0.25"]),
+        ("--rule clapp --data digits --width -1", ["--width -1.0"]),
+        ("--rule clapp --data digits --width nan", ["--width nan"]),
+        ("--rule clapp --data digits --width inf", ["--width inf"]),
+        ("--rule clapp --data digits --width 0.01", ["width 0.01 leaves vgg5 without channels", "use at least"]),
+        ("--rule clapp --data digits --encoder vgg --width 1", ["unknown encoder 'vgg'", "did you mean 'vgg"]),
+        ("--rule clapp --data digits --encoder resnet", ["unknown encoder 'resnet'", "vgg5, vgg6"]),
+        ("--rule clapp++ --data digits --patches 3 4 4 2 1", ["patch 3 does not divide the 16x16 map of block 1"]),
+        ("--rule clapp++ --data digits --patches 4 4 4", ["patches has 3 entries, the encoder 5 blocks"]),
+        ("--rule clapp++ --data digits --patches 0 4 4 2 1", ["a patch size is a positive whole number"]),
+        ("--rule clapp --data digits --image-size 20", ["multiple of 8", "--image-size 16"]),
+        ("--rule clapp --data digits --image-size 0", ["--image-size 0: use a positive number"]),
+        ("--rule clapp --data digits --encoder vgg6 --image-size 8", ["multiple of 32", "--image-size 32"]),
+        ("--rule clapp --data digits --batch-size 1", ["--batch-size 1: a batch of one image has no negatives"]),
+        (
+            "--rule clapp --data digits --batch-size 64 --limit-images 63",
+            ["63 training images, fewer than a batch of 64"],
+        ),
+        ("--rule clapp --data digits --batch-size 2000", ["1297 training images, fewer", "lower --batch-size"]),
+        ("--rule clapp --data digits --limit-images 0", ["--limit-images 0: use 1 or more"]),
+        ("--rule clapp --data digits --epochs -1", ["--epochs -1: use 0 or more"]),
+        ("--rule clapp --data digits --lr 0", ["--lr 0.0: use a positive number"]),
+        ("--rule clapp --data digits --lr nan", ["--lr nan"]),
+        ("--rule clapp --data digits --weight-decay -1", ["--weight-decay -1.0"]),
+        ("--rule clapp --data digits --seed -1", ["--seed -1"]),
+        ("--rule clapp --data digits --seed 99999999999", ["--seed 99999999999"]),
+        ("--rule clapp --data digits --threads 0", ["--threads 0: use 1 or more"]),
+        ("--rule clapp --data digits --probe-every -1", ["--probe-every -1"]),
+        ("--rule clapp --data digits --checkpoint-every 0", ["--checkpoint-every 0.0"]),
+        ("--rule clapp --data digits --device gpu", ["--device 'gpu': use one of auto, cpu, cuda, mps"]),
+        ("--rule clapp --data digits --rule-options g=1", ["unknown option of rule 'clapp' 'g'", "margin"]),
+        ("--rule clapp --data digits --rule-options f", ["--rule-options takes NAME=VALUE, got 'f'"]),
+        ("--rule clapp --data digits --rule-options f=relu", ["unknown loss function f 'relu'", "hinge"]),
+        ("--rule clapp --data digits --rule-options loss_type=3", ["loss_type must be 1 or 2"]),
+        ("--rule clapp --data digits --rule-options loss_type=true", ["loss_type must be 1 or 2, got True"]),
+        ("--rule clapp --data digits --rule-options margin=wide", ["margin must be a finite number, got 'wide'"]),
+        ("--rule clapp --data digits --rule-options margin=NaN", ["margin must be a finite number, got nan"]),
+        ("--rule clapp --data digits --rule-options margin=[1]", ["margin must be a finite number, got [1]"]),
+        ("--rule bp-clapp++ --data digits --rule-options spatial=no", ["spatial=no: use true or false"]),
+        ("--rule bp-infonce --data digits --rule-options projection_dim=many", ["projection_dim", "many"]),
+    ],
+)
+def test_train(flags: str, says: list[str], out: Path, capsys: Capture) -> None:
+    refuse(capsys, f"train {flags} --out {out}", *says)
+    assert not out.exists()
+
+
+def test_no_out(capsys: Capture) -> None:
+    refuse(capsys, "train --rule clapp --data digits", "train needs --out", "--out runs/x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda(out: Path, capsys: Capture) -> None:
+    refuse(capsys, f"train --rule clapp --data digits --device cuda --out {out}", "--device cuda", "--device cpu")
+    assert not out.exists()
+
+
+def test_out_is_a_file_or_below_one(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for out in (file, file / "x", file / "x" / "y"):
+        refuse(capsys, f"train --rule clapp --data digits --out {out}", f"--out {out}", "is a file; name a folder")
+    assert file.read_text() == "mine"
+
+
+def test_unwritable_folder(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:  # root may write everywhere: let the system call say what it would say to others
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    else:
+        tmp_path.chmod(0o500)
+    refuse(
+        capsys, f"train --rule clapp --data digits --out {tmp_path / 'x'}", "no permission to write in", str(tmp_path)
+    )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_cannot_be_made(capsys: Capture) -> None:
+    refuse(capsys, f"train --rule clapp --data digits {TINY} --out /proc/x", "/proc/x", code=1)
+
+
+def test_a_run_is_there_already(trained: Path, capsys: Capture) -> None:
+    before = contents(trained)
+    refuse(capsys, f"train --rule clapp --data digits --out {trained}", "holds a run already", "--resume", "--out")
+    refuse(capsys, f"train --resume --width 0.5 --out {trained}", "encoder width", "[4, 8, 8, 16, 16]")
+    refuse(capsys, f"train --resume --data digits --rule clapp --out {trained}", "rule 'clapp' (there: 'clapp++')")
+    assert contents(trained) == before
+
+
+def test_a_folder_with_other_things_is_left_alone(out: Path, capsys: Capture) -> None:
+    write_files(out, {"config.yaml": b"mine: true\n"})
+    refuse(capsys, f"train --rule clapp --data digits --out {out}", "holds a run already (config.yaml)")
+    refuse(capsys, f"train --resume --out {out}", "config.yaml is not a localssl run configuration")
+    refuse(capsys, f"probe {out}", "config.yaml is not a localssl run configuration")
+    assert contents(out) == {out / "config.yaml": b"mine: true\n"}
+
+
+def test_a_truncated_jpeg(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    images = [encoded(picture, "JPEG") for picture in pictures(24)]
+    images[5] = cut(images[5])
+    write_files(
+        tmp_path / "set",
+        {f"{'train' if i < 18 else 'test'}/{'ab'[i % 2]}/{i:02d}.jpg": image for i, image in enumerate(images)},
+    )
+    flags = f"--rule clapp --data imagefolder:{tmp_path / 'set'} --threads 1 --epochs 1 --width 0.02 --batch-size 8"
+    refuse(capsys, f"train {flags} --out {out}", "b/05.jpg cannot be decoded", "--skip-bad skips such images")
+    assert not out.exists()
+    assert status(f"train {flags} --skip-bad --out {out}") == 0
+    assert "1 bad image skipped: b/05.jpg" in capsys.readouterr().out
+    assert (out / "encoder.safetensors").exists()
+
+
+def test_parquet(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    images = [encoded(picture) for picture in pictures(6)]
+    file = write_parquet(tmp_path / "a.parquet", images, [0, 1] * 3)
+    pq.write_table(pa.table({"picture": ["a", "b"], "kind": [0, 1]}), tmp_path / "b.parquet")
+    refuse(capsys, f"train --rule clapp --data parquet:{tmp_path / 'b.parquet'} --out {out}", "b.parquet", "picture")
+    refuse(
+        capsys, f"train --rule clapp --data parquet:{file} --out {out}", "5 training images, fewer than a batch of 64"
+    )
+    file.write_bytes(file.read_bytes()[:100])
+    refuse(capsys, f"train --rule clapp --data parquet:{file} --out {out}", "a.parquet")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["probe", "align", "export --onnx"])
+def test_no_run(command: str, tmp_path: Path, capsys: Capture) -> None:
+    for place in (tmp_path / "nowhere", tmp_path):
+        refuse(capsys, f"{command} {place}", f"no run in {place}", "localssl train --out")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_damaged_runs(tmp_path: Path, capsys: Capture) -> None:
+    run = run_tiny(tmp_path / "x", epochs=0).path
+    good = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def damaged(name: str, change: Callable[[bytes], bytes], line: str, *says: str) -> None:
+        (run / name).write_bytes(change(good[run / name]))
+        refuse(capsys, line, *says)
+        (run / name).write_bytes(good[run / name])
+
+    probe, align, resume = f"probe {run}", f"align {run}", f"train --resume --out {run}"
+    damaged("encoder.safetensors", cut, probe, "encoder.safetensors cannot be read", "resume the run")
+    damaged("encoder.safetensors", lambda b: b"", f"export {run} --onnx", "encoder.safetensors cannot be read")
+    damaged("encoder.json", cut, probe, "encoder.json is not readable JSON")
+    damaged("encoder.json", lambda b: b"[]", probe, "encoder.json is not an encoder of format 1")
+    damaged("encoder.json", lambda b: b.replace(b'"vgg5"', b"7"), probe, "unknown encoder '7'")
+    damaged("encoder.json", lambda b: b.replace(b'"in_channels": 1', b'"in_channels": "1"'), probe, "encoder.json")
+    damaged("encoder.json", lambda b: b.replace(b"16,\n      16\n", b"16,\n      32\n"), probe, "another width")
+    damaged("checkpoint/step-000000000.pt", cut, align, "no checkpoint in", "can be read")
+    damaged("checkpoint/step-000000000.pt", cut, resume, "no checkpoint in", "can be read")
+    damaged("config.yaml", lambda b: b.replace(b"clapp++", b"clap"), align, "unknown rule 'clap'")
+    damaged(
+        "config.yaml", lambda b: b.replace(b"- 4\n  - 8", b"- 4\n  - 12"), align, "last checkpoint", "another width"
+    )
+    damaged("config.yaml", lambda b: b"\xff\xfe", probe, "config.yaml")
+    (run / "checkpoint" / "step-000000000.pt").unlink()
+    refuse(capsys, align, "has no checkpoint yet")
+
+
+def test_export(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    refuse(capsys, f"export {trained}", "export needs one of --onnx and --embeddings")
+    refuse(capsys, f"export {trained} --onnx --embeddings", "export needs one of --onnx and --embeddings")
+    refuse(capsys, f"export {trained} --embeddings", "needs --out", "--out z.npy")
+    refuse(capsys, f"export {trained} --embeddings --out {tmp_path}", "is a folder; name a file")
+    refuse(capsys, f"export {trained} --embeddings --out {tmp_path}/a/z.npy", f"no folder {tmp_path}/a")
+    refuse(capsys, f"export {trained} --embeddings --data minst --out {tmp_path}/z.npy", "did you mean 'mnist'")
+    assert contents(tmp_path) == {}
+
+
+def test_probe_and_align(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = contents(trained)
+    loose = write_files(tmp_path / "loose", {f"{i}.png": encoded(p) for i, p in enumerate(pictures(20))})
+    for protocol in ("fast", "paper"):
+        refuse(capsys, f"probe {trained} --protocol {protocol} --data imagefolder:{loose}", "has no labels")
+    refuse(capsys, f"probe {trained} --data imagefolder:/nowhere", "/nowhere")
+    refuse(capsys, f"probe {trained} --labels 10 --draws 0 --limit-images 300", "draws")
+    refuse(capsys, f"probe {trained} --protocol paper --epochs 0 --limit-images 300", "epochs")
+    refuse(capsys, f"align {trained} --batches 0", "--batches")
+    refuse(capsys, f"align {trained} --batch-size 1", "--batch-size")
+    refuse(capsys, f"align {trained} --batch-size 501", "500 test images, fewer than a batch of 501")
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize(
+    "line", ["", "trian", "train --nope", "train --epochs three", "probe", "train --optimizer adm"]
+)
+def test_what_the_parser_refuses(line: str, capsys: Capture) -> None:
+    assert status(line) == 2
+    said = capsys.readouterr().err
+    assert said
+    assert "Traceback" not in said
+
+
+def test_reproduce(tmp_path: Path, capsys: Capture) -> None:
+    refuse(capsys, f"reproduce dmeo --out {tmp_path}", "unknown experiment 'dmeo'", "did you mean 'demo'")
+
+
+def test_version(capsys: Capture) -> None:
+    assert status("--version") == 0
+    assert capsys.readouterr().out == "0.1.0\n"
+
+
+@pytest.mark.parametrize("command", ["", "train", "probe", "align", "reproduce", "export"])
+def test_help_fits_a_terminal(command: str, capsys: Capture) -> None:
+    assert status(f"{command} --help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 90
+    assert max(len(line) for line in lines if line.startswith((" -", "|", "│"))) <= 80

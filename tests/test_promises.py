@@ -1,0 +1,147 @@
+"""Names and flags that other people's programs rely on. A line that has to change here breaks them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import localssl
+from localssl import cli
+from localssl.config import TrainConfig
+from localssl.encoders import Encoder
+from localssl.rules import Rule
+
+CALLS: list[tuple[Any, str]] = [
+    (localssl.encoders.vgg6, "width in_channels"),
+    (localssl.encoders.mlp, "in_features widths bias"),
+    (localssl.encoders.Encoder.from_blocks, "blocks"),
+    (localssl.rules.names, ""),
+    (localssl.rules.get, "name options"),
+    (localssl.rules.register, "name rule"),
+    (localssl.Learner, "encoder rule input_shape patches"),
+    (localssl.Learner.losses, "self view_a view_b negatives labels"),
+    (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
+    (localssl.load, "path encoder"),
+    (localssl.alignment.measure, "learner batches labels"),
+]
+
+SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0}
+RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults
+    "clapp": SCORE,
+    "clapp++": SCORE,
+    "clapp++dfb": SCORE,
+    "clapp++both": SCORE,
+    "bp-clapp++": {**SCORE, "spatial": False},
+    "bp-infonce": {"projection_dim": 1024, "temperature": 0.1},
+}
+
+PROJECTIONS = {
+    "clapp": {"lateral": 3},
+    "clapp++": {"lateral": 3},
+    "clapp++dfb": {"feedback": 3},
+    "clapp++both": {"lateral": 3, "feedback": 3},
+    "bp-clapp++": {"lateral": 1},
+    "bp-infonce": {"head": 1},
+}
+
+COMMANDS = {
+    "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
+    "precision threads probe-every limit-images resume skip-bad download",
+    "probe": "protocol labels data data-root",
+    "align": "data data-root batches",
+    "reproduce": "out data-root seeds",
+    "export": "onnx embeddings data data-root out",
+}
+
+
+@pytest.mark.parametrize(("function", "names"), CALLS, ids=lambda value: getattr(value, "__qualname__", ""))
+def test_signatures(function: Any, names: str) -> None:
+    assert list(inspect.signature(function).parameters)[: len(names.split())] == names.split()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules(name: str) -> None:
+    assert name in localssl.rules.names()
+    rule = localssl.rules.get(name)
+    assert {key: getattr(rule, key) for key in RULES[name]} == RULES[name]
+    blocks = [
+        nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()) for c_in, c_out in ((3, 4), (4, 5), (5, 6))
+    ]
+    learner = localssl.Learner(Encoder.from_blocks(blocks), rule, input_shape=(3, 8, 8), patches=(4, 4, 2))
+    assert {key: len(modules) for key, modules in learner.projections.items()} == PROJECTIONS[name]
+    a, b = torch.randn(2, 5, 3, 8, 8)
+    negatives = torch.randperm(10)
+    losses = learner.losses(a, b, negatives=negatives, labels=None)
+    assert losses.shape == ((1,) if name.startswith("bp-") else (3,))
+    assert torch.equal(learner.accumulate_grads(a, b, negatives=negatives, labels=None), losses)
+    for key, modules in learner.projections.items():
+        for layer, module in enumerate(modules):
+            assert module.weight.grad is not None
+            if key == "lateral" and len(modules) == 3 and name != "clapp":
+                d = (16, 20, 96)[layer]
+                assert module.weight.shape == (d, d)
+            if key == "feedback":
+                assert module.weight.shape == ((16, 20, 96)[layer], 96)
+
+
+def test_encoders() -> None:
+    encoder = localssl.encoders.vgg6(width=0.125, in_channels=3)
+    assert isinstance(encoder.blocks, nn.ModuleList)
+    outputs = encoder(torch.zeros(2, 3, 32, 32))
+    assert [z.shape[2] for z in outputs] == [32, 16, 16, 8, 4, 2]
+    assert inspect.signature(localssl.encoders.vgg6).parameters["width"].default == 1.0
+
+
+def test_alignment_quantities() -> None:
+    assert localssl.alignment.QUANTITIES == ("cosine", "relative_error", "norm_ratio", "sign_agreement")
+
+
+def test_a_rule_of_ones_own_is_known_everywhere() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(Rule):
+        strength: float = 2.0
+
+    localssl.rules.register("mine-promised", Mine)
+    assert localssl.rules.get("mine-promised", strength=3.0) == Mine(strength=3.0)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out.split()
+    for flag in COMMANDS[command].split():
+        assert f"--{flag}" in shown, flag
+
+
+def test_train_needs_three_flags_only() -> None:
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(TrainConfig))
+    assert (TrainConfig().width, TrainConfig().seed, TrainConfig().schedule) == (1.0, 0, "constant")
+
+
+def test_modules_import_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """No module leans on another having been imported first: none is part of a circle."""
+    modules = sorted(m.name for m in pkgutil.walk_packages(localssl.__path__, "localssl.") if "__main__" not in m.name)
+    assert "localssl.train" in modules
+    child = os.fork()  # so that this process keeps its own
+    if child == 0:
+        try:
+            for module in modules:
+                for loaded in [name for name in sys.modules if name.split(".")[0] == "localssl"]:
+                    del sys.modules[loaded]
+                importlib.import_module(module)
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, f"{module}: {error}".encode())
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0, capfd.readouterr().err
