@@ -20,7 +20,7 @@ from localssl.rules import Batch, Projections, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Decorrelate(Rule):
-    """Per layer: pull the two views together, keep every unit's spread at one and units apart (VICReg's three terms)."""
+    """Per layer: pull the two views together, keep every unit's spread at one and units apart (as VICReg does)."""
 
     strength: float = 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,10 +43,13 @@ def weight_gradients(learner: Learner, loss: Tensor) -> list[Tensor]:
     """Gradient of ``loss`` with respect to every block's weights (no biases), one flat float64 vector per block."""
     blocks = [[p for p in block.parameters() if p.ndim > 1] for block in learner.encoder.blocks]
     flat = [p for block in blocks for p in block]
-    grads: Iterator[Tensor | None] = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    grads: Iterator[Tensor | None] = iter(
+        cast(tuple[Tensor | None, ...], torch.autograd.grad(loss, flat, allow_unused=True))
+    )
     result: list[Tensor] = []
     for block in blocks:
-        parts = [torch.zeros_like(p) if (g := next(grads)) is None else g for p in block]
+        found = [(p, next(grads)) for p in block]
+        parts = [torch.zeros_like(p) if g is None else g for p, g in found]
         result.append(torch.cat([g.flatten().double() for g in parts]) if parts else torch.zeros(0))
     return result
 

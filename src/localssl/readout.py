@@ -44,7 +44,8 @@ def check(shape: tuple[int, ...], patch: int | None, block: int) -> None:
         if size % k:
             good = [d for d in range(1, size + 1) if size % d == 0]
             raise UsageError(
-                f"patch {patch} does not divide the {'x'.join(map(str, shape[1:]))} map of block {block}; use one of {good}"
+                f"patch {patch} does not divide the {'x'.join(map(str, shape[1:]))} map of block {block}; "
+                f"use one of {good}"
             )
 
 

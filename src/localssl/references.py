@@ -13,6 +13,7 @@ class Own:
     """The layer's own readout (lateral projections; ``clapp``, ``clapp++``)."""
 
     def source(self, layer: int, n_layers: int) -> int:
+        """The layer that c comes from."""
         return layer
 
 
@@ -21,6 +22,7 @@ class Last:
     """The last layer's readout (direct feedback, paper equation 3: c^l = z'^L)."""
 
     def source(self, layer: int, n_layers: int) -> int:
+        """The layer that c comes from."""
         return n_layers - 1
 
 
@@ -30,6 +32,6 @@ Reference = Own | Last
 def take(reference: Reference, z: Sequence[Tensor], layer: int) -> Tensor:
     """The reference c of shape (2n, d_c) for one layer: the view that makes the prediction, stop-gradient.
 
-    Sample i's reference is its own view's activity; its positive is the other view (recipe: z_pos = concat(h[n:], h[:n])).
+    Sample i's reference is its own view's activity; its positive is the other view, z_pos = concat(z[n:], z[:n]).
     """
     return z[reference.source(layer, len(z))].detach()

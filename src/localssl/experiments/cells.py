@@ -1,4 +1,4 @@
-"""Cells of a study: a training run and its measurements, one small JSON file each, so that a study can stop and go on."""
+"""Cells of a study: a training run and its measurements, one small JSON file each, so that it can stop and go on."""
 
 from __future__ import annotations
 

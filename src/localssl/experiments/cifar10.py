@@ -22,7 +22,7 @@ LEARNING_RATES: dict[str, float] = dict.fromkeys(RULES, 0.001)  # from search.cs
 SEARCH_LR = (5e-4, 1e-3, 2e-3)
 HELD_OUT = 3_000
 LABELS = 20_000  # of the training images, for the probe: a third of the time of all 50,000
-STAGES = (2, 4, 8)  # epochs at which the one run of a rule is probed
+STAGES = (2,)  # epochs at which the one run of a rule is probed; more are added by going on with the same run
 
 
 def search(settings: Settings) -> None:
