@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from localssl import commands
 from localssl.cli import main
+from localssl.errors import RunError, UsageError
 
 from .sources_util import cut, encoded, pictures, write_files, write_parquet
 from .train_util import run_tiny
@@ -70,10 +72,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--rule clapp --data digits --download", ["leave out --download"]),
         ("--data digits", ["train needs --rule and --data"]),
         ("--rule clapp", ["train needs --rule and --data"]),
-        ("--rule clapp --data digits --width 0", ["--width 0.0: use a positive number, for instance 0.25"]),
+        ("--rule clapp --data digits --width 0", ["--width 0.0: use a positive number up to 100"]),
         ("--rule clapp --data digits --width -1", ["--width -1.0"]),
         ("--rule clapp --data digits --width nan", ["--width nan"]),
         ("--rule clapp --data digits --width inf", ["--width inf"]),
+        ("--rule clapp --data digits --width 1e30", ["--width 1e+30"]),
         ("--rule clapp --data digits --width 0.01", ["width 0.01 leaves vgg5 without channels", "use at least"]),
         ("--rule clapp --data digits --encoder vgg --width 1", ["unknown encoder 'vgg'", "did you mean 'vgg"]),
         ("--rule clapp --data digits --encoder resnet", ["unknown encoder 'resnet'", "vgg5, vgg6"]),
@@ -119,6 +122,12 @@ def test_train(flags: str, says: list[str], out: Path, capsys: Capture) -> None:
 
 def test_no_out(capsys: Capture) -> None:
     refuse(capsys, "train --rule clapp --data digits", "train needs --out", "--out runs/x")
+
+
+def test_larger_than_memory(out: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 2**18)  # 1 GiB
+    refuse(capsys, f"train --rule clapp++ --data digits --width 20 --out {out}", "would take 1.8 GiB", "has 1.0 GiB")
+    assert not out.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -262,6 +271,17 @@ def test_what_the_parser_refuses(line: str, capsys: Capture) -> None:
     said = capsys.readouterr().err
     assert said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (RunError, 1), (OSError, 1)])
+def test_any_error_is_one_line(
+    error: type[Exception], code: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object) -> None:
+        raise error("first line\n  second line")
+
+    monkeypatch.setattr(commands, "train", fail)
+    refuse(capsys, "train", "first line second line", code=code)
 
 
 def test_reproduce(tmp_path: Path, capsys: Capture) -> None:

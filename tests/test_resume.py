@@ -16,14 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from localssl import checkpoint
 from localssl.config import TrainConfig
 from localssl.errors import RunError
+from localssl.files import held
+from localssl.run import open_run
 from localssl.train import train
 
 from .sources_util import encoded, pictures, write_files
 from .train_util import (
+    Hooked,
     assert_same,
     assert_same_run,
     encoder_bytes,
@@ -100,8 +104,11 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             hooked(tmp_path / "x", {2: send(signal.SIGINT)}, resume=resume > 0)
     assert steps(tmp_path / "x")[-1] == 6
+    half = tmp_path / "x" / "checkpoint" / ".step-000000007.pt.1.tmp"  # as a killed process may leave it
+    half.write_bytes(b"half")
     hooked(tmp_path / "x", {}, resume=True)
     assert_same_run(tmp_path / "x", whole.path)
+    assert not half.exists()
 
 
 def test_a_signal_in_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
@@ -118,6 +125,38 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         hooked(tmp_path / "x", {6: twice})
     assert steps(tmp_path / "x") == [0, 4]
     hooked(tmp_path / "x", {}, resume=True)
+
+
+def test_the_advice_is_one_line_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the bar of a narrow terminal would break over two lines could not be pasted."""
+    monkeypatch.setattr("localssl.progress.Console", lambda: Console(force_terminal=True, width=60))
+    monkeypatch.setattr(Hooked, "at", {3: send(signal.SIGINT)})
+    Hooked.seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(tmp_path / "x", rule="hooked"))
+    said = capsys.readouterr().out
+    assert "\x1b[2K" in said  # there was a bar
+    assert said.splitlines()[-1].endswith(f"train --resume --out {tmp_path / 'x'} --threads 1")
+
+
+def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "x", epochs=1)
+    said: list[str] = []
+    try:
+        run_tiny(tmp_path / "x", said, resume=True, threads=2)
+    finally:
+        torch.set_num_threads(1)
+    assert "begun with 1 threads, now 2: the last digits may differ" in said
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "x", epochs=1)
+    with held(run.path), usage_error("another process is training in .*; wait for it"):
+        run_tiny(tmp_path / "x", resume=True)
+    assert len(rows(run.path)) == 2
+    run_tiny(tmp_path / "x", resume=True)
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -141,7 +180,6 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             last_state(tmp_path / "x")
     run_tiny(tmp_path / "x", epochs=10, resume=True)
     assert_same_run(tmp_path / "x", whole.path)
-    assert not list((tmp_path / "x" / "checkpoint").glob(".*"))  # what the killed ones left is cleared away
 
 
 def test_ctrl_c_and_the_command_that_it_prints(tmp_path: Path) -> None:
@@ -363,6 +401,26 @@ def test_images_that_changed_are_refused(tmp_path: Path) -> None:
     assert any("are not exactly those" in line for line in said)
 
 
+def test_images_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path, seen from elsewhere: the same images are taken wherever they lie, others are refused."""
+    folder(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    run_tiny(tmp_path / "x", **{**SMALL_VGG, "data": "imagefolder:set"})
+    monkeypatch.chdir("/")
+    with usage_error("no image folder set"):
+        train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=2), lambda line: None)
+    here = f"imagefolder:{tmp_path / 'set'}"
+    train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=2, data=here), lambda line: None)
+    (tmp_path / "set").rename(tmp_path / "moved")
+    moved = f"imagefolder:{tmp_path / 'moved'}"
+    run_tiny(tmp_path / "x", resume=True, **{**SMALL_VGG, "data": moved, "epochs": 3})
+    assert rows(tmp_path / "x")[-1]["epoch"] == "3.0"
+    (tmp_path / "moved" / "train" / "a" / "00.png").write_bytes(encoded(pictures(1, seed=1)[0]))
+    (tmp_path / "moved").rename(tmp_path / "set")
+    with usage_error("are not exactly those that .*, of imagefolder:.*moved; use those"):
+        run_tiny(tmp_path / "x", resume=True, **{**SMALL_VGG, "data": here, "epochs": 4})
+
+
 def test_the_data_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From another folder, without --data-root, and once more after that: the manifest knows where they lie."""
     from .sources_util import write_idx
@@ -475,8 +533,10 @@ def test_a_bad_image_in_mid_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     last_state(tmp_path / "x")
     with pytest.raises(RunError, match=r"a/06\.png cannot be decoded"):
         hooked(tmp_path / "x", {}, resume=True, **settings)
+    before = open_run(tmp_path / "x").config
     hooked(tmp_path / "x", {}, resume=True, skip_bad=True, **settings)
     assert steps(tmp_path / "x") == [8, 12]
+    assert open_run(tmp_path / "x").config.mean == before.mean  # not measured anew, without the bad image
 
 
 def test_without_resume_flags_are_complete(tmp_path: Path) -> None:

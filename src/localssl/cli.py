@@ -117,9 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     command: object = tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
-    from localssl import commands  # after parsing: --help should not wait for the heavier imports
-
     try:
+        from localssl import commands  # after parsing: --help should not wait for the heavier imports
+
         commands.run(command)
     except UsageError as error:
         return _say(str(error), 2)

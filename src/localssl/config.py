@@ -55,7 +55,7 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
-    """Decoupled weight decay. Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
+    """Weight decay (adam: decoupled). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam (betas 0.9, 0.999) or sgd (momentum 0.9)."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -30,14 +30,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_manifest(run: Path, config: RunConfig, images: Images, root: Path | None) -> None:
+def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> None:
     """Write ``manifest.json`` into the run's folder."""
     manifest = {
         "format": FORMAT,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "data": {
             "name": images.name,
-            "root": None if root is None else str(root.resolve()),  # where probe and align look again
+            "root": str(root.resolve()) if root.is_dir() else None,  # where probe, align and --resume look again
             "images": len(images),
             "fingerprint": images.fingerprint(),
             "notes": images.notes,

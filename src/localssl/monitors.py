@@ -62,18 +62,19 @@ def observe(
     return values
 
 
-def collapse(values: dict[str, float]) -> str | None:
-    """A warning where a block's readout is not finite, a point or a line, or most channels are dead; else None."""
+def collapse(values: dict[str, float]) -> dict[str, str]:
+    """Warnings by monitor: a readout that is not finite, or close to a point or a line; a block with few channels alive."""
+    warnings: dict[str, str] = {}
     for name, value in values.items():
         kind, _, block = name.partition("_")
         if kind == "rank" and value != value:
-            return f"block {block} is diverging: its activities are not finite; try a lower --lr"
-        if kind == "rank" and value < 2:
-            return f"block {block} is collapsing: effective rank {value:.1f}; try a lower --lr"
-        if kind == "dead" and value > 0.9:
+            warnings[name] = f"block {block} is diverging: its activities are not finite; try a lower --lr"
+        elif kind == "rank" and value < 2:
+            warnings[name] = f"block {block} is collapsing: effective rank {value:.1f}; try a lower --lr"
+        elif kind == "dead" and value > 0.9:
             share = f"{100 * value:.0f} % of its channels"
-            return f"block {block} is dying: {share} are zero for every image; try a lower --lr"
-    return None
+            warnings[name] = f"block {block} is dying: {share} are zero for every image; try a lower --lr"
+    return warnings
 
 
 def effective_rank(z: Tensor) -> float:

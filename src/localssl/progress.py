@@ -7,6 +7,7 @@ from types import TracebackType
 
 import rich.progress as bar
 from rich.console import Console
+from rich.table import Column
 
 
 class Progress:
@@ -24,11 +25,10 @@ class Progress:
         console = Console()
         self.live = console.is_terminal
         self.bar = bar.Progress(
-            bar.TextColumn("step {task.completed}/{task.total}"),
-            bar.BarColumn(bar_width=None),
-            bar.TextColumn("{task.fields[note]}"),
-            bar.TextColumn("left"),
-            bar.TimeRemainingColumn(),
+            bar.TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            bar.BarColumn(bar_width=8),
+            bar.TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
+            bar.TextColumn("left, {task.fields[note]}", table_column=Column(no_wrap=True)),  # cut to fit
             console=console,
             disable=not self.live,
         )
@@ -53,10 +53,10 @@ class Progress:
         self.step = step
         self.bar.update(self.task, completed=step)
 
-    def line(self, values: dict[str, float]) -> None:
-        """Show values: beside the bar, or as a line of text, at most one every few seconds."""
+    def line(self, parts: list[str]) -> None:
+        """Show what is new: beside the bar, or as a line of text, at most one every few seconds."""
         rate = self.rate()
-        note = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] + [f"{rate or 0:.0f} images/s"])
+        note = ", ".join([f"{rate or 0:.0f} images/s", *parts])
         if self.live:
             self.bar.update(self.task, note=note)
             return
@@ -65,4 +65,4 @@ class Progress:
             return
         self.said = now
         left = (self.last_step - self.step) * self.batch_size / rate if rate else 0
-        print(f"step {self.step}/{self.last_step}: {note}, {left:.0f} s left", flush=True)
+        print(f"step {self.step}/{self.last_step}: {left:.0f} s left, {note}", flush=True)

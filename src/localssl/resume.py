@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from localssl import checkpoint, encoders
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.errors import UsageError, unknown
-from localssl.run import Run, open_run, resolve, stored_data, train_split
+from localssl.run import Run, check_memory, manifest_of, open_run, resolve, train_split
 
 # May change on the way: they do not touch the weights, or were measured and stay as they were.
 FREE = ("skip_bad", "probe_every", "mean", "std")
@@ -44,7 +46,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         )
     if state is not None and stored is not None:
         _check_settings(out, resolved, stored)
-        _check_images(out, resolved, images, report)
+        _check_images(out, resolved, stored, images, report)
         if state["step"] > len(images) // resolved.batch_size * resolved.epochs:
             raise UsageError(
                 f"{out} has gone beyond {resolved.epochs} epochs already (step {state['step']}); raise --epochs"
@@ -54,6 +56,10 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
             f"resuming {out} at step {state['step']}: {resolved.rule} on {resolved.data}, {resolved.epochs} epochs, "
             f"lr {resolved.lr:g}, batches of {resolved.batch_size}"
         )
+        threads = manifest_of(out, "environment").get("threads", torch.get_num_threads())
+        if threads != torch.get_num_threads():
+            report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
+    check_memory(resolved)
     return resolved, images, state
 
 
@@ -91,27 +97,36 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     if name not in encoders.names():
         raise unknown("encoder", name, encoders.names())
     images = Run(run.path, config).images(train_split(config.data), typed.data_root, limit=config.limit_images)
-    encoder = {**stored.encoder, "name": name}
-    if "width" in flags:
-        encoder = encoders.build(name, images.shape, typed.width).config or {}
+    encoder = stored.encoder
+    if "width" in flags or name != encoder.get("name"):
+        with torch.device("meta"):
+            encoder = encoders.build(name, images.shape, typed.width).config or {}
     return dataclasses.replace(config, encoder=encoder), images
 
 
-def _check_images(out: Path, asked: RunConfig, images: Images, report: Callable[[str], None]) -> None:
+def _check_images(
+    out: Path, asked: RunConfig, stored: RunConfig, images: Images, report: Callable[[str], None]
+) -> None:
     """Refuse other images than those that the run was begun with, as far as that can be seen."""
-    before = stored_data(out)
+    before = manifest_of(out, "data")
     if len(images) != before.get("images", len(images)):
         raise UsageError(
             f"{asked.data} has {len(images)} training images, {before['images']} when {out} was begun; "
             f"put the same images back, or choose another --out"
         )
     if "fingerprint" in before and images.fingerprint() != before["fingerprint"]:
-        report(f"the images of {asked.data} are not exactly those that {out} was begun with")
+        differ = f"the images of {asked.data} are not exactly those that {out} was begun with"
+        if asked.data != stored.data:
+            raise UsageError(f"{differ}, of {stored.data}; use those, or another --out")
+        report(differ)
 
 
 def _check_settings(out: Path, asked: RunConfig, stored: RunConfig) -> None:
     """Refuse to go on with other settings than those that made the checkpoint."""
     free = FREE if stored.schedule == "cosine" else (*FREE, "epochs")
+    kinds = [data.partition(":")[:2] for data in (asked.data, stored.data)]
+    if kinds[0] == kinds[1]:
+        free = (*free, "data")  # a path may change, and be relative to where the user is: the images are compared
     if differences := asked.differences(stored, but=free):
         raise UsageError(
             f"{out} was trained with other settings: {'; '.join(differences)}; use those, or another --out"

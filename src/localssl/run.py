@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,18 +88,18 @@ def open_run(path: str | Path) -> Run:
     return Run(run, RunConfig.from_yaml(text, str(file)))
 
 
-def stored_data(run: Path) -> dict[str, Any]:
-    """What manifest.json says of the images; nothing where it cannot be read."""
+def manifest_of(run: Path, section: str) -> dict[str, Any]:
+    """A section of manifest.json, "data" or "environment"; nothing where it cannot be read."""
     try:
-        data = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["data"]
+        found = json.loads((run / "manifest.json").read_text(encoding="utf-8"))[section]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return data if isinstance(data, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def stored_root(run: Path) -> Path | None:
     """The data folder that training read, if it is still there."""
-    root = stored_data(run).get("root")
+    root = manifest_of(run, "data").get("root")
     return Path(root) if isinstance(root, str) and Path(root).is_dir() else None
 
 
@@ -143,7 +144,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     )
     channels, height, _ = images.shape
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
-    encoder = encoders.build(encoder_name, images.shape, config.width)
+    with torch.device("meta"):  # only its configuration is wanted
+        encoder = encoders.build(encoder_name, images.shape, config.width)
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -189,7 +191,7 @@ def check(config: TrainConfig) -> None:
         ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),
         ("epochs", c.epochs is None or c.epochs >= 0, "use 0 or more"),
         ("lr", 0 < c.lr < inf, "use a positive number"),
-        ("width", 0 < c.width < inf, "use a positive number, for instance 0.25; 1 is the paper's"),
+        ("width", 0 < c.width <= 100, "use a positive number up to 100, for instance 0.25; 1 is the paper's"),
         ("weight_decay", c.weight_decay is None or 0 <= c.weight_decay < inf, "use 0 or a positive number"),
         ("seed", 0 <= c.seed < 2**32, "use a whole number from 0 to 4294967295"),
         ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
@@ -217,6 +219,26 @@ def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise UsageError(f"--rule-options {field.name}={value}: use true or false")
     return rule
+
+
+def check_memory(config: RunConfig) -> None:
+    """Refuse a learner that with gradients and optimiser is larger than this machine's memory, before it is made.
+
+    Raises:
+        UsageError: says how large it would be.
+    """
+    with torch.device("meta"):  # shapes only
+        learner = build(config)
+    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer == "adam" else 3)
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not known here
+        return
+    if need > memory:
+        raise UsageError(
+            f"weights, gradients and optimiser would take {need / 2**30:,.1f} GiB, this machine has "
+            f"{memory / 2**30:,.1f} GiB; use a smaller --width"
+        )
 
 
 def measure_mean_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

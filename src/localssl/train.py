@@ -20,7 +20,7 @@ from localssl import checkpoint, metrics, monitors
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
-from localssl.files import write_text
+from localssl.files import held, write_text
 from localssl.learner import Learner
 from localssl.manifest import write_manifest
 from localssl.progress import Progress
@@ -62,10 +62,11 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     try:
         loop = _Loop(config, resolved, images, state, report)
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "config.yaml", resolved.to_yaml())
-        root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-        write_manifest(out, resolved, images, root)
-        loop.run()
+        with held(out):
+            write_text(out / "config.yaml", resolved.to_yaml())
+            root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
+            write_manifest(out, resolved, images, root)
+            finished = loop.run()
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
@@ -74,6 +75,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         if not _out_of_memory(error):
             raise
         raise RunError(f"out of memory; {advice}, or start anew with a smaller --batch-size or --width") from error
+    if not finished:
+        report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
+        raise KeyboardInterrupt
     return Run(out, resolved)
 
 
@@ -94,7 +98,6 @@ class _Loop:
     ):
         assert options.out is not None
         self.out, self.config, self.images, self.report = options.out, config, images, report
-        self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.fabric = _fabric(options.device, config.precision)
         learner = build(config)
@@ -125,9 +128,10 @@ class _Loop:
         sums = torch.zeros(len(self.loss_names)) if state is None else state["sum"]
         self.sum = sums.to(self.fabric.device)  # of the losses since the last row
         self.count: int = 0 if state is None else state["count"]
+        self.warned: set[str] = set()  # monitors that were warned of already
 
-    def run(self) -> None:
-        """Write what a run begins with, then train."""
+    def run(self) -> bool:
+        """Write what a run begins with, then train. Returns whether it came to its end."""
         columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
         columns += monitors.names(len(self.learner.encoder.blocks))
         progress = Progress(self.step, self.last_step, self.config.batch_size)
@@ -141,9 +145,10 @@ class _Loop:
             if self.step == 0 and self.small:
                 self.save()
             self.train(stopped, rows, progress)
+        return self.step == self.last_step
 
     def train(self, stopped: Callable[[], bool], rows: metrics.Metrics, progress: Progress) -> None:
-        """Step by step to the end, or to a signal."""
+        """Step by step to the end, or to the checkpoint that a signal asked for."""
         saved_at = time.monotonic()
         while self.step < self.last_step:
             epoch, position = divmod(self.step, self.steps_per_epoch)
@@ -160,9 +165,8 @@ class _Loop:
                 if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                     self.save()
                     saved_at = time.monotonic()
-                if stop and self.step < self.last_step:
-                    self.report(f"stopped at step {self.step}; go on with: {self.resume_command}")
-                    raise KeyboardInterrupt
+                if stop:
+                    return
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
@@ -221,11 +225,13 @@ class _Loop:
         if every and epoch_end and epoch % every == 0:
             values = self.observe()
             row.update(values)
-            warning = monitors.collapse(values)
-            if warning:
-                self.report(f"warning: {warning}")
+            for place, warning in monitors.collapse(values).items():
+                if place not in self.warned:
+                    self.report(f"warning: {warning}")
+                self.warned.add(place)
         rows.log(row)
-        progress.line({"loss": row["loss"], **({"kNN (%)": row["knn"]} if "knn" in row else {})})
+        shown = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
+        progress.line([*shown, f"kNN {row['knn']:.1f} %"] if "knn" in row else shown)
         self.sum.zero_()
         self.count = 0
 

@@ -36,12 +36,13 @@ def draw(rows: Sequence[Row], path: Path, data: str) -> Path:
         line = "--" if rule == "untrained" else "-"
         by_block.errorbar(range(len(layers)), [np.mean(v) for v in final], yerr=_half(final), linestyle=line, **style)
         by_block.set_xticks(range(len(layers)), layers)
+    over_time.set_xticks(sorted({int(str(row[2])) for row in rows}))
     over_time.set(title="a  All blocks together", xlabel="epochs", ylabel="test accuracy (%)")
     by_block.set(title=f"b  After {last} epochs", xlabel="block", ylabel="test accuracy (%)")
     figure.legend(*over_time.get_legend_handles_labels(), loc="outside lower center", ncols=len(rules))
     n = f"mean of {seeds} seeds, bars: 95 % t interval over seeds" if seeds > 1 else "one seed, no interval"
     figure.suptitle(
-        f"{data}, width 0.25, linear probe on the frozen encoder (fast protocol, all labels); {n}.",
+        f"{data}, width 0.25, linear probe on the frozen encoder (fast protocol, 20,000 labels); {n}.",
         fontsize=8,
         x=0.01,
         ha="left",
