@@ -92,6 +92,17 @@ def test_tensorboard_has_the_same_numbers(run: Run) -> None:
     assert [event.step for event in accumulator.Scalars("rank_3")] == [4, 8]
 
 
+def test_tensorboard_after_a_fallback(tmp_path: Path) -> None:
+    """Rows that are written again replace those of the process before."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run_tiny(tmp_path / "x")
+    checkpoint.existing(tmp_path / "x")[-1].unlink()
+    run_tiny(tmp_path / "x", resume=True)
+    accumulator = events.EventAccumulator(str(tmp_path / "x" / "tensorboard"))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("loss")] == [1, 4, 8]
+
+
 def test_same_seed_same_bits(run: Run, tmp_path: Path) -> None:
     again = run_tiny(tmp_path / "elsewhere" / "b")
     assert encoder_bytes(again.path) == encoder_bytes(run.path)
@@ -330,6 +341,8 @@ def test_monitors_see_dead_units_and_open_hinges() -> None:
     assert [values[f"active_{layer}"] for layer in range(1, 6)] == [1] * 5
     assert values["knn"] == 100
     assert monitors.observe(learner, images[:4], images[4:8], images, 1 - labels)["knn"] == 100
+    alone = monitors.observe(learner, images[:4], images[4:8], images[:2], labels[:2])
+    assert alone["knn"] == 0  # nobody is his own neighbour
     assert "knn" not in monitors.observe(learner, images[:4], images[4:8], images, None)
     assert learner.training
     assert monitors.collapse({"knn": 1.0, "rank_3": 2.5, "dead_3": 0.8}) == {}

@@ -63,7 +63,7 @@ def observe(
 
 
 def collapse(values: dict[str, float]) -> dict[str, str]:
-    """Warnings by monitor: a readout that is not finite, or close to a point or a line; a block with few channels alive."""
+    """Warnings by monitor: a readout not finite, or close to a point or a line; a block with few channels alive."""
     warnings: dict[str, str] = {}
     for name, value in values.items():
         kind, _, block = name.partition("_")
