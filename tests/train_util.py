@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,6 +19,9 @@ from localssl.rules.clapp_pp import ClappPPDfb
 from localssl.run import Run
 from localssl.train import train
 
+from .sources_util import encoded, pictures, write_files
+
+SMALL_VGG: dict[str, Any] = {"rule": "clapp", "width": 0.02, "limit_images": None, "batch_size": 8, "epochs": 1}
 TIMES = ("seconds", "images_per_second")  # columns that differ between equal runs
 BUILT_IN = [name for name in rules.names() if type(rules.get(name)).__module__.startswith("localssl.rules.")]
 
@@ -112,3 +116,17 @@ def hooked(out: Path, at: dict[int, Callable[[], object]], said: list[str] | Non
 
 def send(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
+
+
+def stop_at(step: int, out: Path, number: signal.Signals = signal.SIGINT, **changes: Any) -> list[str]:
+    """Stop a tiny run by a signal in the middle of a step; returns what it said."""
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        hooked(out, {step: send(number)}, said, **changes)
+    return said
+
+
+def folder(path: Path, count: int = 40) -> Path:
+    """Two classes of random images without a test part: 32 of 40 are trained on."""
+    images = pictures(count)
+    return write_files(path, {f"train/{'ab'[i % 2]}/{i:02d}.png": encoded(images[i]) for i in range(count)})
