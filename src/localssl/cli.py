@@ -1,102 +1,18 @@
-"""The command line: typed commands, each a dataclass whose fields are the flags. No logic lives here."""
+"""The command line: parses the flags, runs one command, turns errors into a line and an exit status."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
-from tyro.conf import Positional
 
 import localssl
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """Accuracy of a classifier on the frozen encoder, layer by layer, beside the untrained encoder of the same seed."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    protocol: Literal["fast", "paper"] = "fast"
-    """fast: features once, L-BFGS, strength chosen on held-out training images. paper: features recomputed on augmented
-    images every epoch, Adam 1e-3, batches of 32."""
-    labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
-    """Labels per class (fast protocol)."""
-    draws: int = 5
-    """Draws of the labels where they are few; the interval is over them."""
-    epochs: int = 300
-    """Epochs of the paper's protocol."""
-    limit_images: int | None = None
-    """Use this many training images, drawn once with a fixed seed."""
-    data: str | None = None
-    """Probe on another data set than the one trained on."""
-    data_root: Path | None = None
-    """Folder that holds the data set. Default: where training found it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Align:
-    """Similarity of the rule's weight gradient to backpropagation's of its own last-layer loss, block by block.
-
-    cosine: of the two gradients, 1 is parallel. relative_error: |local - bp|² / |bp|². norm_ratio: |local| / |bp|.
-    sign_agreement: share of weights pushed in the same direction.
-    """
-
-    run: Positional[Path]
-    """Folder of the run; its last checkpoint is measured."""
-    batches: int = 10
-    """Batches of test images; the interval is over them."""
-    batch_size: int | None = None
-    """Images in a batch. Default: as in training."""
-    data: str | None = None
-    """Measure on another data set than the one trained on."""
-    data_root: Path | None = None
-    """Folder that holds the data set. Default: where training found it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """The frozen encoder for other programs."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    onnx: bool = False
-    """Write encoder.onnx into the run's folder (or to --out), checked with onnxruntime."""
-    embeddings: bool = False
-    """Write the readouts of all blocks for the images of --data as a NumPy array to --out."""
-    split: Literal["train", "test"] = "test"
-    """Which images (embeddings)."""
-    data: str | None = None
-    """Data set for the embeddings. Default: the one trained on."""
-    data_root: Path | None = None
-    """Folder that holds the data set."""
-    out: Path | None = None
-    """File to write."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reproduce:
-    """Experiments of the paper and of the documentation, each by its name: figure, table and CSV in --out."""
-
-    names: Positional[tuple[str, ...]] = ()
-    """What to reproduce; none lists all."""
-    out: Path = Path("runs")
-    """Folder to write into; finished parts are kept and not run again."""
-    data_root: Path | None = None
-    """Folder that holds the data sets."""
-    seeds: int | None = None
-    """Number of seeds, counted from 0. Default: the experiment's own."""
-    jobs: int = 1
-    """Parts that run at the same time."""
-    threads: int | None = None
-    """CPU threads of each. Default: the machine's, shared among the jobs."""
-
+from localssl.flags import Align, Export, Probe, Reproduce
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from localssl import cli, evaluate, export
+from localssl import evaluate, export, flags
 from localssl.config import TrainConfig, program
 from localssl.errors import UsageError, unknown
 from localssl.experiments import EXPERIMENTS, Settings
@@ -21,17 +21,17 @@ def run(command: object) -> None:
         finished = train(command)
         path, localssl = shlex.quote(str(finished.path)), program()
         print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
-    elif isinstance(command, cli.Probe):
+    elif isinstance(command, flags.Probe):
         probe(command)
-    elif isinstance(command, cli.Align):
+    elif isinstance(command, flags.Align):
         align(command)
-    elif isinstance(command, cli.Export):
+    elif isinstance(command, flags.Export):
         export_run(command)
-    elif isinstance(command, cli.Reproduce):
+    elif isinstance(command, flags.Reproduce):
         reproduce(command)
 
 
-def probe(command: cli.Probe) -> None:
+def probe(command: flags.Probe) -> None:
     """Probe a run, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
     options = evaluate.ProbeOptions(
@@ -40,25 +40,28 @@ def probe(command: cli.Probe) -> None:
     results = evaluate.probe_run(opened, options, command.data, command.data_root)
     protocol = results[opened.config.rule].protocol
     rows = evaluate.probe_rows(results)
-    show(f"{command.run}: accuracy in %", evaluate.PROBE_HEADER, rows, protocol)
+    shown = [[*row[:5], evaluate.interval(row[5], row[6]), row[7]] for row in rows]
+    header = [*evaluate.PROBE_HEADER[:5], "95 % interval", "draws"]
+    show(f"{command.run}: accuracy in %", header, shown, protocol)
     path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.PROBE_HEADER, rows, protocol)
     print(f"written: {path}")
 
 
-def align(command: cli.Align) -> None:
+def align(command: flags.Align) -> None:
     """Measure alignment, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
     result = evaluate.align_run(opened, command.batches, command.batch_size, command.data, command.data_root)
     rows = evaluate.align_rows(result)
     title = f"{command.run}, step {result.step}: {result.rule} against {result.reference}"
-    show(title, evaluate.ALIGN_HEADER[2:], [row[2:] for row in rows], result.protocol)
+    shown = [[*row[2:5], evaluate.interval(row[5], row[6]), row[7]] for row in rows]
+    show(title, [*evaluate.ALIGN_HEADER[2:5], "95 % interval", "batches"], shown, result.protocol)
     path = command.run / f"align{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
     print(f"written: {path}")
 
 
-def export_run(command: cli.Export) -> None:
+def export_run(command: flags.Export) -> None:
     """Write ONNX or embeddings."""
     if command.onnx == command.embeddings:
         raise UsageError("export needs one of --onnx and --embeddings")
@@ -82,7 +85,7 @@ def export_run(command: cli.Export) -> None:
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
 
 
-def reproduce(command: cli.Reproduce) -> None:
+def reproduce(command: flags.Reproduce) -> None:
     """Run experiments by name."""
     if not command.names:
         for name, experiment in EXPERIMENTS.items():

@@ -149,7 +149,7 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
             *_rounded(r.low, r.high),
             r.draws,
             r.features,
-            r.strength,
+            "" if r.strength is None else r.strength,
         ]
         for name, result in results.items()
         for r in result.rows
@@ -166,3 +166,8 @@ def align_rows(result: AlignResult) -> list[list[object]]:
 
 def _rounded(*values: float | None, digits: int = 3) -> list[object]:
     return ["" if v is None or v != v else round(v, digits) for v in values]
+
+
+def interval(low: object, high: object) -> str:
+    """Both ends of an interval for a table; nothing where there is none."""
+    return "" if low == "" else f"{low} to {high}"

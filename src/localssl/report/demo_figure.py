@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from localssl.files import write_atomic
-from localssl.report.style import colour, marker
+from localssl.report.style import colour, finish, marker
 from localssl.stats import t_interval
 
 
@@ -33,25 +32,18 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> Path:
         title="c  Weight gradient against backpropagation",
         xlabel="block",
         ylabel="cosine similarity",
-        ylim=(-0.1, 1.05),
     )
     align.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     align.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = by_block.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    n = f"mean of {len(seeds)} seeds, bars: 95 % interval over seeds" if len(seeds) > 1 else "one seed"
-    figure.suptitle(
-        f"Digits, 1,297 unlabelled training images, 500 test images; {n}. a, b: frozen encoder, mean over label draws"
-        f"{'' if len(seeds) > 1 else ', bars: 95 % interval over them'}.\n"
-        f"c: against backpropagation of the rule's own last-layer loss; 7 batches of test images"
-        f"{'' if len(seeds) > 1 else ', bars: 95 % interval over them'}.",
-        fontsize=8,
-        x=0.01,
-        ha="left",
+    several = len(seeds) > 1
+    n = f"mean of {len(seeds)} seeds, bars: 95 % interval over seeds" if several else "one seed"
+    over_them = "" if several else ", bars: 95 % interval over them"
+    caption = (
+        f"Digits, 1,297 unlabelled training images, 500 test images; {n}. "
+        f"a, b: frozen encoder, mean over label draws{over_them}.\n"
+        f"c: against backpropagation of the rule's own last-layer loss; 7 batches of test images{over_them}."
     )
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
-    plt.close(figure)
-    return path
+    return finish(figure, by_block, caption, path)
 
 
 def _bars(axes: Axes, x: Sequence[float], rows: Sequence[Sequence[Sequence[float]]], name: str) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from localssl.files import write_atomic
-from localssl.report.style import colour, marker
+from localssl.report.style import colour, finish, marker
 from localssl.stats import t_interval
 
 Row = Sequence[object]  # rule, seed, epochs, lr, method, layer, accuracy
@@ -39,17 +38,9 @@ def draw(rows: Sequence[Row], path: Path, data: str) -> Path:
     over_time.set_xticks(sorted({int(str(row[2])) for row in rows}))
     over_time.set(title="a  All blocks together", xlabel="epochs", ylabel="test accuracy (%)")
     by_block.set(title=f"b  After {last} epochs", xlabel="block", ylabel="test accuracy (%)")
-    figure.legend(*over_time.get_legend_handles_labels(), loc="outside lower center", ncols=len(rules))
     n = f"mean of {seeds} seeds, bars: 95 % t interval over seeds" if seeds > 1 else "one seed, no interval"
-    figure.suptitle(
-        f"{data}, width 0.25, linear probe on the frozen encoder (fast protocol, 20,000 labels); {n}.",
-        fontsize=8,
-        x=0.01,
-        ha="left",
-    )
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
-    plt.close(figure)
-    return path
+    caption = f"{data}, width 0.25, linear probe on the frozen encoder (fast protocol, 20,000 labels); {n}."
+    return finish(figure, over_time, caption, path)
 
 
 def _values(rows: Sequence[Row], epochs: int, layer: str) -> list[float]:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from localssl.files import write_atomic
 
 mpl.use("Agg")
 
@@ -49,3 +56,13 @@ def colour(rule: str) -> str:
 def marker(rule: str) -> str:
     """The rule's marker."""
     return MARKERS.get(rule, "*")
+
+
+def finish(figure: Figure, legend_of: Axes, caption: str, path: Path) -> Path:
+    """One legend below, the caption that says what is shown above; written as PNG to ``path``, which is returned."""
+    handles, labels = legend_of.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(caption, fontsize=8, x=0.01, ha="left")
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    plt.close(figure)
+    return path

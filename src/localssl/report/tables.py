@@ -9,12 +9,13 @@ from rich.table import Table
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
-    """Print one table with its protocol under it; numbers to the right, in a pipe without colours."""
+    """Print one table with its protocol under it; numbers to the right, nothing cut off in a narrow window."""
     console = Console()
-    width = max(console.width, 100) if not console.is_terminal else None
+    if not console.is_terminal:
+        console = Console(width=120)  # a pipe or a file has no width of its own
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
-    console.print(table, width=width)
+    console.print(table)
