@@ -13,4 +13,5 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
+    "cifar10-speed": cifar10.speed,
 }
