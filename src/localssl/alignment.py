@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.rules.base import ScoreRule
@@ -39,9 +40,9 @@ def reference_name(learner: Learner) -> str:
     return f"backpropagation of {learner.rule.name}'s own last-layer loss"
 
 
-def weight_gradients(learner: Learner, loss: Tensor) -> list[Tensor]:
+def block_gradients(encoder: Encoder, loss: Tensor) -> list[Tensor]:
     """Gradient of ``loss`` with respect to every block's weights (no biases), one flat float64 vector per block."""
-    blocks = [[p for p in block.parameters() if p.ndim > 1] for block in learner.encoder.blocks]
+    blocks = [[p for p in block.parameters() if p.ndim > 1] for block in encoder.blocks]
     flat = [p for block in blocks for p in block]
     grads: Iterator[Tensor | None] = iter(
         cast(tuple[Tensor | None, ...], torch.autograd.grad(loss, flat, allow_unused=True))
@@ -98,8 +99,8 @@ def measure(
         seen += 1
         y = next(label_list) if label_list is not None else None
         negatives = shared_negatives(learner, len(view_a), view_a.device)
-        local = weight_gradients(learner, learner.losses(view_a, view_b, negatives, y).sum())
-        reference = weight_gradients(learner, learner.end_to_end_loss(view_a, view_b, negatives, y))
+        local = block_gradients(learner.encoder, learner.losses(view_a, view_b, negatives, y).sum())
+        reference = block_gradients(learner.encoder, learner.end_to_end_loss(view_a, view_b, negatives, y))
         for block, (x, r) in enumerate(zip(local, reference, strict=True)):
             for quantity, value in (compare(x, r) or {}).items():
                 values[block, quantity].append(value)

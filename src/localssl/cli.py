@@ -12,12 +12,13 @@ import tyro
 import localssl
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.flags import Align, Export, Probe, Reproduce
+from localssl.flags import Align, Export, Probe, Reproduce, Theory
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Align, tyro.conf.subcommand("align")]
+    | Annotated[Theory, tyro.conf.subcommand("theory")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import torch
+
 from localssl import evaluate, export, flags
 from localssl.config import TrainConfig, program
-from localssl.errors import UsageError, unknown
+from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, Settings
 from localssl.probe import features
 from localssl.report.tables import show
 from localssl.run import open_run
+from localssl.theory.checks import verify_all
 from localssl.train import train
 
 
@@ -25,6 +28,8 @@ def run(command: object) -> None:
         probe(command)
     elif isinstance(command, flags.Align):
         align(command)
+    elif isinstance(command, flags.Theory):
+        theory(command)
     elif isinstance(command, flags.Export):
         export_run(command)
     elif isinstance(command, flags.Reproduce):
@@ -59,6 +64,29 @@ def align(command: flags.Align) -> None:
     path = command.run / f"align{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
     print(f"written: {path}")
+
+
+def theory(command: flags.Theory) -> None:
+    """Check every statement and show what was found."""
+    torch.set_num_threads(1)  # the matrices are small: threads would wait for each other
+    outcomes = verify_all(1000 if command.full else command.cases)
+    rows: list[list[object]] = []
+    for o in outcomes:
+        limit = o.statement.tolerance if o.statement.at_least is None else o.statement.at_least
+        sign = "≤" if o.statement.at_least is None else "≥"
+        verdict = "pass" if o.passed else "FAIL"
+        rows.append(
+            [o.kind, o.statement.name, o.statement.text, o.cases, f"{o.worst:.1e}", f"{sign} {limit:g}", verdict]
+        )
+    header = ["", "statement", "claim", "cases", "largest", "limit", ""]
+    caption = "largest: relative deviation found; the limit for the hinge is 1e-8; float64; docs/theory.md says more."
+    show("The theory on random networks and batches", header, rows, caption, left=3)
+    failed = [o for o in outcomes if not o.passed]
+    for o in failed:
+        print(f"failed: {o.statement.name}, worst on {o.where}")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(outcomes)} statements failed")
+    print(f"all {len(outcomes)} statements hold")
 
 
 def export_run(command: flags.Export) -> None:

@@ -53,6 +53,20 @@ class Align:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Theory:
+    """The paper's theorems, extensions and counterexamples, checked on random networks and batches on this machine.
+
+    deviation: largest relative difference found between what should be equal (or by how much an inequality is missed).
+    A counterexample passes where its deviation is at least the limit. Exit status 1 where a statement fails.
+    """
+
+    cases: int = 60
+    """Random cases of each statement."""
+    full: bool = False
+    """1,000 cases of each: minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """The frozen encoder for other programs."""
 
