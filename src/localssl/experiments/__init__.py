@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo
+from localssl.experiments import cifar10, demo, theory_figures
 from localssl.experiments.cells import Settings
 
 __all__ = ["EXPERIMENTS", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
+    "fig2": theory_figures.fig2,
+    "fig3a": theory_figures.fig3a,
+    "fig4b": theory_figures.fig4b,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,

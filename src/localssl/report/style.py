@@ -32,6 +32,17 @@ MARKERS = {
     "bp-infonce": "P",
 }
 
+PALETTE = (  # for lines that are no rules
+    ("#009E73", "o"),
+    ("#7f7f7f", "x"),
+    ("#0072B2", "s"),
+    ("#E69F00", "v"),
+    ("#D55E00", "D"),
+    ("#CC79A7", "^"),
+    ("#000000", "P"),
+    ("#56B4E9", "*"),
+)
+
 mpl.rcParams.update(
     {
         "figure.dpi": 150,
@@ -61,7 +72,7 @@ def marker(rule: str) -> str:
 def finish(figure: Figure, legend_of: Axes, caption: str, path: Path) -> Path:
     """One legend below, the caption that says what is shown above; written as PNG to ``path``, which is returned."""
     handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     figure.suptitle(caption, fontsize=8, x=0.01, ha="left")
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     plt.close(figure)

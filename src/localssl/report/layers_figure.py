@@ -1,0 +1,33 @@
+"""Alignment against layer, a line a setting, one or more panels side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+from localssl.report.style import PALETTE, finish
+
+Row = Sequence[object]  # panel, line, layer, mean, low, high, batches
+
+
+def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -> Path:
+    """Write the figure; bars are the rows' intervals."""
+    panels = list(dict.fromkeys(str(row[0]) for row in rows))
+    names = list(dict.fromkeys(str(row[1]) for row in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 3.6 * len(panels), 3.4), squeeze=False, sharey=True)
+    for panel, place in zip(panels, axes[0], strict=True):
+        for name, (colour, marker) in zip(names, PALETTE, strict=False):
+            mine = [row for row in rows if row[0] == panel and row[1] == name and row[3] != ""]
+            x, mean, low, high = ([float(str(row[i])) for row in mine] for i in (2, 3, 4, 5))
+            below = [m - a for m, a in zip(mean, low, strict=True)]
+            above = [b - m for m, b in zip(mean, high, strict=True)]
+            style = {"markersize": 5, "capsize": 2, "linewidth": 1.2}
+            place.errorbar(x, mean, yerr=[below, above], label=name, color=colour, marker=marker, **style)
+        place.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        place.set(title=panel, xlabel=xlabel)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0][0].set(ylabel="cosine with end-to-end gradient")
+    return finish(figure, axes[0][0], caption, path)
