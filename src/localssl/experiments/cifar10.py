@@ -22,11 +22,11 @@ from localssl.train import STEPS_PER_ROW
 
 RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both", "bp-clapp++")
 ORDER = ("clapp++both", "bp-clapp++", "clapp++dfb", "clapp++", "clapp")  # the heaviest first
-LEARNING_RATES: dict[str, float] = dict.fromkeys(RULES, 0.001)  # from search.csv
+LEARNING_RATES = {"clapp": 5e-4, "clapp++": 1e-3, "clapp++dfb": 5e-4, "clapp++both": 1e-3, "bp-clapp++": 5e-4}  # search
 SEARCH_LR = (5e-4, 1e-3, 2e-3)
 HELD_OUT = 3_000
 LABELS = 20_000  # of the training images, for the probe: a third of the time of all 50,000
-STAGES = (2, 4)  # epochs at which the one run of a rule is probed; more are added by going on with the same run
+STAGES = (2,)  # epochs at which the one run of a rule is probed; more are added by going on with the same run
 
 
 def search(settings: Settings) -> None:

@@ -37,7 +37,9 @@ class Line:
     setting: Callable[[torch.Generator], Setting]
 
 
-def crops(settings: Settings, size: int, images: int = IMAGES, seed: int = 0) -> tuple[list[tuple[Tensor, Tensor]], str]:
+def crops(
+    settings: Settings, size: int, images: int = IMAGES, seed: int = 0
+) -> tuple[list[tuple[Tensor, Tensor]], str]:
     """Batches of two random ``size`` × ``size`` crops of each image, (32, 1, size, size) in 0…1, and the data's name.
 
     MNIST from ``--data-root``; where it is not there, the embedded digits enlarged to its 28 × 28 pixels.

@@ -81,7 +81,7 @@ def fig4b(settings: Settings) -> None:
     ]
     batches, data = crops(settings, 16)
     caption = (
-        f"{data}, 16 × 16 crops, 4 linear convolutions (32 channels, kernel and stride 2), softplus type 2, λ = 0.02;\n"
+        f"{data}, 16 × 16 crops, 4 linear convolutions (32 channels, kernel and stride 2), softplus type 2, λ = 0.02; "
         f"{INTERVAL}"
     )
     _write(settings, "fig4b", rows(lines, batches, flat=False), caption)
@@ -90,6 +90,6 @@ def fig4b(settings: Settings) -> None:
 def _write(settings: Settings, name: str, found: list[list[object]], caption: str) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     table = settings.out / f"{name}.csv"
-    evaluate.to_csv(table, HEADER, found, caption.replace("\n", " "))
+    evaluate.to_csv(table, HEADER, found, caption)
     path = layers_figure.draw(found, caption, settings.out / f"{name}.png")
     print(f"written: {path}, {table}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,4 +31,6 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
         place.set(title=panel, xlabel=xlabel)
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set(ylabel="cosine with end-to-end gradient")
-    return finish(figure, axes[0][0], caption, path)
+    width = figure.get_figwidth()
+    wrapped = "\n".join(textwrap.wrap(caption, int(14 * width)))
+    return finish(figure, axes[0][0], wrapped, path, columns=max(1, int(width // 2.2)))

@@ -69,10 +69,10 @@ def marker(rule: str) -> str:
     return MARKERS.get(rule, "*")
 
 
-def finish(figure: Figure, legend_of: Axes, caption: str, path: Path) -> Path:
+def finish(figure: Figure, legend_of: Axes, caption: str, path: Path, columns: int = 8) -> Path:
     """One legend below, the caption that says what is shown above; written as PNG to ``path``, which is returned."""
     handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
     figure.suptitle(caption, fontsize=8, x=0.01, ha="left")
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     plt.close(figure)
