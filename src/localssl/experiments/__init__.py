@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo, theory_figures
+from localssl.experiments import cifar10, demo, fig_a1, theory_figures
 from localssl.experiments.cells import Settings
 
 __all__ = ["EXPERIMENTS", "Settings"]
@@ -13,6 +13,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
     "fig2": theory_figures.fig2,
     "fig3a": theory_figures.fig3a,
+    "figA1": fig_a1.run,
     "fig4b": theory_figures.fig4b,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from localssl import evaluate
@@ -23,6 +25,10 @@ def _random(generator: torch.Generator) -> Setting:
         for _ in range(DEPTH - 1)
     ]
     return Setting(projections=[*fixed, None])
+
+
+def _fixed(setting: Setting) -> Callable[[torch.Generator], Setting]:
+    return lambda generator: setting
 
 
 def fig2(settings: Settings) -> None:
@@ -52,7 +58,7 @@ def fig3a(settings: Settings) -> None:
     """Figure 3A: Theorem 3.3 on MNIST, widths 128 to 4, with and without direct feedback (half a minute)."""
     widths = [WIDTH // 2**layer for layer in range(DEPTH)]
     lines = [
-        Line(f"f {f}", name, lambda g: networks.mlp(widths, PIXELS, g), lambda g, s=Setting(f, reference=r): s)
+        Line(f"f {f}", name, lambda g: networks.mlp(widths, PIXELS, g), _fixed(Setting(f, reference=r)))
         for f in ("linear", "softplus")
         for name, r in (("layerwise", Own()), ("direct feedback", Last()))
     ]
@@ -74,7 +80,7 @@ def fig4b(settings: Settings) -> None:
             f"{weights} weights",
             name,
             lambda g, w=weights: networks.linear_convnet(g, weights=w),
-            lambda g, s=Setting(weight_decay=0.02, reference=reference, patches=patches): s,
+            _fixed(Setting(weight_decay=0.02, reference=reference, patches=patches)),
         )
         for weights in ("default", "orthonormal")
         for name, patches, reference in choices

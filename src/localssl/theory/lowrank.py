@@ -26,16 +26,18 @@ def low_rank(
     shorter activities; both are solved exactly, in turn, so the loss falls until it moves by less than ``tolerance``
     (relative) or ``steps`` are over. It may end in a minimum that is not the lowest.
     """
+    z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
+    choice = (f, loss_type, weight_decay)
     rows = torch.linalg.qr(start.double().T).Q  # (d_c, r), orthonormal
-    before = float("inf")
-    b, loss = torch.zeros(z_pos.shape[1], c.shape[1], dtype=torch.float64), before
+    loss, alpha = float("inf"), None
+    b = torch.zeros(z_pos.shape[1], c.shape[1], dtype=torch.float64)
     for _ in range(steps):
-        columns = solve(z_pos, z_neg, c.double() @ rows, f, loss_type, weight_decay).matrix()
-        columns = torch.linalg.qr(columns).Q  # (d_z, r)
-        best = solve(z_pos.double() @ columns, z_neg.double() @ columns, c, f, loss_type, weight_decay)
-        within, loss = best.matrix(), best.loss
-        b = columns @ within
-        if before - loss <= tolerance * abs(loss):
+        best = solve(z_pos, z_neg, c @ rows, *choice, start=alpha)
+        columns = torch.linalg.qr(best.matrix()).Q  # (d_z, r)
+        best = solve(z_pos @ columns, z_neg @ columns, c, *choice, start=best.alpha)
+        within, gain = best.matrix(), loss - best.loss
+        b, loss, alpha = columns @ within, best.loss, best.alpha
+        if gain <= tolerance * abs(loss):
             break
-        before, rows = loss, torch.linalg.qr(within.T).Q
+        rows = torch.linalg.qr(within.T).Q
     return b, loss

@@ -62,8 +62,12 @@ def solve(
     loss_type: int = 2,
     weight_decay: float = 0.01,
     c_neg: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Optimum:
-    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``."""
+    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``.
+
+    ``start``: the α of a problem like this one, to begin Newton's method from.
+    """
     chosen = form(f)
     _check(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
     z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
@@ -76,7 +80,7 @@ def solve(
     else:
         linear = chosen.name == "linear"
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        alpha = ones / (2 * weight_decay) if linear else solvers.newton(kernel, chosen, weight_decay)
+        alpha = ones / (2 * weight_decay) if linear else solvers.newton(kernel, chosen, weight_decay, start)
         residual = float((2 * weight_decay * alpha + chosen.slope(kernel @ alpha)).abs().max())
     u = kernel @ alpha
     loss = float(chosen.value(u).sum() + weight_decay * alpha @ u)

@@ -14,15 +14,15 @@ _STEPS = 200
 _EXACT = 1e-14  # of the hinge's scores, which are near 1
 
 
-def newton(kernel: Tensor, form: Form, weight_decay: float) -> Tensor:
+def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None = None) -> Tensor:
     """α (m,) with 2λα + f'(Kα) = 0, the minimum of Σ f(Kα) + λ αᵀKα; K (m, m) may be singular.
 
     It goes on until rounding allows no better: the slopes may be tiny, and they are what the gradients are made of.
     A step solves (2λI + DK) δ = -r with D = diag f'', through the positive definite 2λI + √D K √D. δ descends the loss
-    for every K, so a backtracking line search makes it converge from anywhere.
+    for every K, so a backtracking line search makes it converge from anywhere; ``start`` may be nearer than 0.
     """
     lam = weight_decay
-    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device) if start is None else start
     u = kernel @ alpha
     residual = 2 * lam * alpha + form.slope(u)
     eye = 2 * lam * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
@@ -53,9 +53,9 @@ def _search(
         a = alpha + length * step
         v = kernel @ a  # anew, not u + length * change: rounding errors would add up
         residual = 2 * lam * a + form.slope(v)
-        if float(residual.abs().max()) < worst:
-            return a, v, residual
-        if float(form.value(v).sum() + lam * a @ v) < loss + 1e-4 * length * slope:
+        gain = loss - float(form.value(v).sum() + lam * a @ v)
+        level = gain >= -1e-12 * abs(loss)  # near the minimum the loss moves by less than its rounding
+        if gain > -1e-4 * length * slope or (level and float(residual.abs().max()) < worst):
             return a, v, residual
         length /= 2
     return None
