@@ -6,6 +6,8 @@ and that the references' scalar products are the same in both layers; then K, α
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -145,14 +147,10 @@ def pooled_feedback(case: Case) -> float:
 
 
 def stretched_feedback(case: Case) -> float:
-    """Theorem 3.3's layers, all but the first stretched by 1.5."""
-    generator = case.generator()
-    widths = shrinking(case, generator)
-    encoder = networks.mlp(widths, widths[0] + 3, generator)
-    for block in list(encoder.blocks)[1:]:
-        next(block.parameters()).data *= 1.5
-    one = Case(case.depth, case.width, 1, case.weight_decay, case.f, case.loss_type, case.seed)
-    return closer(encoder, samples(one, widths[0] + 3, generator), case)
+    """Theorem 3.3 with one layer that keeps one of two units, doubled: direct feedback overshoots where c is large."""
+    dz, c = torch.tensor([[0.1, 1.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    matrices = [torch.eye(2, dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64)]
+    return closer(networks.from_weights(matrices), Samples(torch.zeros_like(dz), dz, c), case)
 
 
 def batched_feedback(case: Case) -> float:
@@ -211,10 +209,9 @@ def phyll_tied(case: Case) -> float:
     return _phyll(case, tied=True)
 
 
-def _of_rank(case: Case, matching: bool) -> float:
+def _of_rank(case: Case, rank: int, matching: bool) -> float:
     encoder, inputs = _square(case)
     generator = torch.Generator().manual_seed(case.seed + 1)
-    rank = max(1, case.width // 2)
     start = normal((rank, case.width), generator)
     above = torch.eye(case.width, dtype=torch.float64)
     z_pos, z_neg, c = encoder(inputs.pos), encoder(inputs.neg), encoder(inputs.c)
@@ -230,12 +227,13 @@ def _of_rank(case: Case, matching: bool) -> float:
 
 def restricted(case: Case) -> float:
     """Starts that correspond under the map."""
-    return _of_rank(case, matching=True)
+    return _of_rank(case, max(1, case.width // 2), matching=True)
 
 
 def restricted_apart(case: Case) -> float:
-    """Unrelated starts: other minima."""
-    return _of_rank(case, matching=False)
+    """Unrelated starts: other minima. Rank 1, with units and samples enough that there are several."""
+    many = dataclasses.replace(case, width=max(8, case.width), n=max(8, case.n))
+    return _of_rank(many, 1, matching=False)
 
 
 def _convolutions(case: Case, kernel: int) -> float:
@@ -287,7 +285,7 @@ FAILS = (
     Statement("average pooling", "Theorem 3.1's equality", pooled, at_least=BROKEN),
     Statement(
         "Theorem 3.3, stretched",
-        "weights of singular value 1.5",
+        "a singular value of 2, one fixed example",
         stretched_feedback,
         forms=("linear",),
         at_least=BROKEN,

@@ -17,6 +17,8 @@ from localssl.errors import UsageError
 from localssl.theory import solvers
 from localssl.theory.forms import Form, Hinge, form
 
+_REFUSED = 1e-6  # a residual that no gradient should be made of; it is 1e-12 or less unless numbers are extreme
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -82,6 +84,11 @@ def solve(
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
         alpha = ones / (2 * weight_decay) if linear else solvers.newton(kernel, chosen, weight_decay, start)
         residual = float((2 * weight_decay * alpha + chosen.slope(kernel @ alpha)).abs().max())
+    if not residual <= _REFUSED:
+        raise UsageError(
+            f"the optimum was not found (residual {residual:.1e}): activities so large against weight_decay "
+            f"{weight_decay:g} leave float64 no digits; scale them down or raise weight_decay"
+        )
     u = kernel @ alpha
     loss = float(chosen.value(u).sum() + weight_decay * alpha @ u)
     return Optimum(x, y, alpha, u, -2 * weight_decay * alpha, loss, residual)
@@ -109,7 +116,8 @@ def optimal_projection(
         c_neg: (n, d_c), the reference of the negatives where it is another one (type 2).
 
     Raises:
-        UsageError: λ <= 0 or an f that is not convex (the minimum would not be unique), shapes that do not fit.
+        UsageError: λ <= 0 or an f that is not convex (the minimum would not be unique), shapes that do not fit,
+            numbers so extreme that the minimum is not found.
     """
     return solve(z_pos, z_neg, c, f, loss_type, weight_decay, c_neg).matrix()
 

@@ -18,8 +18,8 @@ def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None
     """α (m,) with 2λα + f'(Kα) = 0, the minimum of Σ f(Kα) + λ αᵀKα; K (m, m) may be singular.
 
     It goes on until rounding allows no better: the slopes may be tiny, and they are what the gradients are made of.
-    A step solves (2λI + DK) δ = -r with D = diag f'', through the positive definite 2λI + √D K √D. δ descends the loss
-    for every K, so a backtracking line search makes it converge from anywhere; ``start`` may be nearer than 0.
+    A step solves (2λI + DK) δ = -r with D = diag f'', which has a solution for every K. δ descends the loss, so a
+    backtracking line search makes it converge from anywhere; ``start`` may be nearer than 0.
     """
     lam = weight_decay
     alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device) if start is None else start
@@ -30,11 +30,7 @@ def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None
         worst = float(residual.abs().max())
         if worst == 0:
             break
-        root = form.curvature(u).sqrt()
-        factor = torch.linalg.cholesky(eye + root[:, None] * kernel * root)
-        through = (root * (kernel @ residual))[:, None]
-        inner = torch.cholesky_solve(through, factor)[:, 0]
-        step = (root * inner - residual) / (2 * lam)
+        step = -torch.linalg.solve(eye + form.curvature(u)[:, None] * kernel, residual)
         new = _search(alpha, u, step, kernel, form, lam, worst)
         if new is None:  # rounding allows no better
             break

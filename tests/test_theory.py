@@ -1,0 +1,330 @@
+"""The theory: optimal projections against other solvers, statements on random cases, and that a wrong sign is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+
+import localssl
+from localssl.alignment import compare
+from localssl.cli import main
+from localssl.errors import UsageError
+from localssl.references import Last, Own
+from localssl.theory import Form, networks, optimal_projection, solve
+from localssl.theory.cases import Case
+from localssl.theory.checks import KINDS, cases_of, verify
+from localssl.theory.gradients import Samples, Setting, gradients
+from localssl.theory.lowrank import low_rank
+from localssl.theory.statements import PAPER, Statement
+
+EXACT = [s for kind in ("paper", "extension") for s in KINDS[kind]]
+FAILING = list(KINDS["counterexample"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def primal(b: torch.Tensor, batch: tuple[torch.Tensor, ...], f: str, loss_type: int, lam: float) -> torch.Tensor:
+    """The loss as the paper writes it."""
+    z_pos, z_neg, c = batch
+    s_pos, s_neg = (z_pos * (c @ b.T)).sum(1), (z_neg * (c @ b.T)).sum(1)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return {"softplus": torch.log1p(torch.exp(-x)), "linear": -x, "hinge": (1 - x).clamp(min=0)}[f]
+
+    terms = value(s_pos - s_neg) if loss_type == 1 else value(s_pos) + value(-s_neg)
+    return terms.sum() + lam * (b**2).sum()
+
+
+@pytest.mark.parametrize("loss_type", [1, 2])
+@pytest.mark.parametrize("lam", [0.01, 1.0])
+def test_optimal_projection_meets_lbfgs_on_the_primal(loss_type: int, lam: float) -> None:
+    batch = (normal(8, 6), normal(8, 6, seed=1), normal(8, 5, seed=2))
+    exact = optimal_projection(*batch, loss_type=loss_type, weight_decay=lam)
+    assert exact.shape == (6, 5)
+    assert exact.dtype == torch.float64
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        b = torch.tensor(flat).view(6, 5).requires_grad_()
+        loss = primal(b, batch, "softplus", loss_type, lam)
+        return loss.item(), torch.autograd.grad(loss, b)[0].flatten().numpy()
+
+    found = optimize.minimize(value, np.zeros(30), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10})
+    mine = float(primal(exact, batch, "softplus", loss_type, lam))
+    assert mine == pytest.approx(found.fun, rel=1e-9)
+    assert mine <= found.fun + 1e-12
+    assert torch.allclose(exact, torch.tensor(found.x).view(6, 5), atol=1e-4)
+
+
+def test_hinge_meets_a_quadratic_program() -> None:
+    """The dual of the hinge is a bounded least-squares problem, which SciPy solves by another method."""
+    batch, lam = (normal(12, 5), normal(12, 5, seed=1), normal(12, 4, seed=2)), 0.05
+    x, y = torch.cat((batch[0], -batch[1])), torch.cat((batch[2], batch[2]))
+    outer = torch.einsum("ki,kj->kij", x, y).flatten(1).numpy() / np.sqrt(2 * lam)
+    # minimise |Σ β_k o_k|² / 2 - Σ β_k: least squares with a row that carries the linear term in the limit
+    q = outer @ outer.T
+    found = optimize.minimize(
+        lambda b: (b @ q @ b / 2 - b.sum(), q @ b - 1),
+        np.full(24, 0.5),
+        jac=True,
+        bounds=[(0, 1)] * 24,
+        method="L-BFGS-B",
+        options={"ftol": 1e-16, "gtol": 1e-11, "maxiter": 20000, "maxfun": 50000},
+    )
+    best = solve(*batch, f="hinge", weight_decay=lam)
+    assert best.loss == pytest.approx(-found.fun, rel=1e-7)
+    assert best.loss == pytest.approx(float(primal(best.matrix(), batch, "hinge", 2, lam)), rel=1e-10)
+    assert best.residual < 1e-11
+
+
+@pytest.mark.parametrize("f", ["softplus", "hinge", "linear"])
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_a_singular_kernel_still_gives_the_minimum(f: str, loss_type: int) -> None:
+    z_pos, z_neg, c = normal(20, 2), normal(20, 2, seed=1), normal(20, 1, seed=2)
+    z_pos[10:], z_neg[10:], c[10:] = z_pos[:10].clone(), z_neg[:10].clone(), c[:10].clone()
+    best = solve(z_pos, z_neg, c, f, loss_type, 0.1)
+    b = best.matrix()
+    lowest = float(primal(b, (z_pos, z_neg, c), f, loss_type, 0.1))
+    assert best.residual < 1e-11
+    assert best.loss == pytest.approx(lowest, rel=1e-10, abs=1e-10)
+    for seed in range(50):
+        step = 1e-3 * normal(2, 1, seed=seed)
+        assert float(primal(b + step, (z_pos, z_neg, c), f, loss_type, 0.1)) > lowest
+
+
+@pytest.mark.parametrize("f", ["softplus", "hinge", "linear"])
+def test_the_implicit_form_predicts_what_the_matrix_does(f: str) -> None:
+    best = solve(normal(9, 40), normal(9, 40, seed=1), normal(9, 30, seed=2), f)
+    c = normal(4, 30, seed=3)
+    assert torch.allclose(best.predict(c), c @ best.matrix().T, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("lam", [1e-6, 1e-2, 1e3])
+def test_newton_converges_at_every_scale(scale: float, lam: float) -> None:
+    best = solve(
+        scale * normal(30, 16), scale * normal(30, 16, seed=1), scale * normal(30, 16, seed=2), weight_decay=lam
+    )
+    assert best.residual <= 1e-12
+
+
+def test_a_form_of_ones_own() -> None:
+    squared = Form(
+        "squared hinge",
+        lambda u: (1 - u).clamp(min=0) ** 2,
+        lambda u: -2 * (1 - u).clamp(min=0),
+        lambda u: 2.0 * (u < 1),
+    )
+    best = solve(normal(6, 4), normal(6, 4, seed=1), normal(6, 3, seed=2), squared)
+    assert best.residual < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weight_decay": 0.0}, "not unique"),
+        ({"weight_decay": -1.0}, "must be positive"),
+        ({"weight_decay": float("nan")}, "must be positive"),
+        ({"f": "sofplus"}, "softplus"),
+        ({"loss_type": 3}, "must be 1 or 2"),
+        ({"z_neg": normal(4, 3)}, "z_pos and z_neg"),
+        ({"c": normal(4, 3)}, r"n = 5"),
+        ({"c_neg": normal(5, 2)}, "shape of c"),
+        ({"c_neg": normal(5, 3), "loss_type": 1}, "no meaning for type 1"),
+        ({"z_pos": torch.full((5, 3), float("inf"))}, "z_pos holds NaN"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, object], says: str) -> None:
+    good = {"z_pos": normal(5, 3), "z_neg": normal(5, 3, seed=1), "c": normal(5, 3, seed=2)}
+    with pytest.raises(UsageError, match=says):
+        optimal_projection(**{**good, **change})  # pyright: ignore[reportArgumentType]
+
+
+def test_an_f_that_is_not_convex_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"not convex.*several minima"):
+        Form("tanh", lambda u: -u.tanh(), lambda u: u.tanh() ** 2 - 1, lambda u: 2 * u.tanh() * (1 - u.tanh() ** 2))
+    with pytest.raises(UsageError, match="not decreasing"):
+        Form("exp", torch.exp, torch.exp, torch.exp)
+
+
+def test_zero_gradients_have_no_cosine() -> None:
+    """B = I and a margin met by every score: the hinge's gradients vanish, and so does the number."""
+    encoder = networks.from_weights([torch.eye(2), torch.eye(2)])
+    samples = Samples(
+        torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[-2.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
+    )
+    local, end_to_end = gradients(encoder, samples, Setting("hinge", projections="identity"))
+    assert all(float(g.norm()) == 0 for g in (*local, *end_to_end))
+    assert [compare(a, b) for a, b in zip(local, end_to_end, strict=True)] == [None, None]
+
+
+@pytest.mark.parametrize("statement", EXACT, ids=lambda s: s.name)
+def test_statements_hold(statement: Statement) -> None:
+    outcome = verify("", statement, 20)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("statement", FAILING, ids=lambda s: s.name)
+def test_counterexamples_do_break_it(statement: Statement) -> None:
+    outcome = verify("", statement, 12)
+    assert outcome.passed, outcome
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    statement=st.sampled_from([s for s in EXACT if s.name != "restricted rank"]),
+    depth=st.integers(2, 7),
+    width=st.integers(2, 32),
+    n=st.integers(1, 16),
+    lam=st.floats(1e-4, 100),
+    choice=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_statements_hold_for_any_sizes(
+    statement: Statement, depth: int, width: int, n: int, lam: float, choice: int, seed: int
+) -> None:
+    f = statement.forms[choice % len(statement.forms)]
+    loss_type = statement.types[choice // 3 % len(statement.types)]
+    case = Case(depth, width, min(n, max(1, width**2 // 4)), lam, f, loss_type, seed)
+    assert statement.deviation(case) <= statement.allowed(case)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reference", "key"), [("clapp++", Own(), "lateral"), ("clapp++dfb", Last(), "feedback")]
+)
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_gradients_are_the_learners(rule: str, reference: Own | Last, key: str, loss_type: int) -> None:
+    """The learner, given the optimal B, leaves the theory's layerwise gradient in .grad (there a mean, here a sum)."""
+    encoder = networks.mlp([7, 6, 5], 9, torch.Generator().manual_seed(0), "default", relu=True)
+    view_a, view_b = normal(4, 9), normal(4, 9, seed=1)
+    samples = Samples.from_views(view_a, view_b)
+    local, _ = gradients(encoder, samples, Setting("softplus", loss_type, 0.1, reference))
+    learner = localssl.Learner(encoder, localssl.rules.get(rule, f="softplus", margin=0.0, loss_type=loss_type), (9,))
+    with torch.no_grad():
+        z = [encoder(x) for x in (samples.pos, samples.neg, samples.c)]
+        for layer, projection in enumerate(learner.projections[key]):
+            c = z[2][reference.source(layer, 3)]
+            projection.weight.copy_(optimal_projection(z[0][layer], z[1][layer], c, "softplus", loss_type, 0.1))
+    learner.accumulate_grads(view_a, view_b)
+    for block, expected in zip(encoder.blocks, local, strict=True):
+        found = next(block.parameters()).grad
+        assert found is not None
+        assert torch.allclose(8 * found.flatten(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_full_rank_meets_the_exact_minimum() -> None:
+    batch = (normal(10, 12), normal(10, 12, seed=1), normal(10, 12, seed=2))
+    _, loss = low_rank(*batch, normal(12, 12, seed=3))
+    assert loss == pytest.approx(solve(*batch).loss, rel=1e-9)
+    b, lower = low_rank(*batch, normal(2, 12, seed=4))
+    assert torch.linalg.matrix_rank(b) == 2
+    assert lower == pytest.approx(float(primal(b, batch, "softplus", 2, 0.01)), rel=1e-9)
+    assert lower > loss
+
+
+# What is broken, in which function of which module, and how.
+SIGNS = [
+    ("projection", "signed", "torch.cat((z_pos, -z_neg))", "torch.cat((z_pos, z_neg))"),
+    ("projection", "signed", "else z_pos - z_neg", "else z_pos + z_neg"),
+    ("projection", "Optimum.matrix", "return (", "return -("),
+    ("projection", "Optimum.predict", "return (", "return -("),
+    ("projection", "solve", "-2 * weight_decay * alpha, loss", "2 * weight_decay * alpha, loss"),
+    ("projection", "solve", "ones / (2 *", "ones / (-2 *"),
+    ("solvers", "newton", "2 * lam * alpha + form.slope(u)", "2 * lam * alpha - form.slope(u)"),
+    ("solvers", "_step", "return -torch.cholesky_solve(", "return torch.cholesky_solve("),
+    ("forms", "_softplus_slope", "-torch.sigmoid(-u)", "torch.sigmoid(-u)"),
+    ("forms", "Hinge.slope", "return -", "return "),
+    ("gradients", "_linearised", "return (optimum.slopes", "return -(optimum.slopes"),
+    ("gradients", "_linearised", "return (form(", "return -(form("),
+    ("statements", "theorem_31_proof", "above.T @ optima", "-above.T @ optima"),
+    ("statements", "theorem_33_proof", "closed_4 = -", "closed_4 = "),
+    ("statements", "theorem_33_proof", "closed_3 = -", "closed_3 = "),
+    ("statements", "theorem_33_proof", "(off_feedback + extra)", "(off_feedback - extra)"),
+]
+
+
+def _function(holder: object, name: str) -> types.FunctionType:
+    for part in name.split("."):
+        holder = inspect.getattr_static(holder, part)
+    assert isinstance(holder, types.FunctionType)
+    return holder
+
+
+@pytest.mark.parametrize(("module", "function", "right", "wrong"), SIGNS)
+def test_a_wrong_sign_is_found(module: str, function: str, right: str, wrong: str) -> None:
+    found = importlib.import_module(f"localssl.theory.{module}")
+    source = inspect.getsource(found)
+    target = _function(found, function)
+    body = inspect.getsource(target)
+    assert body.count(right) == 1, f"{right!r} is not (any more) in {function}"
+    broken: dict[str, object] = {"__name__": found.__name__, "__file__": found.__file__}
+    holder = types.ModuleType(found.__name__)
+    holder.__dict__.update(broken)
+    before = importlib.sys.modules[found.__name__]
+    importlib.sys.modules[found.__name__] = holder  # dataclasses look themselves up there
+    try:
+        exec(compile(source.replace(body, body.replace(right, wrong)), str(found.__file__), "exec"), holder.__dict__)
+    except UsageError:  # the form itself is refused
+        return
+    finally:
+        importlib.sys.modules[found.__name__] = before
+    code = target.__code__
+    target.__code__ = _function(holder, function).__code__
+    try:
+        assert any(_broken(statement) for statement in PAPER), "no statement noticed"
+    finally:
+        target.__code__ = code
+
+
+def _broken(statement: Statement) -> bool:
+    for case in cases_of(statement, 12):
+        try:
+            if not statement.deviation(dataclasses.replace(case, depth=3)) <= statement.allowed(case):
+                return True
+        except (UsageError, RuntimeError):
+            return True
+    return False
+
+
+def test_the_command_prints_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "--cases", "2"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("Theorem 3.1", "Corollary 3.2", "Theorem 3.3", "pass", "statements hold"):
+        assert words in shown
+    assert "FAIL" not in shown
+
+
+def test_the_command_fails_where_a_statement_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = Statement("wrong", "0 = 1", lambda case: 1.0)
+    monkeypatch.setitem(KINDS, "paper", (wrong,))
+    assert main(["theory", "--cases", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAIL" in out
+    assert "failed: wrong" in out
+    assert "1 of" in err
+
+
+def test_no_cases_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "--cases", "0"]) == 2
+    assert "use 1 or more" in capsys.readouterr().err
