@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo, fig_a1, theory_figures
+from localssl.experiments import cifar10, demo, fig_a1, theory_decay, theory_explorer, theory_figures
 from localssl.experiments.cells import Settings
 
 __all__ = ["EXPERIMENTS", "Settings"]
@@ -15,6 +15,8 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "fig3a": theory_figures.fig3a,
     "figA1": fig_a1.run,
     "fig4b": theory_figures.fig4b,
+    "theory-decay": theory_decay.run,
+    "theory-explorer": theory_explorer.run,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,

@@ -29,7 +29,8 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
             place.errorbar(x, mean, yerr=[below, above], label=name, color=colour, marker=marker, **style)
         place.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         place.set(title=panel, xlabel=xlabel)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if all(isinstance(row[2], int) for row in rows):
+            place.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set(ylabel="cosine with end-to-end gradient")
     width = figure.get_figwidth()
     wrapped = "\n".join(textwrap.wrap(caption, int(14 * width)))

@@ -39,6 +39,13 @@ def mlp(
     return from_weights(made, relu)
 
 
+def stretched(weight: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    """``weight`` (orthonormal) with singular values e^(spread · ξ), ξ standard normal, scaled to a mean square of 1."""
+    u, _, vt = torch.linalg.svd(weight, full_matrices=False)
+    values = (spread * torch.randn(len(vt), generator=generator, dtype=torch.float64)).exp()
+    return (u * (values / values.square().mean().sqrt())) @ vt
+
+
 def from_weights(weights: Sequence[Tensor], relu: bool = False) -> Encoder:
     """The multi-layer perceptron with these matrices, (n^l, n^(l-1)) each; no biases."""
     blocks: list[nn.Module] = []
