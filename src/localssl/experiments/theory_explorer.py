@@ -42,10 +42,10 @@ def run(settings: Settings) -> None:
         if len(points) % 100 == 0:
             print(f"{len(points)} points", flush=True)
     note = (
-        f"Cosine of the layerwise gradient with the end-to-end gradient, every B optimal, type 2. {data}, 14 × 14 "
-        f"crops; layer 1 has {FIRST} units, each further layer the last one's times the width ratio. Mean and 95 % t interval "
-        f"over {BATCHES} batches of 32 images, each with its own draw of the weights. {2 * len(points):,} lines, each "
-        f"computed by localssl reproduce theory-explorer."
+        f"Cosine of the layerwise gradient with the end-to-end gradient, every B optimal, type 2. "
+        f"{data}, 14 × 14 crops; layer 1 has {FIRST} units, each further layer the last one's times the width ratio. "
+        f"Mean and 95 % t interval over {BATCHES} batches of 32 images, each with its own draw of the weights. "
+        f"{2 * len(points):,} lines, each computed by localssl reproduce theory-explorer."
     )
     axes = {
         name: [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
