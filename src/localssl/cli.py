@@ -1,28 +1,16 @@
-"""The command line: parses the flags, runs one command, turns errors into a line and an exit status."""
+"""The command line: runs one command, turns errors into a line and an exit status."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from typing import Annotated
-
-import tyro
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import localssl
-from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.flags import Align, Export, Probe, Reproduce
-
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[Probe, tyro.conf.subcommand("probe")]
-    | Annotated[Align, tyro.conf.subcommand("align")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-)
-
-_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,11 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
-    command: object = tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    with _interrupt_leaves():  # importing PyTorch takes seconds, and nothing has begun that could be lost
+        from localssl import flags
+
+        command = flags.parse(arguments)
+        from localssl import commands  # after parsing: --help should not wait for the heavier imports
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
-        from localssl import commands  # after parsing: --help should not wait for the heavier imports
-
         commands.run(command)
     except UsageError as error:
         return _say(str(error), 2)
@@ -49,6 +39,23 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _say(f"{error.strerror or error} ({error.filename})", 1)
     return 0
+
+
+@contextmanager
+def _interrupt_leaves() -> Generator[None]:
+    """Ctrl-C ends the process without a word: as an exception, a library that is being imported may swallow it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored under nohup, or the caller's own
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    except ValueError:  # not the main thread: signals are the caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say(message: str, status: int) -> int:
