@@ -26,10 +26,14 @@ class Probe:
     """Labels per class (fast protocol)."""
     draws: int = 5
     """Draws of the labels where they are few; the interval is over them."""
-    epochs: int = 300
-    """Epochs of the paper's protocol."""
+    epochs: int | None = None
+    """Epochs of the paper's protocol. Default: 300."""
     limit_images: int | None = None
     """Use this many training images, drawn once with a fixed seed."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
     data: str | None = None
     """Probe on another data set than the one trained on."""
     data_root: Path | None = None
