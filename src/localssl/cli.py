@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 
 import localssl
+from localssl import interrupts
 from localssl.errors import RunError, UsageError
 
 
@@ -19,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
-    with _interrupt_leaves():  # importing PyTorch takes seconds, and nothing has begun that could be lost
+    with interrupts.leaving():  # importing PyTorch takes seconds
         from localssl import flags
 
         command = flags.parse(arguments)
@@ -39,23 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _say(f"{error.strerror or error} ({error.filename})", 1)
     return 0
-
-
-@contextmanager
-def _interrupt_leaves() -> Generator[None]:
-    """Ctrl-C ends the process without a word: as an exception, a library that is being imported may swallow it."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored under nohup, or the caller's own
-        yield
-        return
-    try:
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say(message: str, status: int) -> int:
