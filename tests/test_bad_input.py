@@ -249,6 +249,12 @@ def test_export(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert contents(tmp_path) == {}
 
 
+def test_labels_are_checked_before_features(trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localssl.evaluate.features", lambda *arguments, **options: pytest.fail("too late"))
+    refuse(capsys, f"probe {trained} --limit-images 5", "the test part has images of class", "the training part none")
+    refuse(capsys, f"probe {trained} --limit-images 90 --labels 10", "fewer than 10 labels per class")
+
+
 def test_probe_and_align(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     before = contents(trained)
     loose = write_files(tmp_path / "loose", {f"{i}.png": encoded(p) for i, p in enumerate(pictures(20))})

@@ -16,7 +16,7 @@ from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError
 from localssl.files import write_text
-from localssl.probe import ProbeResult, fast_probe, features, paper_probe
+from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.run import Run
 from localssl.slow import Slow
 
@@ -114,8 +114,10 @@ def probe_encoder(
             seed=c.seed,
             report=Slow(f"{name}: epoch {{done}} of {{total}}", report),
         )
-    if train.labels is None or test.labels is None:
-        raise UsageError(f"{train.name} has no labels; the probe needs them: choose another set with --data")
+    labels = budgets.check_labels(train.labels, test.labels, train.classes, train.name)
+    for budget in options.labels:
+        if budget != "all":  # here, not after the minutes that the features may take
+            budgets.draw(labels, int(budget), options.draws, c.seed)
     parts = [
         features(
             encoder,
