@@ -16,7 +16,7 @@ from localssl.cli import main
 from localssl.errors import RunError, UsageError
 
 from .sources_util import cut, encoded, pictures, write_files, write_parquet
-from .train_util import run_tiny
+from .train_util import SMALL_VGG, folder, run_tiny
 
 Capture = pytest.CaptureFixture[str]
 TINY = "--threads 1 --epochs 1 --width 0.25 --batch-size 16 --limit-images 32"
@@ -209,6 +209,18 @@ def test_no_run(command: str, tmp_path: Path, capsys: Capture) -> None:
     for place in (tmp_path / "nowhere", tmp_path):
         refuse(capsys, f"{command} {place}", f"no run in {place}", "localssl train --out")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_images_that_are_not_where_they_were(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    run = run_tiny(tmp_path / "x", **{**SMALL_VGG, "data": "imagefolder:set", "epochs": 0}).path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in (f"probe {run}", f"align {run}", f"train --resume --out {run}"):
+        refuse(capsys, command, "set, on which", "is not here; name it with --data imagefolder:PATH")
+    refuse(capsys, f"train --resume --out {run} --data imagefolder:typed", "no image folder typed")
+    assert status(f"align {run} --data imagefolder:{tmp_path / 'set'} --batches 1 --batch-size 4") == 0
 
 
 def test_damaged_runs(tmp_path: Path, capsys: Capture) -> None:
