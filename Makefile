@@ -1,10 +1,13 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
+# make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
 TORCH ?=
 PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
-.PHONY: demo test lint clean
+LOWER = .venv-lower
+
+.PHONY: demo test test-lower lint clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -16,6 +19,17 @@ test: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/python -m pytest -n 2
+
+test-lower: $(LOWER)/installed
+	@echo "== tests with the lowest versions"
+	$(LOWER)/bin/python -m pytest -n 2
+
+$(LOWER)/installed: pyproject.toml tests/lower_bounds.py
+	@echo "== installing the lowest versions that pyproject.toml allows into $(LOWER) (minutes)"
+	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python tests/lower_bounds.py > $(LOWER)/constraints.txt
+	$(LOWER)/bin/python -m pip install --disable-pip-version-check -q -c $(LOWER)/constraints.txt -e '.[test]'
+	@touch $@
 
 lint: .venv/installed-test
 	.venv/bin/ruff check --fix .
@@ -40,4 +54,4 @@ lint: .venv/installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(LOWER)

@@ -16,7 +16,7 @@ from localssl.cli import main
 from localssl.errors import RunError, UsageError
 
 from .sources_util import cut, encoded, pictures, write_files, write_parquet
-from .train_util import run_tiny
+from .train_util import SMALL_VGG, folder, run_tiny
 
 Capture = pytest.CaptureFixture[str]
 TINY = "--threads 1 --epochs 1 --width 0.25 --batch-size 16 --limit-images 32"
@@ -211,6 +211,18 @@ def test_no_run(command: str, tmp_path: Path, capsys: Capture) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_images_that_are_not_where_they_were(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    run = run_tiny(tmp_path / "x", **{**SMALL_VGG, "data": "imagefolder:set", "epochs": 0}).path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in (f"probe {run}", f"align {run}", f"train --resume --out {run}"):
+        refuse(capsys, command, "set, on which", "is not here; name it with --data imagefolder:PATH")
+    refuse(capsys, f"train --resume --out {run} --data imagefolder:typed", "no image folder typed")
+    assert status(f"align {run} --data imagefolder:{tmp_path / 'set'} --batches 1 --batch-size 4") == 0
+
+
 def test_damaged_runs(tmp_path: Path, capsys: Capture) -> None:
     run = run_tiny(tmp_path / "x", epochs=0).path
     good = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -249,6 +261,12 @@ def test_export(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert contents(tmp_path) == {}
 
 
+def test_labels_are_checked_before_features(trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localssl.evaluate.features", lambda *arguments, **options: pytest.fail("too late"))
+    refuse(capsys, f"probe {trained} --limit-images 5", "the test part has images of class", "the training part none")
+    refuse(capsys, f"probe {trained} --limit-images 90 --labels 10", "fewer than 10 labels per class")
+
+
 def test_probe_and_align(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     before = contents(trained)
     loose = write_files(tmp_path / "loose", {f"{i}.png": encoded(p) for i, p in enumerate(pictures(20))})
@@ -257,6 +275,10 @@ def test_probe_and_align(trained: Path, tmp_path: Path, capsys: Capture) -> None
     refuse(capsys, f"probe {trained} --data imagefolder:/nowhere", "/nowhere")
     refuse(capsys, f"probe {trained} --labels 10 --draws 0 --limit-images 300", "draws")
     refuse(capsys, f"probe {trained} --protocol paper --epochs 0 --limit-images 300", "epochs")
+    refuse(capsys, f"probe {trained} --protocol paper --labels 10", "--protocol paper takes all labels")
+    refuse(capsys, f"probe {trained} --epochs 3", "--epochs goes with --protocol paper")
+    refuse(capsys, f"probe {trained} --threads 0", "--threads 0: use 1 or more")
+    refuse(capsys, f"probe {trained} --device gpu", "--device 'gpu'", "cuda")
     refuse(capsys, f"align {trained} --batches 0", "--batches")
     refuse(capsys, f"align {trained} --batch-size 1", "--batch-size")
     refuse(capsys, f"align {trained} --batch-size 501", "500 test images, fewer than a batch of 501")

@@ -32,6 +32,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
     (localssl.alignment.measure, "learner batches labels"),
+    (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
 
 SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0}
@@ -58,6 +59,7 @@ COMMANDS = {
     "precision threads probe-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches",
+    "theory": "full",
     "reproduce": "out data-root seeds",
     "export": "onnx embeddings data data-root out",
 }

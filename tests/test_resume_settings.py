@@ -139,7 +139,7 @@ def test_images_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     run_tiny(tmp_path / "x", **{**SMALL_VGG, "data": "imagefolder:set"})
     monkeypatch.chdir("/")
-    with usage_error("no image folder set"):
+    with usage_error("set, on which .* was trained, is not here; name it with --data imagefolder:PATH"):
         train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=2), lambda line: None)
     here = f"imagefolder:{tmp_path / 'set'}"
     train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=2, data=here), lambda line: None)

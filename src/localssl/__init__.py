@@ -1,8 +1,34 @@
 """localssl: deep networks trained by local self-supervised rules, and how close they come to backpropagation."""
 
-from localssl import alignment, encoders, rules
-from localssl.checkpoint import load
-from localssl.learner import Learner
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localssl import alignment, encoders, rules, theory
+    from localssl.checkpoint import load
+    from localssl.learner import Learner
 
 __version__ = "0.1.0"
-__all__ = ["Learner", "__version__", "alignment", "encoders", "load", "rules"]
+__all__ = ["Learner", "__version__", "alignment", "encoders", "load", "rules", "theory"]
+
+_HOMES = {"Learner": "localssl.learner", "load": "localssl.checkpoint"}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for, so that the command line can act before PyTorch is loaded."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    module = f"{__name__}.{name}"
+    try:
+        if not name.startswith("_"):
+            return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # a package that is not installed
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

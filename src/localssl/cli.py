@@ -1,29 +1,14 @@
-"""The command line: parses the flags, runs one command, turns errors into a line and an exit status."""
+"""The command line: runs one command, turns errors into a line and an exit status."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from typing import Annotated
-
-import tyro
 
 import localssl
-from localssl.config import TrainConfig
+from localssl import interrupts
 from localssl.errors import RunError, UsageError
-from localssl.flags import Align, Export, Probe, Reproduce, Theory
-
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[Probe, tyro.conf.subcommand("probe")]
-    | Annotated[Align, tyro.conf.subcommand("align")]
-    | Annotated[Theory, tyro.conf.subcommand("theory")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-)
-
-_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,11 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
-    command: object = tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    with interrupts.leaving():  # importing PyTorch takes seconds
+        from localssl import flags
+
+        command = flags.parse(arguments)
+        from localssl import commands  # after parsing: --help should not wait for the heavier imports
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
-        from localssl import commands  # after parsing: --help should not wait for the heavier imports
-
         commands.run(command)
     except UsageError as error:
         return _say(str(error), 2)

@@ -14,6 +14,7 @@ from localssl.experiments import EXPERIMENTS, Settings
 from localssl.probe import features
 from localssl.report.tables import show
 from localssl.run import open_run
+from localssl.slow import Slow
 from localssl.theory.checks import verify_all
 from localssl.train import train
 
@@ -39,8 +40,22 @@ def run(command: object) -> None:
 def probe(command: flags.Probe) -> None:
     """Probe a run, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
+    paper = command.protocol == "paper"
+    if paper and command.labels != ("all",):
+        raise UsageError("--protocol paper takes all labels; --labels goes with --protocol fast")
+    if not paper and command.epochs is not None:
+        raise UsageError("--epochs goes with --protocol paper; the fast protocol fits to the end")
+    if command.threads is not None:
+        if command.threads < 1:
+            raise UsageError(f"--threads {command.threads}: use 1 or more")
+        torch.set_num_threads(command.threads)
     options = evaluate.ProbeOptions(
-        command.protocol, command.labels, command.draws, command.epochs, command.limit_images
+        command.protocol,
+        command.labels,
+        command.draws,
+        evaluate.PAPER_EPOCHS if command.epochs is None else command.epochs,
+        command.limit_images,
+        command.device,
     )
     results = evaluate.probe_run(opened, options, command.data, command.data_root)
     protocol = results[opened.config.rule].protocol
@@ -107,9 +122,12 @@ def export_run(command: flags.Export) -> None:
         raise UsageError("export --embeddings needs --out, for instance --out z.npy")
     _check_folder(command.out)
     images = opened.images(command.split, command.data_root, command.data)
-    parts = features(encoder, images, patches=c.patches, normalise=opened.normalise())
+    slow = Slow(f"features of {{done}} of {{total}} {command.split} images")
+    parts = features(encoder, images, patches=c.patches, normalise=opened.normalise(), report=slow)
     rows, columns = export.save_embeddings(parts, command.out)
     sizes = export.feature_columns(encoder, shape, c.patches)
+    for fact in images.facts:
+        print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
 
 

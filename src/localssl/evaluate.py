@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from localssl import alignment, readout
+from localssl import alignment, devices, readout
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
-from localssl.errors import UsageError
+from localssl.errors import RunError, UsageError
 from localssl.files import write_text
-from localssl.probe import ProbeResult, fast_probe, features, paper_probe
+from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.run import Run
+from localssl.slow import Slow
+
+PAPER_EPOCHS = 300
 
 
 @dataclass(frozen=True)
@@ -29,32 +33,72 @@ class ProbeOptions:
         draws: draws of the labels for the small budgets.
         epochs: of the paper's protocol.
         limit: probe on this many training images; None: all.
+        device: "cpu", "cuda", "mps" or "auto".
     """
 
     protocol: str = "fast"
     labels: tuple[str, ...] = ("all",)
     draws: int = 5
-    epochs: int = 300
+    epochs: int = PAPER_EPOCHS
     limit: int | None = None
+    device: str = "cpu"
 
 
 def probe_run(
-    run: Run, options: ProbeOptions, data: str | None = None, root: Path | None = None
+    run: Run,
+    options: ProbeOptions,
+    data: str | None = None,
+    root: Path | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, ProbeResult]:
     """Probe the trained and the untrained encoder of a run: {"untrained": …, rule: …}.
 
+    Args:
+        run: the run.
+        options: how.
+        data: another data set than the one trained on.
+        root: where the data lie; None: where training found them.
+        report: receives the lines that are said where it takes long; None: they are printed.
+
     Raises:
-        UsageError: no run, or images without labels.
+        UsageError: no run, images without labels, a device that is not there.
+        RunError: the device's memory is full.
     """
+    device = devices.choose(options.device)
+    encoders: dict[str, Encoder] = {"untrained": run.learner().encoder, run.config.rule: run.encoder()}
     train = run.images("train", root, data, options.limit)
     test = run.images("test", root, data)
-    encoders: dict[str, Encoder] = {"untrained": run.learner().encoder, run.config.rule: run.encoder()}
-    return {name: probe_encoder(run, encoder, train, test, options) for name, encoder in encoders.items()}
+    results: dict[str, ProbeResult] = {}
+    for name, encoder in encoders.items():
+        try:
+            found = probe_encoder(run, encoder, train, test, options, name, report)
+        except (MemoryError, RuntimeError) as error:
+            if not devices.out_of_memory(error):
+                raise
+            advice = "use a smaller --limit-images" + ("" if device.type == "cpu" else " or --device cpu")
+            raise RunError(f"out of memory on {device.type}; {advice}") from error
+        results[name] = replace(found, protocol=with_facts(found.protocol, train, test))
+    return results
 
 
-def probe_encoder(run: Run, encoder: Encoder, train: Images, test: Images, options: ProbeOptions) -> ProbeResult:
-    """Probe one encoder with the run's patches and normalisation."""
+def with_facts(protocol: str, *images: Images) -> str:
+    """A protocol, and before it what the images were: "CIFAR-10 (JPEG)", a part of them, a held-out test part."""
+    facts = list(dict.fromkeys(fact for part in images for fact in part.facts))
+    return f"{'; '.join(facts)}. {protocol}" if facts else protocol
+
+
+def probe_encoder(
+    run: Run,
+    encoder: Encoder,
+    train: Images,
+    test: Images,
+    options: ProbeOptions,
+    name: str = "encoder",
+    report: Callable[[str], None] | None = None,
+) -> ProbeResult:
+    """Probe one encoder, called ``name`` while it takes long, with the run's patches and normalisation."""
     c = run.config
+    device = devices.choose(options.device)
     patches, normalise = patches_of(run), run.normalise()
     if options.protocol == "paper":
         return paper_probe(
@@ -66,14 +110,34 @@ def probe_encoder(run: Run, encoder: Encoder, train: Images, test: Images, optio
             augmentation=c.augmentation,
             epochs=options.epochs,
             weight_decay=c.weight_decay,
-            device="cpu",
+            device=device,
             seed=c.seed,
+            report=Slow(f"{name}: epoch {{done}} of {{total}}", report),
         )
-    if train.labels is None or test.labels is None:
-        raise UsageError(f"{train.name} has no labels; the probe needs them: choose another set with --data")
-    parts = [features(encoder, images, patches=patches, normalise=normalise) for images in (train, test)]
+    labels = budgets.check_labels(train.labels, test.labels, train.classes, train.name)
+    for budget in options.labels:
+        if budget != "all":  # here, not after the minutes that the features may take
+            budgets.draw(labels, int(budget), options.draws, c.seed)
+    parts = [
+        features(
+            encoder,
+            images,
+            patches=patches,
+            normalise=normalise,
+            device=device,
+            report=Slow(f"{name}: features of {{done}} of {{total}} {images.split} images", report),
+        )
+        for images in (train, test)
+    ]
     return fast_probe(
-        parts[0], train.labels, parts[1], test.labels, labels=options.labels, draws=options.draws, seed=c.seed
+        parts[0],
+        train.labels,
+        parts[1],
+        test.labels,
+        labels=options.labels,
+        draws=options.draws,
+        seed=c.seed,
+        report=Slow(f"{name}: {{done}} of {{total}} accuracies", report, even=False),
     )
 
 
@@ -120,7 +184,7 @@ def align_run(
         f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
         f"same weights, views and negatives; mean and 95 % t interval over batches"
     )
-    return AlignResult(run.config.rule, alignment.reference_name(learner), step, protocol, rows)
+    return AlignResult(run.config.rule, alignment.reference_name(learner), step, with_facts(protocol, images), rows)
 
 
 def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str) -> None:

@@ -55,7 +55,7 @@ def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float
     def write(temporary: Path) -> None:
         nonlocal worst
         torch.onnx.export(
-            _Outputs(encoder),
+            _Outputs(encoder).eval(),  # or PyTorch warns that the wrapper is in training mode
             (example,),
             str(temporary),
             input_names=["images"],

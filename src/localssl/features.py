@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -59,6 +59,7 @@ def features(
     normalise: nn.Module,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
     """Features of every image without augmentation: per block (N, d_l), float32, channels first, on ``device``.
 
@@ -72,6 +73,7 @@ def features(
         normalise: maps a batch of uint8 images to what the encoder was trained on.
         device: where the encoder runs.
         batch_size: images at a time; the features do not depend on it.
+        report: called after every batch with the number of images done and of all.
 
     Raises:
         UsageError: no images, images of a shape that the encoder does not accept, or patches that do not fit.
@@ -88,4 +90,6 @@ def features(
             x = normalise(images.batch(index).to(device))
             for all_rows, rows in zip(out, of_batch(encoder, x, sizes), strict=True):
                 all_rows[start : start + len(index)] = rows
+            if report is not None:
+                report(start + len(index), len(images))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 
     Raises:
-        OSError: no room, no permission; ``path`` is as it was before.
+        OSError: no room, no permission; it names ``path``, which is as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +28,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # NumPy gives neither a number nor a name, and nobody knows the temporary file
+        reason = error.strerror or f"could not be written whole, is the disk full? {error}"
+        raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,12 +1,16 @@
-"""The flags of each command but train (those are in config.py): dataclasses that the command line is made from."""
+"""The flags of each command (those of train are in config.py): dataclasses that the command line is made from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+import tyro
+from tyro.conf import Positional, subcommand
+
+import localssl
+from localssl.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +26,14 @@ class Probe:
     """Labels per class (fast protocol)."""
     draws: int = 5
     """Draws of the labels where they are few; the interval is over them."""
-    epochs: int = 300
-    """Epochs of the paper's protocol."""
+    epochs: int | None = None
+    """Epochs of the paper's protocol. Default: 300."""
     limit_images: int | None = None
     """Use this many training images, drawn once with a fixed seed."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
     data: str | None = None
     """Probe on another data set than the one trained on."""
     data_root: Path | None = None
@@ -102,3 +110,20 @@ class Reproduce:
     """Parts that run at the same time."""
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
+
+
+Command = (
+    Annotated[TrainConfig, subcommand("train")]
+    | Annotated[Probe, subcommand("probe")]
+    | Annotated[Align, subcommand("align")]
+    | Annotated[Theory, subcommand("theory")]
+    | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[Export, subcommand("export")]
+)
+
+_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+
+
+def parse(arguments: list[str]) -> object:
+    """The command with its flags; tyro itself says what is wrong with them and exits with status 2."""
+    return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore

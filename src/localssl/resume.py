@@ -96,7 +96,7 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     name = typed.encoder or str(stored.encoder.get("name"))
     if name not in encoders.names():
         raise unknown("encoder", name, encoders.names())
-    images = Run(run.path, config).images(train_split(config.data), typed.data_root, limit=config.limit_images)
+    images = Run(run.path, config).images(train_split(config.data), typed.data_root, typed.data, config.limit_images)
     encoder = stored.encoder
     if "width" in flags or name != encoder.get("name"):
         with torch.device("meta"):

@@ -51,6 +51,9 @@ class Run:
     def images(self, split: str, root: Path | None = None, data: str | None = None, limit: int | None = None) -> Images:
         """The run's images, or another data set's in the run's size and channels."""
         c = self.config
+        kind, _, path = c.data.partition(":")
+        if data is None and path and not Path(path).expanduser().exists():  # often a relative path, seen from elsewhere
+            raise UsageError(f"{path}, on which {self.path} was trained, is not here; name it with --data {kind}:PATH")
         return open_images(
             data or c.data,
             split,

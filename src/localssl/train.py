@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import checkpoint, metrics, monitors
+from localssl import checkpoint, devices, metrics, monitors
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -50,7 +50,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     if out is None:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
-    _check_device(config.device)
+    devices.choose(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.resume and config.data_root is None:
@@ -72,17 +72,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     except OSError as error:
         raise RunError(f"{error.strerror or error} ({error.filename or out}); {advice}") from error
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not devices.out_of_memory(error):
             raise
         raise RunError(f"out of memory; {advice}, or start anew with a smaller --batch-size or --width") from error
     if not finished:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 class _Loop:
@@ -265,16 +261,6 @@ class _Loop:
         }
         checkpoint.save(self.out, state)
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
-
-
-def _check_device(device: str) -> None:
-    choices = ("auto", "cpu", "cuda", "mps")
-    if device not in choices:
-        raise UsageError(f"--device {device!r}: use one of {', '.join(choices)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: not available to PyTorch here; use --device cpu")
 
 
 def _fabric(device: str, precision: str) -> Fabric:

@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate, pad
 
 from localssl.data.decode import BadImage, decode
 from localssl.errors import RunError, UsageError
+from localssl.slow import Slow
 
 CHUNK = 1024  # rows decoded between two looks at Ctrl-C
 TASK = 16  # images a thread takes at a time
@@ -267,6 +268,7 @@ def decode_all(
     kept: list[int] = []
     bad: list[str] = []
     converted: Counter[str] = Counter()
+    slow = Slow(f"{{done}} of {{total}} images {rows.verb}")
     for start in range(0, len(index), CHUNK):
         chunk: list[int] = index[start : start + CHUNK].tolist()
         loaded = rows.load(chunk, channels, size)
@@ -278,6 +280,7 @@ def decode_all(
         good = [position for position in range(len(chunk)) if position not in loaded.bad]
         images[len(kept) : len(kept) + len(good)] = loaded.pixels[good] if loaded.bad else loaded.pixels
         kept += [chunk[position] for position in good]
+        slow(start + len(chunk), len(index))
     if not kept:
         raise UsageError(f"none of the {len(index):,} images can be decoded: {bad[0]} is the first")
     target = "RGB" if channels == 3 else "grayscale"

@@ -33,6 +33,7 @@ class Images:
         notes: one-line remarks on what was read, converted, skipped or split.
         shape: (C, H, W) of every image.
         pixels: where the images come from.
+        facts: those of the notes that belong beside a number made from these images.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Images:
     notes: tuple[str, ...]
     shape: tuple[int, int, int]
     pixels: Pixels = field(repr=False)
+    facts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -130,18 +132,20 @@ def open_images(
         images, index, remarks = decode_all(found.rows, index, channels, size, skip_bad)
         verb, mebibytes = f"{found.rows.verb} into memory", images.nbytes / 2**20
         digits = 0 if mebibytes >= 10 else 1
-        notes += [f"{len(index):,} images {verb} ({mebibytes:,.{digits}f} MiB)", *remarks]
+        how = f"{len(index):,} images {verb} ({mebibytes:,.{digits}f} MiB)"
+        notes += remarks
         pixels: Pixels = InMemory(images)
     else:
         found.rows.memory = memory
         labels = None if found.labels is None else found.labels[index]
         pixels = Streamed(found.rows, index, labels, channels, size, skip_bad)
         too_much = f"{bytes_needed / 2**20:,.0f} MiB would exceed the {memory / 2**20:,.0f} MiB allowed"
-        notes.append(f"{len(index):,} images {found.rows.verb} from disk whenever they are used: {too_much}")
+        how = f"{len(index):,} images {found.rows.verb} from disk whenever they are used: {too_much}"
         if skip_bad:
             notes.append("bad images will be replaced by the nearest good one of the same class")
     labels = None if found.labels is None else torch.as_tensor(found.labels[index])
-    return Images(data, split, labels, found.classes, (*found.notes, *notes), (channels, size, size), pixels)
+    facts = (*found.notes, *notes)
+    return Images(data, split, labels, found.classes, (*facts, how), (channels, size, size), pixels, facts)
 
 
 def stratified_holdout(labels: NDArray[np.int64] | None, total: int, held_out: int) -> NDArray[np.bool_]:

@@ -6,16 +6,21 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from localssl import interrupts
 from localssl.config import TrainConfig
+from localssl.errors import RunError, UsageError
 from localssl.files import write_atomic, write_text
 from localssl.manifest import environment
 from localssl.run import Run, open_run
@@ -79,34 +84,76 @@ def run_cells(cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]
     folder.mkdir(parents=True, exist_ok=True)
     todo = [cell for cell in cells if not (folder / f"{cell.name}.json").is_file()]
     if todo:
-        print(
-            f"{len(cells) - len(todo)} of {len(cells)} parts are done; running {len(todo)}, {settings.jobs} at a time"
-        )
-    if settings.jobs == 1:
-        for cell in todo:
-            _run(cell, settings, print)
-    elif todo:
-        groups: dict[Path | None, list[Cell]] = {}
-        for cell in todo:
-            groups.setdefault(cell.config.out, []).append(cell)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-            for future in as_completed([pool.submit(_run_group, group, settings) for group in groups.values()]):
-                print(future.result(), flush=True)
+        done = len(cells) - len(todo)
+        print(f"{done} of {len(cells)} parts are done; running {len(todo)}, {settings.jobs} at a time", flush=True)
+    try:
+        if settings.jobs == 1:
+            for cell in todo:
+                _run(cell, settings, print)
+        elif todo:
+            _run_in_processes(todo, settings)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", flush=True)
+        raise
     return [json.loads((folder / f"{cell.name}.json").read_text(encoding="utf-8")) for cell in cells]
+
+
+def _run_in_processes(todo: Sequence[Cell], settings: Settings) -> None:
+    groups: dict[Path | None, list[Cell]] = {}
+    for cell in todo:
+        groups.setdefault(cell.config.out, []).append(cell)
+    waiting = list(groups.values())
+    running: set[Future[str]] = set()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.jobs, context, initializer=interrupts.leave) as pool:
+        while waiting or running:
+            # never more than can run: what the pool has taken it begins, even after Ctrl-C or a failure
+            while waiting and len(running) < settings.jobs:
+                running.add(pool.submit(_run_group, waiting.pop(0), settings))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    print(future.result(), flush=True)
+                except BrokenProcessPool as error:
+                    raise RunError(
+                        f"a process ended without a word (out of memory?); see the logs in {settings.out / 'runs'}; "
+                        f"the same command goes on, with fewer --jobs it needs less"
+                    ) from error
 
 
 def _run_group(group: list[Cell], settings: Settings) -> str:
     """In a process of its own, whose output goes to a log."""
+    names = ", ".join(cell.name for cell in group)
     log = settings.out / "runs" / f"{group[0].name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{names}: begins, says more in {log}", flush=True)
+    began = time.monotonic()
+    interrupts.interrupt()
+    try:
+        with _output_to(log):
+            for cell in group:
+                _run(cell, settings, lambda line: print(line, flush=True))
+    except (UsageError, RunError) as error:
+        raise type(error)(f"{names}: {error}") from error
+    finally:
+        interrupts.leave()
+    return f"{names}: done after {time.monotonic() - began:.0f} s"
+
+
+@contextmanager
+def _output_to(log: Path) -> Generator[None]:
+    """Send what this process prints to the end of a file, what libraries in C print too."""
+    own = [os.dup(1), os.dup(2)]
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    began = time.monotonic()
-    for cell in group:
-        _run(cell, settings, lambda line: print(line, flush=True))
-    return f"{', '.join(cell.name for cell in group)}: {time.monotonic() - began:.0f} s"
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for number, handle in enumerate(own, start=1):
+            os.dup2(handle, number)
+            os.close(handle)
 
 
 def _run(cell: Cell, settings: Settings, report: Callable[[str], None]) -> None:

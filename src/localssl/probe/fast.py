@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def fast_probe(
     layers: Sequence[str] = ("each", "all"),
     knn: bool = True,
     classes: Sequence[str] = (),
+    report: Callable[[int, int], None] | None = None,
 ) -> ProbeResult:
     """Probe of features computed once: L2-regularised logistic regression and, with ``knn``, nearest neighbours.
 
@@ -44,6 +45,7 @@ def fast_probe(
         layers: "each" block alone, "all" together, or both.
         knn: whether to add the kNN accuracy (its cost grows with the product of the numbers of images).
         classes: the name of each label, for error messages.
+        report: called after every accuracy with the number of those that are done and of all.
 
     Raises:
         UsageError: labels that are missing or too few, features that are not finite or do not fit together, unknown
@@ -72,6 +74,12 @@ def fast_probe(
     parts = (parts if "each" in layers else []) + ([("all", slice(0, end))] if "all" in layers else [])
 
     rows: list[Row] = []
+
+    def add(found: Row) -> None:
+        rows.append(found)
+        if report is not None:
+            report(len(rows), len(labels) * len(parts) * (2 if knn else 1))
+
     for budget in labels:
         if budget == "all":
             subsets: list[Tensor | slice] = [slice(None)]
@@ -89,13 +97,13 @@ def fast_probe(
                 model, strength = cl.fit_chosen(x[subset, part], y_train[subset], n_classes, split, moments)
                 accuracies.append(percent(model.logits(x_test[:, part]).argmax(1), y_test))
                 strengths.append(strength)
-            rows.append(row(name, "linear", budget, accuracies, part.stop - part.start, strengths))
+            add(row(name, "linear", budget, accuracies, part.stop - part.start, strengths))
         for name, part in parts if knn else []:
             accuracies = [
                 percent(cl.nearest_neighbours(x[s, part], y_train[s], x_test[:, part], n_classes), y_test)
                 for s in subsets
             ]
-            rows.append(row(name, "knn", budget, accuracies, part.stop - part.start))
+            add(row(name, "knn", budget, accuracies, part.stop - part.start))
     return ProbeResult(tuple(rows), _protocol(labels, draws, n_fit < len(x), knn, len(x)))
 
 

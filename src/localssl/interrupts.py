@@ -1,0 +1,42 @@
+"""Ctrl-C while nothing has begun that could be lost: the process ends without a word.
+
+As an exception it would be a traceback from inside a library, or be swallowed by one that is being imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+
+
+def leave() -> None:
+    """From here on Ctrl-C ends the process with status 130."""
+    _replace(signal.default_int_handler, _leave)
+
+
+def interrupt() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again."""
+    _replace(_leave, signal.default_int_handler)
+
+
+@contextmanager
+def leaving() -> Generator[None]:
+    """``leave`` for a while."""
+    leave()
+    try:
+        yield
+    finally:
+        interrupt()
+
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(130)
+
+
+def _replace(old: object, new: signal._HANDLER) -> None:
+    """Other handlers stay: ignored under nohup, or the caller's own."""
+    if signal.getsignal(signal.SIGINT) is old:
+        with suppress(ValueError):  # not the main thread: signals are the caller's business
+            signal.signal(signal.SIGINT, new)

@@ -1,0 +1,83 @@
+"""Imports point one way: the paragraph in ARCHITECTURE.md against the imports that are written in the source."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import localssl
+
+PACKAGE = Path(localssl.__file__).parent
+ARCHITECTURE = Path(__file__).parents[1] / "ARCHITECTURE.md"
+OPEN = {"__init__", "__main__"}  # what users enter by: it imports whatever it offers
+
+
+def module_names() -> list[str]:
+    """Every module below the package: "train", "rules", "rules.base"."""
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    return sorted(".".join(path.parts).removesuffix(".__init__") for path in paths)
+
+
+MODULES = module_names()
+
+
+def layers() -> dict[str, int]:
+    """The first part of every module's name, and how far from the left it stands in the paragraph."""
+    paragraph = re.search(r"Imports point one way: `([^`]+)`", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert paragraph is not None
+    places = [re.findall(r"[\w.]+", place) for place in paragraph[1].split("→")]
+    return {name: depth for depth, names in enumerate(places) for name in names}
+
+
+def imports(source: str) -> Iterator[str]:
+    """The modules of this package that a source text imports anywhere, in functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("localssl.") for a in node.names if a.name.startswith("localssl."))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import: write it from localssl on"
+            package, _, module = (node.module or "").partition(".")
+            if package == "localssl":
+                for name in (".".join(filter(None, (module, a.name))) for a in node.names):
+                    yield name if name in MODULES else module
+
+
+def wrong(module: str, source: str) -> list[str]:
+    """The imports of a module that do not point to the right of it."""
+    place, own = layers(), module.partition(".")[0]
+    found = [name for name in imports(source) if name and name.partition(".")[0] != own]
+    if own == "oracle":
+        return [name for name in found if name != "errors"]
+    return [name for name in found if place.get(name.partition(".")[0], -1) <= place[own]]
+
+
+def test_every_module_has_a_place() -> None:
+    assert {name.partition(".")[0] for name in MODULES} - OPEN - {"oracle"} == set(layers())
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in OPEN])
+def test_imports_point_to_the_right(module: str) -> None:
+    path = PACKAGE.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    assert not wrong(module, file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("rules.clapp", "from localssl.train import train", ["train"]),
+        ("rules.clapp", "from localssl import train", ["train"]),
+        ("rules.clapp", "def later():\n    import localssl.learner", ["learner"]),
+        ("rules.clapp", "from localssl.rules.base import Rule", []),
+        ("train", "from localssl.evaluate import probe_run", ["evaluate"]),  # neighbours do not know each other
+        ("readout", "from localssl.oracle import result", ["oracle.result"]),
+        ("oracle.scores", "from localssl.rules import get", ["rules"]),
+        ("oracle.scores", "from localssl.losses import hinge", ["losses"]),
+    ],
+)
+def test_a_wrong_import_is_seen(module: str, source: str, found: list[str]) -> None:
+    assert wrong(module, source) == found

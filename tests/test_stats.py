@@ -1,0 +1,25 @@
+"""Student's t interval against SciPy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from localssl.stats import t_interval
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_t_interval_is_scipys(n: int, level: float) -> None:
+    x = np.random.default_rng(n).normal(3, 2, n)
+    mean, low, high = t_interval(x.tolist(), level)
+    expected = stats.t.interval(level, n - 1, loc=x.mean(), scale=stats.sem(x))
+    assert mean == x.mean()
+    np.testing.assert_allclose((low, high), expected, rtol=1e-12)
+
+
+def test_one_value_has_no_interval() -> None:
+    mean, low, high = t_interval([2.5])
+    assert mean == 2.5
+    assert np.isnan([low, high]).all()
