@@ -26,7 +26,7 @@ LEARNING_RATES = {"clapp": 5e-4, "clapp++": 1e-3, "clapp++dfb": 5e-4, "clapp++bo
 SEARCH_LR = (5e-4, 1e-3, 2e-3)
 HELD_OUT = 3_000
 LABELS = 20_000  # of the training images, for the probe: a third of the time of all 50,000
-STAGES = {rule: (2,) for rule in RULES} | {"clapp++": (2, 4), "bp-clapp++": (2, 4)}  # epochs at which a run is probed
+STAGES = dict.fromkeys(RULES, (2,)) | {"clapp++": (2, 4), "bp-clapp++": (2, 4)}  # epochs at which a run is probed
 
 
 def search(settings: Settings) -> None:
