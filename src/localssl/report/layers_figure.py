@@ -18,7 +18,11 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
     """Write the figure; bars are the rows' intervals."""
     panels = list(dict.fromkeys(str(row[0]) for row in rows))
     names = list(dict.fromkeys(str(row[1]) for row in rows))
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 3.6 * len(panels), 3.4), squeeze=False, sharey=True)
+    width = 2.2 + 3.4 * len(panels)
+    columns = max(1, int(width // 2.4))
+    caption = "\n".join(textwrap.wrap(caption, int(14 * width)))
+    height = 2.8 + 0.2 * -(-len(names) // columns) + 0.15 * caption.count("\n")  # the panels keep theirs
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, height), squeeze=False, sharey=True)
     for panel, place in zip(panels, axes[0], strict=True):
         for name, (colour, marker) in zip(names, PALETTE, strict=False):
             mine = [row for row in rows if row[0] == panel and row[1] == name and row[3] != ""]
@@ -32,6 +36,4 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
         if all(isinstance(row[2], int) for row in rows):
             place.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set(ylabel="cosine with end-to-end gradient")
-    width = figure.get_figwidth()
-    wrapped = "\n".join(textwrap.wrap(caption, int(14 * width)))
-    return finish(figure, axes[0][0], wrapped, path, columns=max(1, int(width // 2.2)))
+    return finish(figure, axes[0][0], caption, path, columns)
