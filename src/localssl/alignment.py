@@ -22,7 +22,9 @@ QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement")
 class LayerAlignment:
     """One quantity of one block: mean over batches and the ends of the 95 % t interval over batches.
 
-    ``batches`` counts those where both gradients were non-zero; ``mean`` is NaN where there was none.
+    ``batches`` counts those where both gradients were non-zero; ``mean`` is NaN where there was none. ``null`` is the
+    mean with the pairs shuffled: each batch's local gradient against the reference gradient of the batch before (the
+    first's: of the last). What it shares with ``mean`` owes nothing to the batch; NaN for fewer than two batches.
     """
 
     block: int
@@ -31,6 +33,7 @@ class LayerAlignment:
     low: float
     high: float
     batches: int
+    null: float = float("nan")
 
 
 def reference_name(learner: Learner) -> str:
@@ -89,28 +92,63 @@ def measure(
         For each block and each of ``QUANTITIES``: mean and 95 % t interval over batches.
 
     Raises:
-        UsageError: no batch.
+        UsageError: no batch, or gradients that are not the same when computed twice.
     """
-    n_blocks = len(learner.encoder.blocks)
-    values: dict[tuple[int, str], list[float]] = {(b, q): [] for b in range(n_blocks) for q in QUANTITIES}
+    places = [(block, quantity) for block in range(len(learner.encoder.blocks)) for quantity in QUANTITIES]
+    values: dict[tuple[int, str], list[float]] = {place: [] for place in places}
+    shuffled: dict[tuple[int, str], list[float]] = {place: [] for place in places}
     label_list = iter(labels) if labels is not None else None
+    first: list[Tensor] = []  # the first batch's local gradients, the last one's reference gradients
+    last: list[Tensor] = []
     seen = 0
     for view_a, view_b in batches:
-        seen += 1
         y = next(label_list) if label_list is not None else None
         negatives = shared_negatives(learner, len(view_a), view_a.device)
-        local = block_gradients(learner.encoder, learner.losses(view_a, view_b, negatives, y).sum())
-        reference = block_gradients(learner.encoder, learner.end_to_end_loss(view_a, view_b, negatives, y))
-        for block, (x, r) in enumerate(zip(local, reference, strict=True)):
-            for quantity, value in (compare(x, r) or {}).items():
-                values[block, quantity].append(value)
+        local, reference = _both(learner, view_a, view_b, negatives, y)
+        if seen == 0:
+            _guard((local, reference), _both(learner, view_a, view_b, negatives, y))
+            first = local
+        else:
+            _add(shuffled, local, last)
+        _add(values, local, reference)
+        last = reference
+        seen += 1
     if seen == 0:
         raise UsageError("alignment needs at least one batch of views")
+    if seen > 1:
+        _add(shuffled, first, last)
     rows: list[LayerAlignment] = []
     for (block, quantity), found in values.items():
         mean, low, high = t_interval(found) if found else (float("nan"),) * 3
-        rows.append(LayerAlignment(block + 1, quantity, mean, low, high, len(found)))
+        other = shuffled[block, quantity]
+        null = sum(other) / len(other) if other else float("nan")
+        rows.append(LayerAlignment(block + 1, quantity, mean, low, high, len(found), null))
     return rows
+
+
+def _both(
+    learner: Learner, view_a: Tensor, view_b: Tensor, negatives: Tensor | None, labels: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The rule's gradients and the reference's, per block."""
+    local = block_gradients(learner.encoder, learner.losses(view_a, view_b, negatives, labels).sum())
+    return local, block_gradients(learner.encoder, learner.end_to_end_loss(view_a, view_b, negatives, labels))
+
+
+def _add(values: dict[tuple[int, str], list[float]], local: list[Tensor], reference: list[Tensor]) -> None:
+    for block, (x, r) in enumerate(zip(local, reference, strict=True)):
+        for quantity, value in (compare(x, r) or {}).items():
+            values[block, quantity].append(value)
+
+
+def _guard(once: tuple[list[Tensor], list[Tensor]], again: tuple[list[Tensor], list[Tensor]]) -> None:
+    """Refuse gradients that are not the same when computed twice: on the CPU to the bit, elsewhere to 1e-5."""
+    for a, b in zip((*once[0], *once[1]), (*again[0], *again[1]), strict=True):
+        allowed = 0.0 if a.device.type == "cpu" else 1e-5 * float((a @ a).sqrt())
+        if not float((a - b).abs().max()) <= allowed:
+            raise UsageError(
+                "gradients differ when computed twice on the same batch: a block or the rule draws random numbers "
+                "(dropout?) or has gradients that are not finite; call learner.eval() first"
+            )
 
 
 def shared_negatives(learner: Learner, n: int, device: torch.device) -> Tensor | None:

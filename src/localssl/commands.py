@@ -74,8 +74,8 @@ def align(command: flags.Align) -> None:
     result = evaluate.align_run(opened, command.batches, command.batch_size, command.data, command.data_root)
     rows = evaluate.align_rows(result)
     title = f"{command.run}, step {result.step}: {result.rule} against {result.reference}"
-    shown = [[*row[2:5], evaluate.interval(row[5], row[6]), row[7]] for row in rows]
-    show(title, [*evaluate.ALIGN_HEADER[2:5], "95 % interval", "batches"], shown, result.protocol)
+    shown = [[*row[2:5], evaluate.interval(row[5], row[6]), *row[7:]] for row in rows]
+    show(title, [*evaluate.ALIGN_HEADER[2:5], "95 % interval", "batches", "null"], shown, result.protocol)
     path = command.run / f"align{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
     print(f"written: {path}")

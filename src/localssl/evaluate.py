@@ -182,7 +182,8 @@ def align_run(
     rows = alignment.measure(learner, pairs, labels)
     protocol = (
         f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
-        f"same weights, views and negatives; mean and 95 % t interval over batches"
+        f"same weights, views and negatives; mean and 95 % t interval over batches; "
+        f"null: the rule's gradient of one batch against the reference's of another"
     )
     return AlignResult(run.config.rule, alignment.reference_name(learner), step, with_facts(protocol, images), rows)
 
@@ -198,7 +199,7 @@ def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str
 
 
 PROBE_HEADER = ["encoder", "layer", "method", "labels", "accuracy", "low", "high", "draws", "features", "strength"]
-ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches"]
+ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches", "null"]
 
 
 def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
@@ -223,7 +224,15 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
 def align_rows(result: AlignResult) -> list[list[object]]:
     """Rows under ``ALIGN_HEADER``."""
     return [
-        [result.rule, result.reference, r.block, r.quantity, *_rounded(r.mean, r.low, r.high, digits=5), r.batches]
+        [
+            result.rule,
+            result.reference,
+            r.block,
+            r.quantity,
+            *_rounded(r.mean, r.low, r.high, digits=5),
+            r.batches,
+            *_rounded(r.null, digits=5),
+        ]
         for r in result.rows
     ]
 

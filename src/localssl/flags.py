@@ -45,7 +45,8 @@ class Align:
     """Similarity of the rule's weight gradient to backpropagation's of its own last-layer loss, block by block.
 
     cosine: of the two gradients, 1 is parallel. relative_error: |local - bp|² / |bp|². norm_ratio: |local| / |bp|.
-    sign_agreement: share of weights pushed in the same direction.
+    sign_agreement: share of weights pushed in the same direction. null: the same with the pairs shuffled, the rule's
+    gradient of one batch against the reference's of another: what a number owes to the batch is its distance from it.
     """
 
     run: Positional[Path]
