@@ -117,6 +117,25 @@ def test_monitors_leave_the_run_as_it_is(run: Run, tmp_path: Path) -> None:
     assert all(row["knn"] == "" for row in rows(unwatched.path))
 
 
+def test_alignment_while_training_leaves_the_run_as_it_is(run: Run, tmp_path: Path) -> None:
+    aligned = run_tiny(tmp_path / "b", align_every=1)
+    assert encoder_bytes(aligned.path) == encoder_bytes(run.path)
+    measured = [row for row in rows(aligned.path) if row["align_1"]]
+    assert [row["step"] for row in measured] == ["4", "8"]
+    assert all(-1 <= float(row["align_1"]) < 0.999 for row in measured)
+    assert all(
+        float(row["align_5"]) == pytest.approx(1, abs=1e-5) for row in measured
+    )  # the last loss is the reference
+    assert all(row["align_1"] == "" for row in rows(run.path))
+
+
+def test_a_configuration_from_before_align_every_is_read(run: Run) -> None:
+    text = (run.path / "config.yaml").read_text()
+    old = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("align_every"))
+    assert old != text
+    assert RunConfig.from_yaml(old, "config.yaml") == run.config
+
+
 def test_encoder_file_says_nothing_of_where_and_when(run: Run) -> None:
     data = encoder_bytes(run.path)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

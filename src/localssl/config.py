@@ -74,6 +74,8 @@ class TrainConfig:
     """CPU threads. Default: PyTorch's own choice."""
     probe_every: int = 1
     """Epochs between rows of the online monitors (kNN, effective rank, dead units, active hinges); 0: never."""
+    align_every: int = 0
+    """Epochs between measurements of alignment with backpropagation, on four batches of training images; 0: never."""
     checkpoint_every: float = 10.0
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
     resume: bool = False
@@ -119,6 +121,7 @@ class RunConfig:
     seed: int
     precision: str
     probe_every: int
+    align_every: int = 0  # younger than format 1: configurations without it are read as before
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""
@@ -142,15 +145,16 @@ class RunConfig:
             raise UsageError(f"{source} is not readable YAML ({str(error).splitlines()[0]})") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise UsageError(f"{source} is not a localssl run configuration of format {FORMAT}")
-        names = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        names = [field.name for field in fields]
         for key in raw:
             if key not in names:
                 raise unknown(f"key in {source}", str(key), names)
-        missing = [name for name in names if name not in raw]
+        missing = [field.name for field in fields if field.name not in raw and field.default is dataclasses.MISSING]
         if missing:
             raise UsageError(f"{source} lacks {', '.join(missing)}; write the run anew or complete it")
-        for field in dataclasses.fields(cls):
-            if not _fits(raw[field.name], str(field.type)):
+        for field in fields:
+            if field.name in raw and not _fits(raw[field.name], str(field.type)):
                 raise UsageError(f"{source}: {field.name} is {raw[field.name]!r}, expected {field.type}")
         augmentation: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in raw["augmentation"].items()

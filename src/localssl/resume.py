@@ -17,7 +17,7 @@ from localssl.errors import UsageError, unknown
 from localssl.run import Run, check_memory, manifest_of, open_run, resolve, train_split
 
 # May change on the way: they do not touch the weights, or were measured and stay as they were.
-FREE = ("skip_bad", "probe_every", "mean", "std")
+FREE = ("skip_bad", "probe_every", "align_every", "mean", "std")
 State = dict[str, Any]
 
 

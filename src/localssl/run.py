@@ -174,6 +174,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         seed=config.seed,
         precision=config.precision,
         probe_every=config.probe_every,
+        align_every=config.align_every,
     )
     return resolved, images
 
@@ -201,6 +202,7 @@ def check(config: TrainConfig) -> None:
         ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
         ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
         ("probe_every", c.probe_every >= 0, "use 0 (never) or more"),
+        ("align_every", c.align_every >= 0, "use 0 (never) or more"),
         ("checkpoint_every", c.checkpoint_every > 0, "use a positive number of minutes"),
     ):
         if not fine:

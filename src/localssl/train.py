@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import checkpoint, devices, metrics, monitors
+from localssl import alignment, checkpoint, devices, metrics, monitors
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -28,6 +28,7 @@ from localssl.resume import begin
 from localssl.run import Run, build, check, make_views, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
+ALIGN_BATCHES = 4
 STEPS_PER_ROW = 20  # at least; long epochs have ten rows
 
 
@@ -130,6 +131,7 @@ class _Loop:
         """Write what a run begins with, then train. Returns whether it came to its end."""
         columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
         columns += monitors.names(len(self.learner.encoder.blocks))
+        columns += [f"align_{block}" for block in range(1, len(self.learner.encoder.blocks) + 1)]
         progress = Progress(self.step, self.last_step, self.config.batch_size)
         with (
             _stop_signals() as stopped,
@@ -225,11 +227,40 @@ class _Loop:
                 if place not in self.warned:
                     self.report(f"warning: {warning}")
                 self.warned.add(place)
+        every = self.config.align_every
+        if every and epoch_end and epoch % every == 0:
+            row.update(self.align())
         rows.log(row)
         shown = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
         progress.line([*shown, f"kNN {row['knn']:.1f} %"] if "knn" in row else shown)
         self.sum.zero_()
         self.count = 0
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Measurements: random numbers that are the same every time, the run's own left as they were."""
+        devices = [] if self.fabric.device.type == "cpu" else [self.fabric.device]
+        with (
+            torch.random.fork_rng(devices, device_type=self.fabric.device.type if devices else "cuda"),
+            self.fabric.autocast(),
+        ):
+            torch.manual_seed(self.config.seed)
+            yield
+
+    def align(self) -> dict[str, float]:
+        """Cosine with backpropagation, block by block, on the same batches of training images every time."""
+        step = max(1, len(self.images) // (ALIGN_BATCHES * self.config.batch_size))
+        index = torch.arange(0, len(self.images), step)
+        batches = [i for i in index.split(self.config.batch_size) if len(i) == self.config.batch_size][:ALIGN_BATCHES]
+        labels = self.images.labels
+        was_training = self.learner.training
+        self.learner.eval()
+        with self.aside():
+            pairs = [self.views(self.images.batch(i).to(self.fabric.device)) for i in batches]
+            given = None if labels is None else [labels[i].to(self.fabric.device) for i in batches]
+            rows = alignment.measure(self.learner, pairs, given)
+        self.learner.train(was_training)
+        return {f"align_{r.block}": r.mean for r in rows if r.quantity == "cosine" and r.batches}
 
     def observe(self) -> dict[str, float]:
         """The online monitors on a fixed sample; the run's own randomness is left as it was."""
@@ -237,12 +268,7 @@ class _Loop:
         index = torch.arange(0, len(self.images), step)[: monitors.SAMPLE]
         images = self.images.batch(index).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
-        devices = [] if self.fabric.device.type == "cpu" else [self.fabric.device]
-        with (
-            torch.random.fork_rng(devices, device_type=self.fabric.device.type if devices else "cuda"),
-            self.fabric.autocast(),
-        ):
-            torch.manual_seed(self.config.seed)
+        with self.aside():
             view_a, view_b = self.views(images[: monitors.PAIRS])
             return monitors.observe(self.learner, view_a, view_b, self.views.normalise(images), labels)
 
