@@ -127,6 +127,28 @@ def test_newton_converges_at_every_scale(scale: float, lam: float) -> None:
     assert best.residual <= 1e-12
 
 
+@pytest.mark.parametrize("f", ["softplus", "hinge"])
+@pytest.mark.parametrize(("d", "lam"), [(1, 1e-2), (1, 1e-4), (3, 1e-2), (3, 1e-4), (3, 1e-6)])
+def test_more_samples_than_numbers_in_b(f: str, d: int, lam: float) -> None:
+    """K has rank d² or less: the minimum over B itself, a few numbers, says what is right."""
+    batch = (normal(32, d), normal(32, d, seed=1), normal(32, d, seed=2))
+    best = solve(*batch, f=f, weight_decay=lam)
+    b = best.matrix()
+    lowest = float(primal(b, batch, f, 2, lam))
+    assert best.loss == pytest.approx(lowest, rel=1e-6)
+    for seed in range(40):
+        for size in (1e-1, 1e-3):
+            assert (
+                float(primal(b + size * b.norm() * normal(d, d, seed=seed), batch, f, 2, lam)) > lowest - 1e-9 * lowest
+            )
+
+
+def test_the_closed_form_is_for_the_builtin_linear_f_alone() -> None:
+    steeper = Form("linear", lambda u: -2 * u, lambda u: torch.full_like(u, -2.0), torch.zeros_like)
+    best = solve(normal(6, 4), normal(6, 4, seed=1), normal(6, 3, seed=2), steeper, weight_decay=0.5)
+    assert torch.allclose(best.alpha, torch.full_like(best.alpha, 2.0))
+
+
 def test_a_form_of_ones_own() -> None:
     squared = Form(
         "squared hinge",
@@ -145,6 +167,7 @@ def test_a_form_of_ones_own() -> None:
         ({"weight_decay": -1.0}, "must be positive"),
         ({"weight_decay": float("nan")}, "must be positive"),
         ({"f": "sofplus"}, "softplus"),
+        ({"f": torch.tanh}, r"theory\.Form.*convex"),
         ({"loss_type": 3}, "must be 1 or 2"),
         ({"z_neg": normal(4, 3)}, "z_pos and z_neg"),
         ({"c": normal(4, 3)}, r"n = 5"),
@@ -163,7 +186,11 @@ def test_an_f_that_is_not_convex_is_refused() -> None:
     with pytest.raises(UsageError, match=r"not convex.*several minima"):
         Form("tanh", lambda u: -u.tanh(), lambda u: u.tanh() ** 2 - 1, lambda u: 2 * u.tanh() * (1 - u.tanh() ** 2))
     with pytest.raises(UsageError, match="not decreasing"):
-        Form("exp", torch.exp, torch.exp, torch.exp)
+        Form("square", lambda u: u**2, lambda u: 2 * u, lambda u: torch.full_like(u, 2.0))
+    with pytest.raises(UsageError, match=r"its slope at .* is not the derivative"):
+        Form("softplus", lambda u: torch.log1p(torch.exp(-u)), lambda u: torch.sigmoid(-u), torch.zeros_like)
+    with pytest.raises(UsageError, match="its slope"):
+        Form("nan", lambda u: u * torch.nan, torch.zeros_like, torch.zeros_like)
 
 
 def test_zero_gradients_have_no_cosine() -> None:
@@ -249,10 +276,13 @@ SIGNS = [
     ("projection", "Optimum.predict", "return (", "return -("),
     ("projection", "solve", "-2 * weight_decay * alpha, loss", "2 * weight_decay * alpha, loss"),
     ("projection", "solve", "ones / (2 *", "ones / (-2 *"),
+    ("projection", "solve", "+ weight_decay * alpha @ u)", "- weight_decay * alpha @ u)"),
     ("solvers", "newton", "2 * lam * alpha + form.slope(u)", "2 * lam * alpha - form.slope(u)"),
     ("solvers", "_step", "return -torch.cholesky_solve(", "return torch.cholesky_solve("),
     ("forms", "_softplus_slope", "-torch.sigmoid(-u)", "torch.sigmoid(-u)"),
     ("forms", "Hinge.slope", "return -", "return "),
+    ("forms", "Hinge.value", "F.relu(1 - u)", "F.relu(1 + u)"),
+    ("gradients", "_read", "else [samples.c_neg]", "else [-samples.c_neg]"),
     ("gradients", "_linearised", "return (optimum.slopes", "return -(optimum.slopes"),
     ("gradients", "_linearised", "return (form(", "return -(form("),
     ("statements", "theorem_31_proof", "above.T @ optima", "-above.T @ optima"),
@@ -305,6 +335,17 @@ def _broken(statement: Statement) -> bool:
     return False
 
 
+def test_a_gradient_that_is_no_number_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*given: object) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        local, end_to_end = gradients(*given)  # pyright: ignore[reportArgumentType]
+        return [g * torch.nan for g in local], end_to_end
+
+    monkeypatch.setattr("localssl.theory.cases.gradients", poisoned)
+    monkeypatch.setattr("localssl.theory.statements.gradients", poisoned)
+    failed = {s.name for s in PAPER if not verify("paper", s, 6).passed}
+    assert failed >= {s.name for s in PAPER if "Theorem" in s.name or "Corollary" in s.name} - {"Theorem 3.1, proof"}
+
+
 def test_the_command_prints_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["theory", "--cases", "2"]) == 0
     shown = capsys.readouterr().out
@@ -328,3 +369,8 @@ def test_the_command_fails_where_a_statement_does(
 def test_no_cases_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["theory", "--cases", "0"]) == 2
     assert "use 1 or more" in capsys.readouterr().err
+
+
+def test_full_and_cases_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "--cases", "3", "--full"]) == 2
+    assert "leave out" in capsys.readouterr().err

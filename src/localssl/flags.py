@@ -69,8 +69,8 @@ class Theory:
     A counterexample passes where its deviation is at least the limit. Exit status 1 where a statement fails.
     """
 
-    cases: int = 60
-    """Random cases of each statement."""
+    cases: int | None = None
+    """Random cases of each statement. Default: 60."""
     full: bool = False
     """1,000 cases of each: minutes."""
 

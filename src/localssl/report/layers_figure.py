@@ -24,7 +24,7 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
     height = 2.8 + 0.2 * -(-len(names) // columns) + 0.15 * caption.count("\n")  # the panels keep theirs
     figure, axes = plt.subplots(1, len(panels), figsize=(width, height), squeeze=False, sharey=True)
     for panel, place in zip(panels, axes[0], strict=True):
-        for name, (colour, marker) in zip(names, PALETTE, strict=False):
+        for name, (colour, marker) in zip(names, PALETTE[: len(names)], strict=True):
             mine = [row for row in rows if row[0] == panel and row[1] == name and row[3] != ""]
             x, mean, low, high = ([float(str(row[i])) for row in mine] for i in (2, 3, 4, 5))
             below = [m - a for m, a in zip(mean, low, strict=True)]

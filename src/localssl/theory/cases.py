@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +63,17 @@ def samples(case: Case, features: int, generator: torch.Generator, own_negative_
     return Samples(made[0], made[1], made[2], made[3] if own_negative_reference else None)
 
 
+def larger(a: float, b: float) -> float:
+    """The larger of two deviations; infinite where one is no number, which ``max`` may pass over."""
+    return max(a, b) if math.isfinite(a) and math.isfinite(b) else math.inf
+
+
 def deviation(found: list[Tensor], expected: list[Tensor]) -> float:
     """Largest |found - expected| / |expected| over the layers; |found| where nothing is expected."""
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         scale = float(b.norm())
-        worst = max(worst, float((a - b).norm()) / (scale or 1.0))
+        worst = larger(worst, float((a - b).norm()) / (scale or 1.0))
     return worst
 
 

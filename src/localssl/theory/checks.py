@@ -46,8 +46,9 @@ def cases_of(statement: Statement, cases: int) -> list[Case]:
 
 def verify(kind: str, statement: Statement, cases: int) -> Outcome:
     """Try a statement on random cases; the same ones every time."""
-    worst, where, held = -1.0, draw(0), True
-    for case in cases_of(statement, cases):
+    tried = cases_of(statement, min(cases, statement.most))
+    worst, where, held = -math.inf, tried[0], True
+    for case in tried:
         deviation = statement.deviation(case)
         if math.isnan(deviation):
             deviation = math.inf
@@ -55,7 +56,7 @@ def verify(kind: str, statement: Statement, cases: int) -> Outcome:
         if deviation > worst:
             worst, where = deviation, case
     broken = statement.at_least is not None and statement.at_least <= worst < math.inf
-    return Outcome(kind, statement, cases, worst, where, held if statement.at_least is None else broken)
+    return Outcome(kind, statement, len(tried), worst, where, held if statement.at_least is None else broken)
 
 
 def verify_all(cases: int) -> list[Outcome]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from localssl.errors import UsageError
 from localssl.theory import solvers
-from localssl.theory.forms import Form, Hinge, form
+from localssl.theory.forms import LINEAR, Form, Hinge, form
 
 _REFUSED = 1e-6  # a residual that no gradient should be made of; it is 1e-12 or less unless numbers are extreme
 
@@ -80,9 +80,8 @@ def solve(
         alpha = solvers.box(kernel, weight_decay)
         residual = solvers.violation(kernel, alpha, weight_decay)
     else:
-        linear = chosen.name == "linear"
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        alpha = ones / (2 * weight_decay) if linear else solvers.newton(kernel, chosen, weight_decay, start)
+        alpha = ones / (2 * weight_decay) if chosen is LINEAR else solvers.newton(kernel, chosen, weight_decay, start)
         residual = float((2 * weight_decay * alpha + chosen.slope(kernel @ alpha)).abs().max())
     if not residual <= _REFUSED:
         raise UsageError(

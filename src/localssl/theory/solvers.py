@@ -42,16 +42,18 @@ def _search(
     alpha: Tensor, u: Tensor, step: Tensor, kernel: Tensor, form: Form, lam: float, worst: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     change = kernel @ step
+    sizes = kernel.abs() @ alpha.abs()
     loss = float(form.value(u).sum() + lam * alpha @ u)
     slope = float(change @ (form.slope(u) + 2 * lam * alpha))
+    noise = 1e-12 * abs(loss) + 1e-15 * float(lam * alpha.abs() @ sizes + sizes.sum())  # what rounding does to the loss
     length = 1.0
     while length > (0.1 if worst < 1e-12 * float(alpha.abs().max()) * 2 * lam else 1e-10):
         a = alpha + length * step
         v = kernel @ a  # anew, not u + length * change: rounding errors would add up
         residual = 2 * lam * a + form.slope(v)
         gain = loss - float(form.value(v).sum() + lam * a @ v)
-        level = gain >= -1e-12 * abs(loss)  # near the minimum the loss moves by less than its rounding
-        if gain > -1e-4 * length * slope or (level and float(residual.abs().max()) < worst):
+        falls = float(residual.abs().max()) < worst
+        if gain > max(noise, -1e-4 * length * slope) or (gain >= -noise and falls):
             return a, v, residual
         length /= 2
     return None
