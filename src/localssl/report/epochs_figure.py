@@ -18,7 +18,11 @@ def draw(rows: Sequence[Row], path: Path, data: str) -> Path:
     """Write the figure: linear probe on all blocks against epochs, and on each block after the last epoch."""
     rows = [row for row in rows if row[4] == "linear"]
     rules = list(dict.fromkeys(str(row[0]) for row in rows))
-    last = max(int(str(row[2])) for row in rows)
+    ends = {rule: max(int(str(row[2])) for row in rows if row[0] == rule) for rule in rules}
+    lasts = sorted({epoch for rule, epoch in ends.items() if rule != "untrained"}) or [0]
+    when = (
+        f"After {lasts[-1]} epochs" if len(lasts) == 1 else f"After each rule's last epoch, {lasts[0]} or {lasts[-1]}"
+    )
     seeds = len({row[1] for row in rows})
     figure, (over_time, by_block) = plt.subplots(1, 2, figsize=(8.5, 3.4))
     for rule in rules:
@@ -37,7 +41,7 @@ def draw(rows: Sequence[Row], path: Path, data: str) -> Path:
         by_block.set_xticks(range(len(layers)), layers)
     over_time.set_xticks(sorted({int(str(row[2])) for row in rows}))
     over_time.set(title="a  All blocks together", xlabel="epochs", ylabel="test accuracy (%)")
-    by_block.set(title=f"b  After {last} epochs", xlabel="block", ylabel="test accuracy (%)")
+    by_block.set(title=f"b  {when}", xlabel="block", ylabel="test accuracy (%)")
     n = f"mean of {seeds} seeds, bars: 95 % t interval over seeds" if seeds > 1 else "one seed, no interval"
     caption = f"{data}, width 0.25, linear probe on the frozen encoder (fast protocol, 20,000 labels); {n}."
     return finish(figure, over_time, caption, path)
