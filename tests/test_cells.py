@@ -119,3 +119,35 @@ def test_ctrl_c_while_other_processes_start(tmp_path: Path) -> None:
     said, errors = process.communicate()
     assert (process.returncode, errors) == (130, "")
     assert said.splitlines()[-1] == "stopped; the same command goes on from here"
+
+
+FOLLOWER = """
+import os, signal, sys, time
+from localssl import interrupts
+
+def saved(number, frame):
+    open(sys.argv[1], "w").close()
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, saved)
+interrupts.follow(os.getppid())
+print("follows", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
+    parent = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", parent, FOLLOWER, str(tmp_path / "saved")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "follows\n"
+        process.kill()
+    end = time.monotonic() + 20
+    while not (tmp_path / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert (tmp_path / "saved").exists()

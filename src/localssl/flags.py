@@ -72,7 +72,7 @@ class Theory:
     cases: int | None = None
     """Random cases of each statement. Default: 60."""
     full: bool = False
-    """1,000 cases of each: minutes."""
+    """1,000 cases of each (200 where a case takes long): minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)

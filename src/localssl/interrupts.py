@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
@@ -19,6 +21,23 @@ def leave() -> None:
 def interrupt() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt again."""
     _replace(_leave, signal.default_int_handler)
+
+
+def follow(parent: int) -> None:
+    """In a worker: ``leave``, and stop when the process that started it is gone, however that ended.
+
+    As SIGTERM would: a training run in it saves first; it has a minute for that.
+    """
+    leave()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _run_in_processes(todo: Sequence[Cell], settings: Settings) -> None:
     waiting = list(groups.values())
     running: set[Future[str]] = set()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, context, initializer=interrupts.leave) as pool:
+    with ProcessPoolExecutor(settings.jobs, context, initializer=interrupts.follow, initargs=(os.getpid(),)) as pool:
         while waiting or running:
             # never more than can run: what the pool has taken it begins, even after Ctrl-C or a failure
             while waiting and len(running) < settings.jobs:

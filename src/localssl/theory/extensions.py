@@ -299,7 +299,7 @@ HOLDS = (
         restricted,
         forms=("softplus",),
         tolerance=1e-6,
-        most=10,
+        cost=5,
     ),
     Statement("B shared by positions", "1×1 convolutions, orthonormal", shared, forms=("softplus", "linear")),
 )
@@ -327,7 +327,7 @@ FAILS = (
         restricted_apart,
         forms=("softplus",),
         at_least=BROKEN,
-        most=4,
+        cost=5,
     ),
     Statement("B shared by positions", "2×2 convolutions, orthonormal", shared_convolution, at_least=BROKEN),
 )

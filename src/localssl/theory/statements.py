@@ -33,7 +33,7 @@ class Statement:
         forms: the f it is about.
         types: the loss types it is about.
         at_least: the smallest deviation that makes a counterexample; the largest found must reach it.
-        most: tried on no more cases than this, where a case takes long.
+        cost: one case where others have this many, because it takes as long.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Statement:
     forms: tuple[str, ...] = ("softplus", "linear", "hinge")
     types: tuple[int, ...] = (1, 2)
     at_least: float | None = None
-    most: int = 10**6
+    cost: int = 1
 
     def allowed(self, case: Case) -> float:
         """The largest deviation allowed on this case."""
