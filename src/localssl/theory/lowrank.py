@@ -22,6 +22,7 @@ def low_rank(
 ) -> tuple[Tensor, float]:
     """A B of rank r, (d_z, d_c), and its loss, from the row space spanned by ``start`` (r, d_c).
 
+    ``z_pos`` and ``z_neg`` are (n, d_z), ``c`` is (n, d_c), as in ``optimal_projection``, whose errors it raises.
     For a fixed row space the best B is an optimal projection with shorter references, for a fixed column space one with
     shorter activities; both are solved exactly, in turn, so the loss falls until it moves by less than ``tolerance``
     (relative) or ``steps`` are over. It may end in a minimum that is not the lowest.
