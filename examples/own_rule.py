@@ -50,8 +50,8 @@ def main(steps: int = 60) -> None:
         if step % 20 == 0:
             print(f"step {step}: loss per layer {[round(float(x), 3) for x in losses]}")
     batches = [views(images.batch(torch.arange(64 * i, 64 * i + 64))) for i in range(5)]
-    for row in measure(learner, batches):
-        if row.quantity == "cosine":
+    for row in measure(encoder, learner, batches):
+        if row.quantity == "cosine" and row.parameter == "weights":
             print(f"block {row.block}: cosine with backpropagation {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]")
 
 

@@ -1,34 +1,45 @@
-"""The instrument: cosines against the oracle's, the shuffled null, and what it refuses to average."""
+"""The instrument: cosines against the oracle's, one pass for all rules, the null, bias and noise, what it refuses."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import localssl
 from localssl import oracle
-from localssl.alignment import QUANTITIES, measure
+from localssl.alignment import QUANTITIES, LayerAlignment, Pair, Signals, measure, shared_negatives
+from localssl.alignment.quantities import products, summarise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
+from localssl.learner import Learner
 
-from .util import PATCHES, SHAPE, N, numpy, small_learner, to_oracle, views
+from .util import PATCHES, SHAPE, N, numpy, small_encoder, small_learner, to_oracle, usage_error, views
 
 NEGATIVES = (np.arange(2 * N) + 1) % (2 * N)
+RULES = ["clapp", "clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"]
 
 
-def oracle_cosines(learner: localssl.Learner, key: str, seed: int) -> list[float]:
+def rows_of(
+    learner: Learner, data: list[tuple[Tensor, Tensor]], reference: str = "own"
+) -> dict[tuple[int, str], LayerAlignment]:
+    """The rows of the blocks' weights by (block, quantity)."""
+    found = measure(learner.encoder, learner, data, reference)
+    return {(row.block, row.quantity): row for row in found if row.parameter == "weights"}
+
+
+def oracle_cosines(learner: Learner, key: str, seed: int, spatial: bool) -> list[float]:
     """Per block, from gradients that NumPy loops computed: the rule's, and bp-clapp++'s with the rule's own B^L."""
     rule, patches = learner.rule.name, PATCHES["vgg"]
     a, b = (numpy(view) for view in views(seed))
     weights = {key: [numpy(m.weight) for m in learner.projections[key]]}
     blocks = to_oracle(learner.encoder)
-    local = oracle.reference(rule, blocks, weights, a, b, NEGATIVES, None if rule == "clapp" else patches)
+    local = oracle.reference(rule, blocks, weights, a, b, NEGATIVES, learner.patches)
     last = {"lateral": [weights[key][-1]]}
-    spatial = rule != "clapp"
     end_to_end = oracle.reference("bp-clapp++", blocks, last, a, b, NEGATIVES, patches, spatial=spatial)
     found: list[float] = []
     for mine, theirs in zip(local.block_grads, end_to_end.block_grads, strict=True):
@@ -38,38 +49,149 @@ def oracle_cosines(learner: localssl.Learner, key: str, seed: int) -> list[float
 
 
 @pytest.mark.parametrize(("rule", "key"), [("clapp", "lateral"), ("clapp++", "lateral"), ("clapp++dfb", "feedback")])
-def test_cosines_are_the_oracles(rule: str, key: str) -> None:
+@pytest.mark.parametrize("reference", ["own", "bp-clapp++"])
+def test_cosines_are_the_oracles(rule: str, key: str, reference: str) -> None:
     learner = small_learner("vgg", localssl.rules.get(rule))
+    spatial = rule != "clapp"
+    if reference == "bp-clapp++":  # the alignment models: the last layer averaged, so that B^L is shared
+        learner = Learner(learner.encoder, learner.rule, SHAPE, (4, 2, None)).double()
+        spatial = False
     seeds = (0, 1, 2)
-    rows = [row for row in measure(learner, [views(seed) for seed in seeds]) if row.quantity == "cosine"]
-    expected = np.array([oracle_cosines(learner, key, seed) for seed in seeds])
-    assert [row.block for row in rows] == [1, 2, 3]
-    assert np.allclose([row.mean for row in rows], expected.mean(0), rtol=0, atol=1e-9)
-    assert rows[-1].mean == pytest.approx(1, abs=1e-12)
-    assert rows[0].mean < 0.999  # or the comparison would compare nothing
+    rows = rows_of(learner, [views(seed) for seed in seeds], reference=reference)
+    expected = np.array([oracle_cosines(learner, key, seed, spatial) for seed in seeds])
+    found = [rows[block, "cosine"].mean for block in (1, 2, 3)]
+    assert np.allclose(found, expected.mean(0), rtol=0, atol=1e-9)
+    assert found[-1] == pytest.approx(1, abs=1e-12)
+    assert found[0] < 0.999  # or the comparison would compare nothing
+    words = "the rule's own B^L" if reference == "bp-clapp++" else "own last-layer loss"
+    assert words in rows[1, "cosine"].reference
+
+
+@pytest.mark.parametrize("network", ["vgg", "flat", "mlp"])
+@pytest.mark.parametrize("rule", RULES)
+def test_one_pass_gives_the_learners_gradients(rule: str, network: str) -> None:
+    learner = small_learner(network, localssl.rules.get(rule))
+    a, b = views(0)
+    signals = Signals(learner.encoder, Pair(a, b))
+    found, reference = signals.of_rule(learner), signals.of_last_loss(learner)
+    learner.zero_grad()
+    learner.accumulate_grads(a, b)
+    local = [{name: p.grad for name, p in block.named_parameters()} for block in learner.encoder.blocks]
+    learner.zero_grad()
+    learner.end_to_end_loss(a, b).backward()
+    end_to_end = [{name: p.grad for name, p in block.named_parameters()} for block in learner.encoder.blocks]
+    for mine, theirs in ((found, local), (reference, end_to_end)):
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                torch.testing.assert_close(one[name], other[name], rtol=1e-12, atol=1e-15)
+
+
+def test_several_rules_are_measured_as_each_alone() -> None:
+    encoder = small_encoder("vgg")
+    learners = [Learner(encoder, localssl.rules.get(rule), SHAPE, PATCHES["vgg"]).double() for rule in RULES[:4]]
+    data = [views(seed) for seed in range(3)]
+    together = measure(encoder, learners, data)
+    assert repr(together) == repr([row for learner in learners for row in measure(encoder, learner, data)])
+    assert {row.rule for row in together} == set(RULES[:4])
+    named = measure(encoder, {"mine": learners[0]}, data)
+    assert {row.rule for row in named} == {"mine"}
+
+
+def test_rows_of_every_parameter() -> None:
+    learner = small_learner("vgg", localssl.rules.get("clapp++"))
+    found = measure(learner.encoder, learner, [views(0), views(1)])
+    first = [row for row in found if row.block == 1]
+    assert {row.parameter for row in first} == {"weights", "0.weight", "0.bias"}
+    assert len(first) == 3 * len(QUANTITIES)
+    alone = {row.quantity: row.mean for row in first if row.parameter == "0.weight"}
+    together = {row.quantity: row.mean for row in first if row.parameter == "weights"}
+    assert alone == together  # a block with one weight
 
 
 def test_the_null_pairs_gradients_of_different_batches() -> None:
     learner = small_learner("vgg", localssl.rules.get("clapp++"))
-    batches = [views(0), views(1)]
-    rows = {(row.block, row.quantity): row for row in measure(learner, batches)}
-    single = {(row.block, row.quantity): row for row in measure(learner, batches[:1])}
+    data = [views(seed) for seed in range(3)]
+    rows = rows_of(learner, data)
     assert rows[3, "cosine"].mean == pytest.approx(1, abs=1e-12)
     assert rows[3, "cosine"].null < 0.99
-    assert math.isnan(single[3, "cosine"].null)
-    twice = {(row.block, row.quantity): row for row in measure(learner, [views(0), views(0)])}
-    for place, row in twice.items():  # the same batch twice: shuffling changes nothing
-        assert row.null == pytest.approx(row.mean, rel=1e-9)
-        assert row.mean == pytest.approx(single[place].mean, rel=1e-9)
+    gradients = []
+    for a, b in data:
+        signals = Signals(learner.encoder, Pair(a, b, shared_negatives([learner], N, a.device)))
+        pair = signals.of_rule(learner)[0]["0.weight"], signals.of_last_loss(learner)[0]["0.weight"]
+        gradients.append(tuple(g.flatten() for g in pair))
+    others = [
+        float(torch.cosine_similarity(gradients[i][0], gradients[j][1], dim=0))
+        for i in range(3)
+        for j in range(3)
+        if i != j
+    ]
+    assert rows[1, "cosine"].null == pytest.approx(sum(others) / 6, abs=1e-12)
+    assert math.isnan(rows_of(learner, data[:1])[3, "cosine"].null)
+
+
+def test_bias_and_noise_tell_an_error_that_stays_from_one_that_goes() -> None:
+    """A reference that is the rule's gradient plus a constant vector, or plus fresh noise of the same length."""
+    generator = torch.Generator().manual_seed(0)
+    n, size = 40, 500
+    signal = torch.randn(n, size, generator=generator, dtype=torch.float64)
+    constant = torch.randn(size, generator=generator, dtype=torch.float64).expand(n, size)
+    fresh = torch.randn(n, size, generator=generator, dtype=torch.float64)
+    for error, bias, noise in ((constant, 0.5, 0.0), (fresh, 0.0, 0.5)):
+        found = summarise(products(list(signal), list(signal + error)))
+        assert found["bias"][0] == pytest.approx(bias, abs=0.05)
+        assert found["noise"][0] == pytest.approx(noise, abs=0.05)
+        missed = 1 - float((signal * (signal + error)).sum()) ** 2 / (
+            float(signal.square().sum()) * float((signal + error).square().sum())
+        )
+        assert found["bias"][0] + found["noise"][0] == pytest.approx(missed, rel=1e-9)
+    scaled = summarise(products(list(3 * signal), list(signal)))
+    assert abs(scaled["bias"][0]) < 1e-12
+    assert scaled["cosine_of_mean"][0] == pytest.approx(1)
+    assert scaled["relative_error"][0] == pytest.approx(4)
+
+
+def test_missing_projections_are_fitted_or_asked_for() -> None:
+    encoder = small_encoder("vgg")
+    data, fit = [views(0), views(1)], [views(seed) for seed in range(2, 6)]
+    with usage_error("'clapp' was given without projections"):
+        measure(encoder, "clapp", data)
+    learner = Learner(encoder, localssl.rules.get("clapp++"), SHAPE, PATCHES["vgg"]).double()
+    with usage_error(r"reference 'bp-clapp\+\+' has B\^L to be fitted"):
+        measure(encoder, learner, data, "bp-clapp++")
+    before = copy.deepcopy(learner.state_dict())
+    rows = measure(encoder, [learner, "clapp++dfb"], data, "bp-clapp++", fit=fit)
+    assert {row.reference for row in rows if row.rule == "clapp++"} == {
+        "bp-clapp++ with B^L fitted on the frozen encoder"
+    }
+    assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
+    rows = measure(encoder, learner, data, "bp-infonce", fit=fit)
+    assert {row.reference for row in rows} == {"bp-infonce with its head fitted on the frozen encoder"}
+    with usage_error("unknown reference 'bp-clap'.*bp-clapp"):
+        measure(encoder, learner, data, "bp-clap")
+    with usage_error("another encoder"):
+        measure(small_encoder("vgg"), learner, data)
+
+
+def test_rules_of_one_form_share_the_fitted_reference() -> None:
+    encoder = small_encoder("vgg")
+    data, fit = [views(0), views(1)], [views(seed) for seed in range(2, 6)]
+    learners = [
+        Learner(encoder, localssl.rules.get("clapp++both", f=f), SHAPE, PATCHES["vgg"]).double()
+        for f in ("hinge", "softplus")
+    ]
+    rows = measure(encoder, {"hinge": learners[0], "softplus": learners[1]}, data, "bp-clapp++", fit=fit)
+    alone = measure(encoder, {"softplus": learners[1]}, data, "bp-clapp++", fit=fit)
+    assert repr([row for row in rows if row.rule == "softplus"]) == repr(alone)  # its own form's B^L, not the hinge's
 
 
 def test_a_gradient_that_is_random_is_refused() -> None:
     blocks = [nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Dropout(0.5)) for _ in range(1)]
     encoder = Encoder.from_blocks(blocks).double()
-    learner = localssl.Learner(encoder, localssl.rules.get("clapp"), SHAPE)
+    learner = Learner(encoder, localssl.rules.get("clapp"), SHAPE)
     with pytest.raises(UsageError, match=r"computed twice.*eval"):
-        measure(learner, [views(0)])
-    assert len(measure(learner.eval(), [views(0)])) == len(QUANTITIES)
+        measure(encoder, learner, [views(0)])
+    assert len(measure(encoder, learner.eval(), [views(0)])) == 3 * len(QUANTITIES)
 
 
 def test_a_zero_gradient_is_left_out_and_not_averaged() -> None:
@@ -79,14 +201,16 @@ def test_a_zero_gradient_is_left_out_and_not_averaged() -> None:
         for name, parameter in learner.encoder.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    rows = measure(learner, [views(0), (dark, dark), views(1)])
-    alone = measure(learner, [views(0), views(1)])
-    assert {row.batches for row in rows} == {2}
-    assert [row.mean for row in rows] == pytest.approx([row.mean for row in alone], rel=1e-12)
-    only = measure(learner, [(dark, dark)])
-    assert all(math.isnan(row.mean) and row.batches == 0 for row in only)
+    rows = rows_of(learner, [views(0), (dark, dark), views(1)])
+    alone = rows_of(learner, [views(0), views(1)])
+    assert {row.batches for row in rows.values()} == {2}
+    for place, row in rows.items():
+        assert row.mean == pytest.approx(alone[place].mean, rel=1e-12)
+    only = rows_of(learner, [(dark, dark)])
+    assert all(math.isnan(row.mean) and row.batches == 0 for row in only.values())
 
 
 def test_no_batch_is_refused() -> None:
+    learner = small_learner("vgg", localssl.rules.get("clapp++"))
     with pytest.raises(UsageError, match="at least one batch"):
-        measure(small_learner("vgg", localssl.rules.get("clapp++")), [])
+        measure(learner.encoder, learner, [])

@@ -18,6 +18,8 @@ from localssl.rules import Batch, Rule, ScoreRule
 
 from .util import PATCHES, SCORE_RULES, numpy, small_learner, to_oracle, views
 
+LOSSES = [case for case in SCORE_RULES if case != "optimum"]  # whose B does not descend its loss
+
 
 class FixedReferences(nn.Module):
     """One loss of a learner as a function of its parameters, with the references held at their present values.
@@ -105,7 +107,7 @@ def moved(blocks: list[Any], layer: int, kind: str, change: np.ndarray) -> list[
 
 @pytest.mark.parametrize("network", PATCHES)
 @pytest.mark.parametrize(
-    ("case", "f"), [*((case, f) for case in SCORE_RULES for f in ("softplus", "hinge")), ("bp-infonce", "")]
+    ("case", "f"), [*((case, f) for case in LOSSES for f in ("softplus", "hinge")), ("bp-infonce", "")]
 )
 def test_oracle_gradients_are_those_of_its_losses(case: str, f: str, network: str) -> None:
     """Central differences along random directions, references held; loss l moves with block l, the last with all."""

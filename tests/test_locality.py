@@ -16,7 +16,7 @@ from localssl.rules import ScoreRule
 from .util import N, small_learner, views
 
 LOCAL = [name for name in localssl.rules.names() if localssl.rules.get(name).credit == "local"]
-END_TO_END = [name for name in localssl.rules.names() if name not in LOCAL]
+END_TO_END = [name for name in localssl.rules.names() if localssl.rules.get(name).credit == "backprop"]
 WITH_SCORES = [name for name in localssl.rules.names() if isinstance(localssl.rules.get(name), ScoreRule)]
 NETWORKS = ["vgg", "mlp"]
 NEGATIVES = torch.tensor([4, 1, 1, 0, 5, 2])
@@ -237,7 +237,7 @@ def test_references_get_no_gradient(name: str) -> None:
     projections = nn.ModuleDict({key: nn.ModuleList(modules) for key, modules in parts.items()}).double()
     losses = rule.losses(localssl.rules.Batch(z, NEGATIVES), projections)
     partner = torch.cat((torch.arange(N, 2 * N), torch.arange(N)))
-    layers = list(range(LAYERS)) if rule.credit == "local" else [LAYERS - 1]
+    layers = [LAYERS - 1] if rule.credit == "backprop" else list(range(LAYERS))
     for i, layer in enumerate(layers):
         grads = torch.autograd.grad(losses[i], z, retain_graph=True, allow_unused=True)
         expected = torch.zeros_like(z[layer])

@@ -38,7 +38,7 @@ def test_score_rule_equals_oracle(case: str, f: str, loss_type: int, network: st
     learner = small_learner(network, localssl.rules.get(name, **options))
     a, b = views()
     expected = run_oracle(learner, name, a, b, NEGATIVES[negatives], patches=PATCHES[network], **options)
-    assert len(expected.losses) == (3 if name.startswith("clapp") else 1)
+    assert len(expected.losses) == (1 if name.startswith("bp-") else 3)
     compare(learner, expected, a, b, NEGATIVES[negatives])
 
 

@@ -31,7 +31,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
-    (localssl.alignment.measure, "learner batches labels"),
+    (localssl.alignment.measure, "encoder rules data reference patches fit"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
 
@@ -43,6 +43,7 @@ RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults
     "clapp++both": SCORE,
     "bp-clapp++": {**SCORE, "spatial": False},
     "bp-infonce": {"projection_dim": 1024, "temperature": 0.1},
+    "optimum": SCORE,
 }
 
 PROJECTIONS = {
@@ -52,13 +53,14 @@ PROJECTIONS = {
     "clapp++both": {"lateral": 3, "feedback": 3},
     "bp-clapp++": {"lateral": 1},
     "bp-infonce": {"head": 1},
+    "optimum": {"feedback": 3},
 }
 
 COMMANDS = {
     "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
     "precision threads probe-every align-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
-    "align": "data data-root batches",
+    "align": "data data-root batches reference",
     "theory": "full",
     "reproduce": "out data-root seeds",
     "export": "onnx embeddings data data-root out",
@@ -104,7 +106,7 @@ def test_encoders() -> None:
 
 
 def test_alignment_quantities() -> None:
-    assert localssl.alignment.QUANTITIES == ("cosine", "relative_error", "norm_ratio", "sign_agreement")
+    assert localssl.alignment.QUANTITIES[:4] == ("cosine", "relative_error", "norm_ratio", "sign_agreement")
 
 
 def test_a_rule_of_ones_own_is_known_everywhere() -> None:

@@ -85,7 +85,9 @@ def test_probe(run: Run, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_align_says_which_images(run: Run) -> None:
-    assert evaluate.align_run(run, batches=1).protocol.startswith("digits: 1,297 training and 500 test images")
+    assert evaluate.align_run(run, evaluate.AlignOptions(batches=1)).protocol.startswith(
+        "digits: 1,297 training and 500 test images"
+    )
 
 
 def test_a_device_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from localssl.stats import t_interval
+from localssl.stats import jackknife_interval, t_interval
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -23,3 +23,10 @@ def test_one_value_has_no_interval() -> None:
     mean, low, high = t_interval([2.5])
     assert mean == 2.5
     assert np.isnan([low, high]).all()
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 10)
+    without = [float(np.delete(x, i).mean()) for i in range(10)]
+    np.testing.assert_allclose(jackknife_interval(float(x.mean()), without), t_interval(x.tolist()), rtol=1e-12)
+    assert np.isnan(jackknife_interval(1.0, [])[1:]).all()

@@ -30,6 +30,7 @@ SCORE_RULES: dict[str, tuple[str, dict[str, Any]]] = {  # case: rule name, its o
     "clapp++": ("clapp++", {}),
     "clapp++dfb": ("clapp++dfb", {}),
     "clapp++both": ("clapp++both", {}),
+    "optimum": ("optimum", {}),
     "bp-clapp++": ("bp-clapp++", {}),
     "bp-clapp++spatial": ("bp-clapp++", {"spatial": True}),
 }

@@ -71,14 +71,16 @@ def probe(command: flags.Probe) -> None:
 def align(command: flags.Align) -> None:
     """Measure alignment, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
-    result = evaluate.align_run(opened, command.batches, command.batch_size, command.data, command.data_root)
+    options = evaluate.AlignOptions(command.batches, command.batch_size, command.reference, command.fit_batches)
+    result = evaluate.align_run(opened, options, command.data, command.data_root)
     rows = evaluate.align_rows(result)
     title = f"{command.run}, step {result.step}: {result.rule} against {result.reference}"
-    shown = [[*row[2:5], evaluate.interval(row[5], row[6]), *row[7:]] for row in rows]
+    shown = [[*row[2:5], evaluate.interval(row[5], row[6]), *row[7:9]] for row in rows if row[9] == "weights"]
     show(title, [*evaluate.ALIGN_HEADER[2:5], "95 % interval", "batches", "null"], shown, result.protocol)
-    path = command.run / f"align{_suffix(command.data)}.csv"
+    against = "" if command.reference == "own" else f"-{command.reference}"
+    path = command.run / f"align{against}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
-    print(f"written: {path}")
+    print(f"written: {path} (there also for every parameter)")
 
 
 def theory(command: flags.Theory) -> None:

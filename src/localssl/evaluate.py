@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from localssl import alignment, devices, readout
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, unknown
 from localssl.files import write_text
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.run import Run
@@ -147,6 +146,23 @@ def patches_of(run: Run) -> readout.Patches:
 
 
 @dataclass(frozen=True)
+class AlignOptions:
+    """How the alignment of a run is measured.
+
+    Args:
+        batches: batches of test images; the intervals are over them.
+        batch_size: images in each; None: as in training.
+        reference: "own", "bp-clapp++" or "bp-infonce", see ``alignment.measure``.
+        fit_batches: batches of training images on which a reference's B^L or head is fitted.
+    """
+
+    batches: int = 10
+    batch_size: int | None = None
+    reference: str = "own"
+    fit_batches: int = 32
+
+
+@dataclass(frozen=True)
 class AlignResult:
     """Alignment of a run at its last checkpoint."""
 
@@ -158,34 +174,57 @@ class AlignResult:
 
 
 def align_run(
-    run: Run, batches: int, batch_size: int | None = None, data: str | None = None, root: Path | None = None
+    run: Run, options: AlignOptions = AlignOptions(), data: str | None = None, root: Path | None = None
 ) -> AlignResult:
     """Alignment of a run's rule at its last checkpoint, on batches of test images.
 
     Raises:
-        UsageError: no checkpoint, or fewer test images than one batch.
+        UsageError: no checkpoint, fewer test images than one batch, an unknown reference.
     """
     learner, step = run.trained_learner()
     learner.eval()
+    n = options.batch_size or run.config.batch_size
+    if options.batches < 1 or n < 2 or options.fit_batches < 1:
+        raise UsageError(
+            f"align needs --batches >= 1, --batch-size >= 2 and --fit-batches >= 1, "
+            f"got {options.batches}, {n} and {options.fit_batches}"
+        )
+    if options.reference not in alignment.REFERENCES:
+        raise unknown("reference", options.reference, alignment.REFERENCES)
     images = run.images("test", root, data)
-    n = batch_size or run.config.batch_size
-    if batches < 1 or n < 2:
-        raise UsageError(f"align needs --batches >= 1 and --batch-size >= 2, got {batches} and {n}")
-    if len(images) < n:
-        raise UsageError(f"{images.name} has {len(images)} test images, fewer than a batch of {n}; lower --batch-size")
-    views = run.views()
-    torch.manual_seed(run.config.seed + 2)
-    order = torch.randperm(len(images)).split(n)
-    indices = [index for index in order if len(index) == n][:batches]
-    pairs: list[tuple[Tensor, Tensor]] = [views(images.batch(index)) for index in indices]
-    labels = None if images.labels is None else [images.labels[index] for index in indices]
-    rows = alignment.measure(learner, pairs, labels)
+    pairs = view_batches(run, images, options.batches, n, seed=run.config.seed + 2)
+    fit = None
+    if options.reference not in ("own", run.config.rule):
+        fit = view_batches(run, run.images("train", root, data), options.fit_batches, n, seed=run.config.seed + 3)
+    rows = alignment.measure(learner.encoder, learner, pairs, options.reference, fit=fit)
     protocol = (
         f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
-        f"same weights, views and negatives; mean and 95 % t interval over batches; "
-        f"null: the rule's gradient of one batch against the reference's of another"
+        f"same weights, views and negatives; mean and 95 % interval over batches (t; of cosine_of_mean, bias and noise "
+        f"jackknife); null: the rule's gradient of one batch against the reference's of another"
     )
-    return AlignResult(run.config.rule, alignment.reference_name(learner), step, with_facts(protocol, images), rows)
+    return AlignResult(run.config.rule, rows[0].reference, step, with_facts(protocol, images), rows)
+
+
+def view_batches(run: Run, images: Images, batches: int, n: int, seed: int) -> list[alignment.Pair]:
+    """Up to ``batches`` batches of ``n`` images, each as two views as in training; the same for the same seed.
+
+    Raises:
+        UsageError: fewer images than one batch.
+    """
+    if len(images) < n:
+        split = images.split
+        raise UsageError(
+            f"{images.name} has {len(images)} {split} images, fewer than a batch of {n}; lower --batch-size"
+        )
+    views = run.views()
+    torch.manual_seed(seed)
+    order = torch.randperm(len(images)).split(n)
+    indices = [index for index in order if len(index) == n][:batches]
+    labels = images.labels
+    return [
+        alignment.Pair(*views(images.batch(index)), labels=None if labels is None else labels[index])
+        for index in indices
+    ]
 
 
 def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str) -> None:
@@ -199,7 +238,7 @@ def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str
 
 
 PROBE_HEADER = ["encoder", "layer", "method", "labels", "accuracy", "low", "high", "draws", "features", "strength"]
-ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches", "null"]
+ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches", "null", "parameter"]
 
 
 def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
@@ -232,6 +271,7 @@ def align_rows(result: AlignResult) -> list[list[object]]:
             *_rounded(r.mean, r.low, r.high, digits=5),
             r.batches,
             *_rounded(r.null, digits=5),
+            r.parameter,
         ]
         for r in result.rows
     ]

@@ -42,19 +42,30 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Align:
-    """Similarity of the rule's weight gradient to backpropagation's of its own last-layer loss, block by block.
+    """Similarity of the rule's weight gradients x to backpropagation's y, block by block.
 
-    cosine: of the two gradients, 1 is parallel. relative_error: |local - bp|² / |bp|². norm_ratio: |local| / |bp|.
-    sign_agreement: share of weights pushed in the same direction. null: the same with the pairs shuffled, the rule's
-    gradient of one batch against the reference's of another: what a number owes to the batch is its distance from it.
+    cosine: x.y / (|x||y|), 1 is parallel. relative_error: |x - y|² / |y|². norm_ratio: |x| / |y|. sign_agreement: share
+    of weights pushed in the same direction. Mean over batches, 95 % t interval over batches.
+
+    cosine_of_mean: cosine of the gradients summed over all batches. bias, noise: the part of y's power that x misses
+    however it is scaled, in its mean and around its mean. 95 % jackknife interval over batches.
+
+    batches: those in which neither gradient was zero. null: with the pairs shuffled, x of one batch against y of
+    another: what a number owes to the batch is its distance from it. In the CSV: rule, reference (which
+    backpropagation), parameter ("weights": all of the block's but biases; then each alone), low and high.
     """
 
     run: Positional[Path]
     """Folder of the run; its last checkpoint is measured."""
+    reference: str = "own"
+    """own: backpropagation of the rule's own last-layer loss. bp-clapp++: of the averaged last layer's loss, with the
+    rule's B where it has such a one, else fitted on the frozen encoder. bp-infonce: with a fitted head."""
     batches: int = 10
-    """Batches of test images; the interval is over them."""
+    """Batches of test images."""
     batch_size: int | None = None
     """Images in a batch. Default: as in training."""
+    fit_batches: int = 32
+    """Batches of training images on which the reference's B or head is fitted."""
     data: str | None = None
     """Measure on another data set than the one trained on."""
     data_root: Path | None = None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from localssl import readout
-from localssl.credit import ACTIVITIES
+from localssl.credit import ACTIVITIES, optimum
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Credit, Projections, Rule
 
 
 class Learner(nn.Module):
@@ -78,8 +78,13 @@ class Learner(nn.Module):
         """Add the rule's update to ``.grad`` of the blocks and projections; the optimiser descends it.
 
         The update is the gradient of the sum of the losses; under a local rule each term reaches its own block and
-        its own projections only. Arguments, errors and the returned losses (detached) are those of ``losses``.
+        its own projections only (``credit.optimum`` says what it does instead). Arguments, errors and the returned
+        losses (detached) are those of ``losses``.
         """
+        if self.rule.credit == "optimum":
+            z = self._outputs(view_a, view_b, negatives, "backprop")
+            batch = self.read(z, negatives, labels)
+            return optimum.accumulate(self.encoder, self.rule, self.parts, z, batch)
         losses = self.losses(view_a, view_b, negatives, labels)
         losses.sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return losses.detach()
@@ -96,13 +101,19 @@ class Learner(nn.Module):
         view_b: Tensor,
         negatives: Tensor | None = None,
         labels: Tensor | None = None,
-        credit: Literal["local", "backprop"] | None = None,
+        credit: Credit | None = None,
     ) -> Batch:
         """Both views through the blocks, read out: what the rule sees. Arguments and errors as in ``losses``."""
-        self._check(view_a, view_b, negatives)
-        z = ACTIVITIES[credit or self.rule.credit](self.encoder, torch.cat((view_a, view_b)))
-        read = [readout.readout(h, patch) for h, patch in zip(z, self.patches, strict=True)]
-        return Batch(read, negatives, labels)
+        return self.read(self._outputs(view_a, view_b, negatives, credit or self.rule.credit), negatives, labels)
+
+    def read(self, z: Sequence[Tensor], negatives: Tensor | None = None, labels: Tensor | None = None) -> Batch:
+        """What the rule sees of the block outputs z^l, (2n, ...), view a above view b."""
+        found = [readout.readout(h, patch) for h, patch in zip(z, self.patches, strict=True)]
+        return Batch(found, negatives, labels)
+
+    def _outputs(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None, credit: Credit) -> list[Tensor]:
+        self.check(view_a, view_b, negatives)
+        return ACTIVITIES[credit](self.encoder, torch.cat((view_a, view_b)))
 
     def _losses(
         self,
@@ -110,11 +121,12 @@ class Learner(nn.Module):
         view_b: Tensor,
         negatives: Tensor | None,
         labels: Tensor | None,
-        credit: Literal["local", "backprop"],
+        credit: Credit,
     ) -> Tensor:
         return self.rule.losses(self.batch(view_a, view_b, negatives, labels, credit), self.parts)
 
-    def _check(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None) -> None:
+    def check(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None) -> None:
+        """Refuse views and negatives that ``losses`` does not take, with its errors."""
         for view in (view_a, view_b):
             if tuple(view.shape[1:]) != self.input_shape:
                 raise UsageError(

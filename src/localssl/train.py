@@ -256,11 +256,16 @@ class _Loop:
         was_training = self.learner.training
         self.learner.eval()
         with self.aside():
-            pairs = [self.views(self.images.batch(i).to(self.fabric.device)) for i in batches]
-            given = None if labels is None else [labels[i].to(self.fabric.device) for i in batches]
-            rows = alignment.measure(self.learner, pairs, given)
+            pairs = [
+                alignment.Pair(
+                    *self.views(self.images.batch(i).to(self.fabric.device)),
+                    labels=None if labels is None else labels[i].to(self.fabric.device),
+                )
+                for i in batches
+            ]
+            rows = alignment.measure(self.learner.encoder, self.learner, pairs)
         self.learner.train(was_training)
-        return {f"align_{r.block}": r.mean for r in rows if r.quantity == "cosine" and r.batches}
+        return {f"align_{r.block}": r.mean for r in rows if _shown(r)}
 
     def observe(self) -> dict[str, float]:
         """The online monitors on a fixed sample; the run's own randomness is left as it was."""
@@ -300,6 +305,10 @@ def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _shown(row: alignment.LayerAlignment) -> bool:
+    return row.quantity == "cosine" and row.parameter == "weights" and row.batches > 0
 
 
 def _loss_names(learner: Learner) -> list[str]:

@@ -12,4 +12,5 @@ from localssl.encoders import Encoder
 ACTIVITIES: dict[str, Callable[[Encoder, Tensor], list[Tensor]]] = {
     "local": local.activities,
     "backprop": backprop.activities,
+    "optimum": local.activities,  # its losses; its update is in credit/optimum.py
 }

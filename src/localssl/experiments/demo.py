@@ -46,13 +46,13 @@ def _config(settings: Settings, rule: str, seed: int) -> TrainConfig:
 
 def _measure(run: Run, settings: Settings) -> dict[str, Any]:
     results = evaluate.probe_run(run, evaluate.ProbeOptions(labels=LABELS))
-    align = evaluate.align_run(run, batches=7)
+    align = evaluate.align_run(run, evaluate.AlignOptions(batches=7))
     return {
         "rule": run.config.rule,
         "seed": run.config.seed,
         "probe": evaluate.probe_rows(results),
         "protocol": results[run.config.rule].protocol,
-        "align": evaluate.align_rows(align),
+        "align": [row for row in evaluate.align_rows(align) if row[-1] == "weights"],
         "align_reference": align.reference,
         "align_protocol": align.protocol,
     }

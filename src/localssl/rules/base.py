@@ -16,6 +16,7 @@ from localssl.errors import UsageError, unknown
 from localssl.projections import Dense
 from localssl.references import Reference, take
 
+Credit: TypeAlias = Literal["local", "backprop", "optimum"]  # how losses reach weights, see localssl.credit
 Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
 
 
@@ -49,7 +50,7 @@ class Rule:
     """
 
     name: ClassVar[str] = ""
-    credit: ClassVar[Literal["local", "backprop"]] = "local"
+    credit: ClassVar[Credit] = "local"
     uses_negatives: ClassVar[bool] = False
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
 
@@ -104,7 +105,7 @@ class ScoreRule(Rule):
 
     def loss_layers(self, n_layers: int) -> list[int]:
         """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
-        return list(range(n_layers)) if self.credit == "local" else [n_layers - 1]
+        return list(range(n_layers)) if self.credit != "backprop" else [n_layers - 1]
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from typing_extensions import override
 
 from localssl.references import Own, Reference
-from localssl.rules.base import ScoreRule
+from localssl.rules.base import Credit, ScoreRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class BpClappPP(ScoreRule):
     """
 
     name: ClassVar[str] = "bp-clapp++"
-    credit: ClassVar[Literal["local", "backprop"]] = "backprop"
+    credit: ClassVar[Credit] = "backprop"
     references: ClassVar[dict[str, Reference]] = {"lateral": Own()}
     spatial: bool = False
 

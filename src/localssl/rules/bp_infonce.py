@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Credit, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class BpInfoNCE(Rule):
     """
 
     name: ClassVar[str] = "bp-infonce"
-    credit: ClassVar[Literal["local", "backprop"]] = "backprop"
+    credit: ClassVar[Credit] = "backprop"
     weight_decay: ClassVar[float | None] = 0.0
     projection_dim: int = 1024
     temperature: float = 0.1

@@ -1,0 +1,155 @@
+"""What two sets of gradients are compared by, from their inner products over all pairs of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from localssl.stats import jackknife_interval, t_interval
+
+QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement", "cosine_of_mean", "bias", "noise")
+PER_BATCH = QUANTITIES[:4]
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAlignment:
+    """One quantity of one block (or one of its parameters) for one rule against one reference.
+
+    ``mean`` is over the batches in which both gradients were non-zero (``batches`` of them; NaN where there was none),
+    ``low`` and ``high`` are the ends of a 95 % interval over batches: t for the first four quantities, jackknife for
+    the last three. ``null`` is the mean with the pairs shuffled: the rule's gradient of one batch against the
+    reference's of another. What it shares with ``mean`` owes nothing to the batch; NaN for fewer than two batches, and
+    for the last three, which are about all batches together.
+
+    cosine: x.y / (|x||y|). relative_error: |x - y|² / |y|². norm_ratio: |x| / |y|. sign_agreement: share of the entries
+    that are non-zero in both whose signs are equal. cosine_of_mean: between the two gradients summed over all batches.
+    bias, noise: with e = a x - y, a the one factor that fits all batches best, |E e|² and E|e - E e|² over E|y|²; their
+    sum is the part of the reference's power that the rule misses (the first is estimated without its own noise, so it
+    may be slightly negative).
+    """
+
+    rule: str
+    reference: str
+    block: int
+    parameter: str  # "weights": all of the block's but the biases together
+    quantity: str
+    mean: float
+    low: float
+    high: float
+    batches: int
+    null: float = NAN
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of N batches' gradients, and counts of equal signs: (N, N) each, float64. They add up over parts.
+
+    ``rule[i, j]`` = x_i.x_j, ``cross[i, j]`` = x_i.y_j, ``reference[i, j]`` = y_i.y_j; of the sign counts only the
+    diagonal and the pairs (i, i - 1) are filled.
+    """
+
+    rule: Tensor
+    cross: Tensor
+    reference: Tensor
+    equal: Tensor
+    both: Tensor
+
+    def __add__(self, other: Products) -> Products:
+        return Products(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
+
+    def __getitem__(self, index: Tensor) -> Products:
+        return Products(*(a[index][:, index] for a in self._all()))
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return (self.rule, self.cross, self.reference, self.equal, self.both)
+
+
+def products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Products:
+    """The products of two lists of gradients, one a batch."""
+    a = torch.stack([g.flatten() for g in x]).double()
+    b = torch.stack([g.flatten() for g in y]).double()
+    n = len(a)
+    equal, both = torch.zeros(2, n, n, dtype=torch.float64)
+    for i in range(n):
+        for j in {i, (i - 1) % n}:
+            known = (a[i] != 0) & (b[j] != 0)
+            both[i, j] = known.sum()
+            equal[i, j] = (a[i].sign() == b[j].sign())[known].sum()
+    return Products((a @ a.T).cpu(), (a @ b.T).cpu(), (b @ b.T).cpu(), equal, both)
+
+
+def summarise(found: Products) -> dict[str, tuple[float, float, float, int, float]]:
+    """Every quantity's mean, low, high, number of batches and null."""
+    fine = (found.rule.diagonal() > 0) & (found.reference.diagonal() > 0)
+    found = found[torch.nonzero(fine).flatten()]
+    n = len(found.rule)
+    result: dict[str, tuple[float, float, float, int, float]] = {}
+    matrices = _matrices(found)
+    for quantity in PER_BATCH:
+        own, other = matrices[quantity].diagonal(), _others(matrices[quantity])
+        values = [v for v in own.tolist() if v == v]
+        interval = t_interval(values) if values else (NAN, NAN, NAN)
+        result[quantity] = (*interval, len(values), float(other.mean()) if len(other) else NAN)
+    for quantity, function in SUMMED.items():
+        interval = _jackknife(function, found) if n else (NAN, NAN, NAN)
+        result[quantity] = (*interval, n, NAN)
+    return result
+
+
+def compare(local: Tensor, reference: Tensor) -> dict[str, float] | None:
+    """``PER_BATCH`` for two gradients of any shape; None where either is zero and no angle exists."""
+    found = products([local], [reference])
+    if not (float(found.rule) > 0 and float(found.reference) > 0):
+        return None
+    return {quantity: float(matrix) for quantity, matrix in _matrices(found).items()}
+
+
+def _matrices(found: Products) -> dict[str, Tensor]:
+    """``PER_BATCH`` for every pair of a rule's and a reference's batch, (N, N)."""
+    x, y = found.rule.diagonal()[:, None], found.reference.diagonal()[None]
+    return {
+        "cosine": found.cross / (x * y).sqrt(),
+        "relative_error": (x - 2 * found.cross + y) / y,
+        "norm_ratio": (x / y).sqrt(),
+        "sign_agreement": found.equal / found.both,
+    }
+
+
+def _others(matrix: Tensor) -> Tensor:
+    """What lies off the diagonal and is known."""
+    off = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+    return off[~off.isnan()]
+
+
+def _cosine_of_mean(found: Products) -> float:
+    power = float(found.rule.sum()) * float(found.reference.sum())
+    return float(found.cross.sum()) / power**0.5 if power > 0 else NAN
+
+
+def _bias_and_noise(found: Products) -> tuple[float, float]:
+    n = len(found.rule)
+    if n < 2:
+        return NAN, NAN
+    a = float(found.cross.trace() / found.rule.trace())
+    errors = a * a * found.rule - a * (found.cross + found.cross.T) + found.reference
+    power = float(found.reference.trace()) / n
+    whole = float(errors.trace()) / n
+    bias = float(errors.sum() - errors.trace()) / (n * (n - 1))  # of different batches: their noise is independent
+    return bias / power, (whole - bias) / power
+
+
+SUMMED: dict[str, Callable[[Products], float]] = {
+    "cosine_of_mean": _cosine_of_mean,
+    "bias": lambda found: _bias_and_noise(found)[0],
+    "noise": lambda found: _bias_and_noise(found)[1],
+}
+
+
+def _jackknife(function: Callable[[Products], float], found: Products) -> tuple[float, float, float]:
+    n = len(found.rule)
+    without = [function(found[torch.tensor([j for j in range(n) if j != i])]) for i in range(n)] if n > 2 else []
+    return jackknife_interval(function(found), without)

@@ -1,0 +1,130 @@
+"""One forward pass for any number of rules: the errors dL/dz of every rule, and the weight gradients they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from localssl.encoders import Encoder, run_block
+from localssl.learner import Learner
+from localssl.rules.base import Batch, ScoreRule
+
+Gradients = list[dict[str, Tensor]]  # per block, by the name of the parameter
+
+
+class Pair(NamedTuple):
+    """One batch to measure on: two views (n, C, H, W), negatives (2n,) or None, labels (n,) or None."""
+
+    view_a: Tensor
+    view_b: Tensor
+    negatives: Tensor | None = None
+    labels: Tensor | None = None
+
+
+class Signals:
+    """The encoder run once over both views of a batch, its graph cut in front of every block.
+
+    A rule's errors dL/dz^l come from its losses of the outputs; each goes through its own block only (``local``), or
+    from the last block down through all of them (``end_to_end``). Both are what autograd gives in ``Learner``.
+    """
+
+    def __init__(self, encoder: Encoder, pair: Pair):
+        self.encoder, self.pair = encoder, pair
+        x = torch.cat((pair.view_a, pair.view_b))
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        for number, block in enumerate(encoder.blocks, start=1):
+            x = x.detach().requires_grad_()
+            self._inputs.append(x)
+            x = run_block(block, x, number)
+            self._outputs.append(x)
+        self.z = [output.detach().requires_grad_() for output in self._outputs]
+        """Every block's output (2n, ...), a leaf."""
+
+    def batch(self, learner: Learner) -> Batch:
+        """What the learner's rule sees: its readouts of ``z``."""
+        learner.check(self.pair.view_a, self.pair.view_b, self.pair.negatives)
+        return learner.read(self.z, self.pair.negatives, self.pair.labels)
+
+    def errors(self, loss: Tensor) -> list[Tensor]:
+        """dL/dz of every block for a loss of ``z``; zeros where it does not depend on one."""
+        found = cast(tuple[Tensor | None, ...], torch.autograd.grad(loss, self.z, allow_unused=True))
+        return [torch.zeros_like(z) if g is None else g for z, g in zip(self.z, found, strict=True)]
+
+    def of_rule(self, learner: Learner) -> Gradients:
+        """The weight gradients of the learner's rule."""
+        errors = self.errors(learner.rule.losses(self.batch(learner), learner.parts).sum())
+        return self.end_to_end(errors) if learner.rule.credit == "backprop" else self.local(errors)
+
+    def of_last_loss(self, learner: Learner) -> Gradients:
+        """The weight gradients of end-to-end backpropagation of the learner's last-layer loss."""
+        return self.end_to_end(self.last_errors(learner))
+
+    def last_errors(self, learner: Learner) -> list[Tensor]:
+        """dL/dz of the learner's last-layer loss, as its own formula has it (no chain through the blocks)."""
+        return self.errors(learner.rule.losses(self.batch(learner), learner.parts)[-1])
+
+    def local(self, errors: Sequence[Tensor]) -> Gradients:
+        """The weight gradients of every block for its own error."""
+        return [self._through(block, error, below=False)[0] for block, error in enumerate(errors)]
+
+    def end_to_end(self, errors: Sequence[Tensor]) -> Gradients:
+        """The weight gradients of every block for its own error plus what the chain rule brings from above."""
+        return self.chain(errors)[0]
+
+    def chain(self, errors: Sequence[Tensor]) -> tuple[Gradients, list[Tensor]]:
+        """As ``end_to_end``, and the full errors dL/dz of every block."""
+        full = list(errors)
+        gradients: Gradients = [{} for _ in full]
+        for block in reversed(range(len(full))):
+            gradients[block], below = self._through(block, full[block], below=block > 0)
+            if below is not None:
+                full[block - 1] = full[block - 1] + below
+        return gradients, full
+
+    def _through(self, block: int, error: Tensor, below: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Backward through one block: gradients of its parameters and, if asked for, the error of its input."""
+        named = {n: p for n, p in self.encoder.blocks[block].named_parameters() if p.requires_grad}
+        wanted = [*named.values(), *([self._inputs[block]] if below else [])]
+        output = self._outputs[block]
+        if not wanted or not output.requires_grad:
+            return {}, None
+        found = cast(
+            tuple[Tensor | None, ...],
+            torch.autograd.grad(output, wanted, error, retain_graph=True, allow_unused=True),
+        )
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+        return dict(zip(named, filled, strict=False)), filled[-1] if below else None
+
+
+def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) -> Tensor | None:
+    """One draw of negatives (2n,) for all rules and layers: random where a rule draws so; None where none draws."""
+    if not any(learner.rule.uses_negatives for learner in learners):
+        return None
+    if any(isinstance(learner.rule, ScoreRule) and learner.rule.negatives == "random" for learner in learners):
+        return torch.randint(2 * n, (2 * n,), device=device)
+    return (torch.arange(2 * n, device=device) + 1) % (2 * n)
+
+
+def to_pairs(learners: Sequence[Learner], batch: Sequence[Tensor | None]) -> Pair:
+    """A batch as given, (view_a, view_b[, negatives[, labels]]), with the negatives that all rules share."""
+    pair = Pair(*batch)  # pyright: ignore[reportArgumentType]
+    if pair.negatives is None:
+        pair = pair._replace(negatives=shared_negatives(learners, len(pair.view_a), pair.view_a.device))
+    return pair
+
+
+def block_gradients(encoder: Encoder, loss: Tensor) -> list[Tensor]:
+    """Gradient of ``loss`` with respect to every block's weights (no biases), one flat float64 vector per block."""
+    blocks = [[p for p in block.parameters() if p.ndim > 1] for block in encoder.blocks]
+    flat = [p for block in blocks for p in block]
+    grads = iter(cast(tuple[Tensor | None, ...], torch.autograd.grad(loss, flat, allow_unused=True)))
+    result: list[Tensor] = []
+    for block in blocks:
+        found = [(p, next(grads)) for p in block]
+        parts = [torch.zeros_like(p) if g is None else g for p, g in found]
+        result.append(torch.cat([g.flatten().double() for g in parts]) if parts else torch.zeros(0))
+    return result
