@@ -135,15 +135,15 @@ def test_the_parts_sum_to_the_whole(rule: str, gates: str) -> None:
     rows = decompose(learner, pairs(8), pairs(4, first=8), gates=gates, epochs=20)  # type: ignore[arg-type]
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
     found = {(row.block, row.part): row.mean for row in rows}
-    for block in (1, 2, 3):
+    assert {row.block for row in rows} == {1, 2}
+    for block in (1, 2):
         parts = sum(found[block, part] for part in ("form", "objective", "lag"))
         assert parts == pytest.approx(found[block, "total"], abs=1e-12)
     measured = localssl.alignment.measure(learner.encoder, learner, pairs(4, first=8))
     cosines = {row.block: row.mean for row in measured if (row.parameter, row.quantity) == ("weights", "cosine")}
-    for block in (1, 2, 3):
+    for block in (1, 2):
         assert 1 - found[block, "total"] == pytest.approx(cosines[block], abs=1e-9)
     assert found[1, "lag"] != 0
-    assert found[3, "total"] == pytest.approx(0, abs=1e-12)
 
 
 def test_fitted_projections_are_at_their_minimum() -> None:

@@ -48,7 +48,7 @@ def decompose(
     gates: Literal["fixed", "own"] = "fixed",
     epochs: int = 30,
 ) -> list[Limit]:
-    """1 − cosine of a rule's weight gradients with backpropagation's, in parts that sum exactly.
+    """1 − cosine of a rule's weight gradients with backpropagation's, in parts that sum exactly, below the last block.
 
     form = 1 − cos(B_o): one matrix per layer cannot do better. objective = cos(B_o) − cos(B̂), B̂ the minimum of the
     rule's own loss at the present weights. lag = cos(B̂) − cos(B): the present B is not there yet. Each may be negative
@@ -87,7 +87,7 @@ def decompose(
     if not cosines["now"]:
         raise UsageError("the decomposition needs at least one batch to measure on")
     rows: list[Limit] = []
-    for block in range(len(learner.output_shapes)):
+    for block in range(len(learner.output_shapes) - 1):
         optimum, settled_, now = ([batch[block] for batch in cosines[name]] for name in candidates)
         triples = [t for t in zip(optimum, settled_, now, strict=True) if all(v == v for v in t)]
         parts = {

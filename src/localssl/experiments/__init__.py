@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo, fig_a1, theory_decay, theory_explorer, theory_figures
+from localssl.experiments import cifar10, demo, fig3b, fig_a1, theory_decay, theory_explorer, theory_figures
 from localssl.experiments.cells import Settings
 
 __all__ = ["EXPERIMENTS", "Settings"]
@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "fig2": theory_figures.fig2,
     "fig3a": theory_figures.fig3a,
     "figA1": fig_a1.run,
+    "fig3b": fig3b.run,
     "fig4b": theory_figures.fig4b,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,

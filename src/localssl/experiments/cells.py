@@ -75,7 +75,22 @@ class Cell:
     keep: bool = False
 
 
-def run_cells(cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Part:
+    """A piece of a study that is no training run of ``localssl train``.
+
+    Args:
+        name: file name of the cell, without ".json".
+        work: a module-level function of (settings, *arguments) that returns plain JSON values.
+        arguments: plain values; kept in the cell.
+    """
+
+    name: str
+    work: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...] = ()
+
+
+def run_cells(cells: Sequence[Cell | Part], settings: Settings) -> list[dict[str, Any]]:
     """Run the cells that are not there yet; return all, in order. Training resumes where a stopped run left off.
 
     Cells that share a run's folder (the same run after more epochs) are done one after the other.
@@ -98,10 +113,10 @@ def run_cells(cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]
     return [json.loads((folder / f"{cell.name}.json").read_text(encoding="utf-8")) for cell in cells]
 
 
-def _run_in_processes(todo: Sequence[Cell], settings: Settings) -> None:
-    groups: dict[Path | None, list[Cell]] = {}
+def _run_in_processes(todo: Sequence[Cell | Part], settings: Settings) -> None:
+    groups: dict[Path | str | None, list[Cell | Part]] = {}
     for cell in todo:
-        groups.setdefault(cell.config.out, []).append(cell)
+        groups.setdefault(cell.config.out if isinstance(cell, Cell) else cell.name, []).append(cell)
     waiting = list(groups.values())
     running: set[Future[str]] = set()
     context = multiprocessing.get_context("spawn")
@@ -121,7 +136,7 @@ def _run_in_processes(todo: Sequence[Cell], settings: Settings) -> None:
                     ) from error
 
 
-def _run_group(group: list[Cell], settings: Settings) -> str:
+def _run_group(group: list[Cell | Part], settings: Settings) -> str:
     """In a process of its own, whose output goes to a log."""
     names = ", ".join(cell.name for cell in group)
     log = settings.out / "runs" / f"{group[0].name}.log"
@@ -156,11 +171,15 @@ def _output_to(log: Path) -> Generator[None]:
             os.close(handle)
 
 
-def _run(cell: Cell, settings: Settings, report: Callable[[str], None]) -> None:
+def _run(cell: Cell | Part, settings: Settings, report: Callable[[str], None]) -> None:
     torch.set_num_threads(settings.threads_per_job())
-    run = _trained(cell, settings, report)
-    measured = cell.measure(run, settings)
-    config = json.loads(json.dumps(dataclasses.asdict(run.config)))
+    if isinstance(cell, Part):
+        measured = cell.work(settings, *cell.arguments)
+        config: object = list(cell.arguments)
+    else:
+        run = _trained(cell, settings, report)
+        measured = cell.measure(run, settings)
+        config = json.loads(json.dumps(dataclasses.asdict(run.config)))
     record = {"cell": cell.name, **measured, "config": config, "environment": environment()}
     write_text(settings.out / "cells" / f"{cell.name}.json", json.dumps(record, indent=1) + "\n")
 
