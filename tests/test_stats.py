@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from localssl.stats import jackknife_interval, t_interval
+from localssl.stats import cluster_rank_correlation, jackknife_interval, t_interval
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -30,3 +30,11 @@ def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:
     without = [float(np.delete(x, i).mean()) for i in range(10)]
     np.testing.assert_allclose(jackknife_interval(float(x.mean()), without), t_interval(x.tolist()), rtol=1e-12)
     assert np.isnan(jackknife_interval(1.0, [])[1:]).all()
+
+
+def test_rank_correlation_is_scipys() -> None:
+    x, y = np.random.default_rng(1).integers(0, 6, (2, 12)).astype(float)
+    value, low, high = cluster_rank_correlation(x.tolist(), y.tolist(), [i // 3 for i in range(12)])
+    assert value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
+    assert -1 <= low < value < high <= 1
+    assert np.isnan(cluster_rank_correlation([1.0, 2.0], [1.0, 2.0], ["a", "a"])[1:]).all()

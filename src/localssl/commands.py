@@ -10,7 +10,7 @@ import torch
 from localssl import evaluate, export, flags
 from localssl.config import TrainConfig, program
 from localssl.errors import RunError, UsageError, unknown
-from localssl.experiments import EXPERIMENTS, Settings
+from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings
 from localssl.probe import features
 from localssl.report.tables import show
 from localssl.run import open_run
@@ -147,8 +147,11 @@ def reproduce(command: flags.Reproduce) -> None:
     for name in command.names:
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
-    for name in command.names:
-        EXPERIMENTS[name](Settings(command.out / name, command.data_root, command.seeds, command.jobs, command.threads))
+    if command.scale == "paper" and not set(command.names) <= PAPER_SCALE:
+        raise UsageError(f"--scale paper goes with {', '.join(sorted(PAPER_SCALE))}; the others have one scale")
+    c = command
+    for name in c.names:
+        EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))
 
 
 def _suffix(data: str | None) -> str:

@@ -122,6 +122,8 @@ class Reproduce:
     """Parts that run at the same time."""
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
+    scale: Literal["cpu", "paper"] = "cpu"
+    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2 and alignment-accuracy."""
 
 
 Command = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo, fig3b, fig_a1, theory_decay, theory_explorer, theory_figures
+from localssl.experiments import cifar10, demo, fig3b, fig4c, fig_a1, theory_decay, theory_explorer, theory_figures
 from localssl.experiments.cells import Settings
 
-__all__ = ["EXPERIMENTS", "Settings"]
+__all__ = ["EXPERIMENTS", "PAPER_SCALE", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
@@ -16,9 +16,14 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "figA1": fig_a1.run,
     "fig3b": fig3b.run,
     "fig4b": theory_figures.fig4b,
+    "fig4c": fig4c.fig4c,
+    "figA2": fig4c.fig_a2,
+    "alignment-accuracy": fig4c.accuracy,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
 }
+
+PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy"}

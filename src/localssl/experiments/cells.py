@@ -45,6 +45,7 @@ class Settings:
         seeds: number of seeds, or None for the experiment's own.
         jobs: cells that run at the same time, each in its own process.
         threads: CPU threads of each; None shares the machine's among the jobs.
+        scale: "cpu", or "paper" for the paper's own sizes where an experiment has both.
     """
 
     out: Path
@@ -52,6 +53,7 @@ class Settings:
     seeds: int | None = None
     jobs: int = 1
     threads: int | None = None
+    scale: str = "cpu"
 
     def threads_per_job(self) -> int:
         """Threads for one cell."""

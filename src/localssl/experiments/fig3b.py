@@ -44,9 +44,10 @@ def run(settings: Settings) -> None:
     )
     header = ["epoch", "line", "layer", "mean", "low", "high", "seeds"]
     caption = (
-        f"{records[0]['data']}, crops of {CROP} × {CROP}, 6 ReLU layers of {WIDTHS[0]} units, softplus type 2, Adam {LR:g}, "
-        f"batch {BATCH}, {EPOCHS[-1]} epochs; each rule against backpropagation of its own last-layer loss, weights of "
-        f"its own run; mean over {TEST_BATCHES} test batches, then mean and 95 % t interval over {len(seeds)} seeds"
+        f"{records[0]['data']}, crops of {CROP} × {CROP}, 6 ReLU layers of {WIDTHS[0]} units, softplus type 2, "
+        f"Adam {LR:g}, batch {BATCH}, {EPOCHS[-1]} epochs; each rule against backpropagation of its own "
+        f"last-layer loss, at its own weights; mean over {TEST_BATCHES} test batches, then mean and 95 % t interval "
+        f"over {len(seeds)} seeds"
     )
     evaluate.to_csv(settings.out / "fig3b.csv", header, rows, caption)
     last = [[f"after {EPOCHS[-1]} epochs", *row[1:]] for row in rows if row[0] == str(EPOCHS[-1])]

@@ -1,0 +1,57 @@
+"""Figures 3B, 4C, A2 and the study of accuracy, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from localssl.experiments import EXPERIMENTS, Settings, fig3b, fig4c
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    return list(csv.DictReader(lines[1:]))
+
+
+def test_fig3b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("EPOCHS", (0, 1)), ("WIDTHS", (24,) * 3), ("TEST_BATCHES", 3), ("FIT_BATCHES", 4)):
+        monkeypatch.setattr(fig3b, name, value)
+    EXPERIMENTS["fig3b"](Settings(tmp_path / "fig3b", seeds=2, threads=1))
+    rows = table(tmp_path / "fig3b" / "fig3b.csv")
+    assert {row["line"] for row in rows} == {*fig3b.LINES, fig3b.SOLVED}
+    assert all(float(row["mean"]) == pytest.approx(1, abs=1e-4) for row in rows if row["layer"] == "3")
+    assert {row["seeds"] for row in rows} == {"2"}
+    limits = table(tmp_path / "fig3b" / "limits.csv")
+    assert {row["line"] for row in limits} == {"local-SSL", "local-SSL DFB"}
+    for line in {(row["line"], row["seed"], row["block"]) for row in limits}:
+        parts = {row["part"]: float(row["mean"]) for row in limits if (row["line"], row["seed"], row["block"]) == line}
+        assert parts["form"] + parts["objective"] + parts["lag"] == pytest.approx(parts["total"], abs=3e-5)
+    assert (tmp_path / "fig3b" / "fig3b.png").stat().st_size > 10_000
+
+
+def test_fig4c_fig_a2_and_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = dataclasses.replace(
+        fig4c.CPU, data="digits", width=0.25, images=256, epochs=(0, 1), patches=(4, 4, 4, 2, 2), labels=300
+    )
+    monkeypatch.setattr(fig4c, "CPU", tiny)
+    monkeypatch.setattr(fig4c, "BATCHES", 2)
+    settings = Settings(tmp_path / "fig4c", threads=1)
+    EXPERIMENTS["fig4c"](settings)
+    rows = table(tmp_path / "fig4c" / "fig4c.csv")
+    assert {row["line"] for row in rows} == set(fig4c.LINES.values())
+    assert all(float(row["mean"]) == pytest.approx(1, abs=1e-4) for row in rows if row["layer"] == "5")
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "fig4c" / "cells").iterdir()}
+    EXPERIMENTS["figA2"](Settings(tmp_path / "figA2", threads=1))  # from the same cells
+    assert made == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "fig4c" / "cells").iterdir()}
+    assert {row["epochs"] for row in table(tmp_path / "figA2" / "figA2.csv")} == {"0", "1"}
+    EXPERIMENTS["alignment-accuracy"](Settings(tmp_path / "accuracy", threads=1))
+    points = table(tmp_path / "accuracy" / "points.csv")
+    assert len(points) == 8  # four rules before and after one epoch; the optimum is no local rule
+    found = table(tmp_path / "accuracy" / "correlation.csv")
+    assert {row["n"] for row in found} == {"8", "4"}
+    for name in ("fig4c/fig4c.png", "figA2/figA2.png", "accuracy/accuracy.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
