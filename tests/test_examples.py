@@ -15,3 +15,10 @@ def test_own_rule(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "step 20" in printed
     assert "block 5: cosine with backpropagation 1.00" in printed
+
+
+def test_align_own(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = runpy.run_path(str(EXAMPLES / "align_own.py"))["main"](steps=5)
+    printed = capsys.readouterr().out
+    assert "Agree  block 3:  1.00" in printed
+    assert {row.rule for row in rows} == {"Agree", "clapp"}

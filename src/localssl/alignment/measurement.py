@@ -132,8 +132,7 @@ def _learners(
 def _name(rule: RuleLike) -> str:
     if isinstance(rule, str):
         return rule
-    found = rule.rule if isinstance(rule, Learner) else rule
-    return found.name or type(found).__name__
+    return references.name_of(rule.rule if isinstance(rule, Learner) else rule)
 
 
 def _gradients(

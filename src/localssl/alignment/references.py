@@ -13,7 +13,7 @@ from localssl import rules
 from localssl.alignment.fitting import fit_projections
 from localssl.errors import UsageError, unknown
 from localssl.learner import Learner
-from localssl.rules.base import ScoreRule
+from localssl.rules.base import Rule, ScoreRule
 
 REFERENCES = ("own", "bp-clapp++", "bp-infonce")
 
@@ -34,7 +34,7 @@ def choose(
     Raises:
         UsageError: unknown reference, or one that must be fitted and nothing to fit it on.
     """
-    rule = learner.rule
+    rule, called = learner.rule, name_of(learner.rule)
     if isinstance(reference, Learner):
         if reference.encoder is not learner.encoder:
             raise UsageError("the reference learner has another encoder than the rule; build both on one encoder")
@@ -43,10 +43,10 @@ def choose(
         raise unknown("reference", str(reference), REFERENCES)
     if reference == "own":
         if rule.credit == "backprop":
-            return Against(f"itself ({rule.name} is end to end)", learner)
-        return Against(f"backpropagation of {rule.name}'s own last-layer loss", learner)
+            return Against(f"itself ({called} is end to end)", learner)
+        return Against(f"backpropagation of {called}'s own last-layer loss", learner)
     if reference == rule.name:
-        return Against(f"itself ({rule.name} is end to end)", learner)
+        return Against(f"itself ({called} is end to end)", learner)
     if reference == "bp-clapp++":
         shared = _shared(learner)
         if shared is not None:
@@ -55,6 +55,11 @@ def choose(
     if key not in memo:
         memo[key] = _fitted(learner, reference, fit)
     return memo[key]
+
+
+def name_of(rule: Rule) -> str:
+    """The rule's registered name, or its class's."""
+    return rule.name or type(rule).__name__
 
 
 def _options(learner: Learner) -> dict[str, object]:
@@ -89,7 +94,7 @@ def _fitted(learner: Learner, name: str, fit: Iterable[Sequence[Tensor | None]] 
     what = "B^L" if name == "bp-clapp++" else "its head"
     if fit is None:
         raise UsageError(
-            f"reference {name!r} has {what} to be fitted on the frozen encoder for {learner.rule.name!r}; "
+            f"reference {name!r} has {what} to be fitted on the frozen encoder for {name_of(learner.rule)!r}; "
             f"give fit=[...], batches of training images"
         )
     made = _end_to_end(learner, name)
