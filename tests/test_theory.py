@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import sys
 import types
 from collections.abc import Iterator
 
@@ -258,14 +259,47 @@ def test_gradients_are_the_learners(rule: str, reference: Own | Last, key: str, 
         assert torch.allclose(8 * found.flatten(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_full_rank_meets_the_exact_minimum() -> None:
-    batch = (normal(10, 12), normal(10, 12, seed=1), normal(10, 12, seed=2))
-    _, loss = low_rank(*batch, normal(12, 12, seed=3))
-    assert loss == pytest.approx(solve(*batch).loss, rel=1e-9)
-    b, lower = low_rank(*batch, normal(2, 12, seed=4))
-    assert torch.linalg.matrix_rank(b) == 2
-    assert lower == pytest.approx(float(primal(b, batch, "softplus", 2, 0.01)), rel=1e-9)
-    assert lower > loss
+@pytest.mark.parametrize("f", ["softplus", "linear"])
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_full_rank_meets_the_exact_minimum(f: str, loss_type: int) -> None:
+    batch = (normal(10, 12), normal(10, 12, seed=1), normal(10, 9, seed=2))
+    found = low_rank(*batch, normal(3, 12, 12, seed=3), normal(3, 12, 9, seed=4), f, loss_type, 0.1)
+    exact = solve(*batch, f, loss_type, 0.1)
+    assert found.converged.all()
+    assert found.losses == pytest.approx(exact.loss, rel=1e-9)
+    assert float((found.matrices - exact.matrix()).norm() / exact.matrix().norm()) < 1e-5
+
+
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_a_restricted_rank_ends_in_a_minimum_over_its_factors(loss_type: int) -> None:
+    """SciPy, searching over the factors themselves from where the search ended, finds nothing lower near by."""
+    batch, lam = (normal(10, 6), normal(10, 6, seed=1), normal(10, 5, seed=2)), 0.01
+    found = low_rank(*batch, normal(4, 2, 6, seed=3), normal(4, 2, 5, seed=4), "softplus", loss_type, lam)
+    assert found.converged.all()
+    for b, loss in zip(found.matrices, found.losses.tolist(), strict=True):
+        assert torch.linalg.matrix_rank(b) == 2
+        assert loss == pytest.approx(float(primal(b, batch, "softplus", loss_type, lam)), rel=1e-9)
+        assert loss > solve(*batch, loss_type=loss_type, weight_decay=lam).loss
+        u, s, vt = torch.linalg.svd(b)
+        start = torch.cat(((u[:, :2] * s[:2].sqrt()).T.flatten(), (s[:2, None].sqrt() * vt[:2]).flatten()))
+
+        def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            factors = torch.tensor(flat).requires_grad_()
+            at = primal(factors[:12].view(2, 6).T @ factors[12:].view(2, 5), batch, "softplus", loss_type, lam)
+            return at.item(), torch.autograd.grad(at, factors)[0].numpy()
+
+        assert np.abs(value(start.numpy())[1]).max() < 1e-5
+        lower = optimize.minimize(value, start.numpy(), jac=True, method="L-BFGS-B", options={"ftol": 1e-15})
+        assert lower.fun == pytest.approx(loss, rel=1e-8)
+
+
+def test_a_restricted_rank_needs_a_smooth_f_and_starts_that_fit() -> None:
+    batch = (normal(5, 3), normal(5, 3, seed=1), normal(5, 4, seed=2))
+    with pytest.raises(UsageError, match="hinge"):
+        low_rank(*batch, normal(1, 2, 3), normal(1, 2, 4), "hinge")
+    with pytest.raises(UsageError, match=r"\(s, r, 3\) and \(s, r, 4\)"):
+        low_rank(*batch, normal(1, 2, 4), normal(1, 2, 4))
+    assert not low_rank(*batch, normal(1, 2, 3), normal(1, 2, 4), steps=1).converged.any()
 
 
 # What is broken, in which function of which module, and how.
@@ -309,14 +343,14 @@ def test_a_wrong_sign_is_found(module: str, function: str, right: str, wrong: st
     broken: dict[str, object] = {"__name__": found.__name__, "__file__": found.__file__}
     holder = types.ModuleType(found.__name__)
     holder.__dict__.update(broken)
-    before = importlib.sys.modules[found.__name__]
-    importlib.sys.modules[found.__name__] = holder  # dataclasses look themselves up there
+    before = sys.modules[found.__name__]
+    sys.modules[found.__name__] = holder  # dataclasses look themselves up there
     try:
         exec(compile(source.replace(body, body.replace(right, wrong)), str(found.__file__), "exec"), holder.__dict__)
     except UsageError:  # the form itself is refused
         return
     finally:
-        importlib.sys.modules[found.__name__] = before
+        sys.modules[found.__name__] = before
     code = target.__code__
     target.__code__ = _function(holder, function).__code__
     try:

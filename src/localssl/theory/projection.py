@@ -56,6 +56,16 @@ def signed(z_pos: Tensor, z_neg: Tensor, loss_type: int) -> Tensor:
     return torch.cat((z_pos, -z_neg)) if loss_type == 2 else z_pos - z_neg
 
 
+def pairs(
+    z_pos: Tensor, z_neg: Tensor, c: Tensor, loss_type: int, weight_decay: float, c_neg: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x (m, d_z) and y (m, d_c) in float64: the loss is Σ f(x_k·By_k) + λ‖B‖². Errors as ``optimal_projection``."""
+    _check(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
+    z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
+    y = torch.cat((c, c if c_neg is None else c_neg.detach().double())) if loss_type == 2 else c
+    return signed(z_pos, z_neg, loss_type), y
+
+
 def solve(
     z_pos: Tensor,
     z_neg: Tensor,
@@ -64,24 +74,17 @@ def solve(
     loss_type: int = 2,
     weight_decay: float = 0.01,
     c_neg: Tensor | None = None,
-    start: Tensor | None = None,
 ) -> Optimum:
-    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``.
-
-    ``start``: the α of a problem like this one, to begin Newton's method from.
-    """
+    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``."""
     chosen = form(f)
-    _check(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
-    z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
-    x = signed(z_pos, z_neg, loss_type)
-    y = torch.cat((c, c if c_neg is None else c_neg.detach().double())) if loss_type == 2 else c
+    x, y = pairs(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
     kernel = (x @ x.T) * (y @ y.T)
     if isinstance(chosen, Hinge):
         alpha = solvers.box(kernel, weight_decay)
         residual = solvers.violation(kernel, alpha, weight_decay)
     else:
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        alpha = ones / (2 * weight_decay) if chosen is LINEAR else solvers.newton(kernel, chosen, weight_decay, start)
+        alpha = ones / (2 * weight_decay) if chosen is LINEAR else solvers.newton(kernel, chosen, weight_decay)
         residual = float((2 * weight_decay * alpha + chosen.slope(kernel @ alpha)).abs().max())
     if not residual <= _REFUSED:
         raise UsageError(

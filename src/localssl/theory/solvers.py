@@ -14,15 +14,15 @@ _STEPS = 200
 _EXACT = 1e-14  # of the hinge's scores, which are near 1
 
 
-def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None = None) -> Tensor:
+def newton(kernel: Tensor, form: Form, weight_decay: float) -> Tensor:
     """α (m,) with 2λα + f'(Kα) = 0, the minimum of Σ f(Kα) + λ αᵀKα; K (m, m) may be singular.
 
     It goes on until rounding allows no better: the slopes may be tiny, and they are what the gradients are made of.
     A step solves (2λI + DK) δ = -r with D = diag f'', which has a solution for every K. δ descends the loss, so a
-    backtracking line search makes it converge from anywhere; ``start`` may be nearer than 0.
+    backtracking line search makes it converge from anywhere.
     """
     lam = weight_decay
-    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device) if start is None else start
+    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device)
     u = kernel @ alpha
     residual = 2 * lam * alpha + form.slope(u)
     eye = 2 * lam * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
