@@ -8,7 +8,9 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,79 @@ def test_a_singular_kernel_still_gives_the_minimum(f: str, loss_type: int) -> No
     for seed in range(50):
         step = 1e-3 * normal(2, 1, seed=seed)
         assert float(primal(b + step, (z_pos, z_neg, c), f, loss_type, 0.1)) > lowest
+
+
+def reference(batch: list[torch.Tensor], lam: float) -> torch.Tensor:
+    """B* for softplus by Newton's method on all numbers of B, with 60 digits."""
+    x, y = torch.cat((batch[0], -batch[1])), torch.cat((batch[2], batch[2]))
+    outer = mpmath.matrix(
+        [[mpmath.mpf(a) * b for a in r for b in q] for r, q in zip(x.tolist(), y.tolist(), strict=True)]
+    )
+    m, unknowns = outer.rows, outer.cols
+    b = mpmath.zeros(unknowns, 1)
+
+    def loss(b: Any) -> Any:
+        u = outer * b
+        return sum(mpmath.log1p(mpmath.exp(-u[k])) for k in range(m)) + lam * sum(v * v for v in b)
+
+    for _ in range(500):
+        weights = [1 / (1 + mpmath.exp(v)) for v in outer * b]
+        slope = 2 * lam * b - outer.T * mpmath.matrix(weights)
+        bent = outer.T * mpmath.diag([w * (1 - w) for w in weights]) * outer + 2 * lam * mpmath.eye(unknowns)
+        step = mpmath.lu_solve(bent, -slope)
+        if mpmath.norm(step) <= mpmath.mpf(10) ** -25 * mpmath.norm(b):
+            break
+        length, before = mpmath.mpf(1), loss(b)
+        while loss(b + length * step) > before:
+            length /= 2
+        b += length * step
+    else:
+        raise AssertionError("the reference did not converge")
+    return torch.tensor([float(v) for v in b], dtype=torch.float64).view(x.shape[1], y.shape[1])
+
+
+@pytest.mark.parametrize("n", [2, 8])
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("lam", [1e-2, 1e-8])
+@pytest.mark.parametrize("twice", [False, True])
+def test_singular_kernels_of_any_size_meet_a_reference_of_many_digits(
+    n: int, scale: float, lam: float, twice: bool
+) -> None:
+    """2 × 2 numbers in B, 4 or 16 scores, every sample twice or not; K / λ up to 1e33."""
+    batch = [scale * normal(n, 2, seed=seed) for seed in range(3)]
+    if twice:
+        batch = [torch.cat((part[: n // 2], part[: n // 2])) for part in batch]
+    with mpmath.workdps(60):
+        expected = reference(batch, lam)
+    best = solve(batch[0], batch[1], batch[2], weight_decay=lam)
+    assert float((best.matrix() - expected).norm() / expected.norm()) < 1e-10
+    assert torch.allclose(best.predict(batch[2]), batch[2] @ expected.T, rtol=1e-8, atol=0)
+
+
+def test_samples_twice_in_a_wide_layer_are_samples_once_of_half_the_decay() -> None:
+    batch = [1e5 * normal(6, 30, seed=seed) for seed in range(3)]
+    double = [torch.cat((part, part)) for part in batch]
+    twice = optimal_projection(double[0], double[1], double[2], weight_decay=0.02)
+    once = optimal_projection(batch[0], batch[1], batch[2], weight_decay=0.01)
+    assert torch.allclose(twice, once, rtol=1e-9, atol=0)
+
+
+def test_the_hinge_refuses_what_float64_cannot_hold() -> None:
+    """Scores that cannot all be met, and K / λ beyond 1e10 or so: u = Kα is a difference of numbers that large."""
+    z_pos, z_neg, c = (normal(8, 2, seed=seed) for seed in range(3))
+    assert solve(z_pos, z_neg, c, f="hinge", weight_decay=1e-6).residual < 1e-8
+    with pytest.raises(UsageError, match="scale them down or raise weight_decay"):
+        solve(1e4 * z_pos, 1e4 * z_neg, c, f="hinge", weight_decay=1e-6)
+
+
+@pytest.mark.parametrize("f", ["softplus", "hinge", "linear"])
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_images_that_are_all_the_same_have_no_gradient(f: str, loss_type: int) -> None:
+    """B* is 0 then; made of rounding errors it would have passed on a cosine of 1 in the last layer."""
+    one = normal(1, 30).expand(32, 30)
+    encoder = networks.mlp([16, 8, 4], 30, torch.Generator().manual_seed(1))
+    local, end_to_end = gradients(encoder, Samples.from_views(one, one), Setting(f, loss_type))
+    assert [compare(a, b) for a, b in zip(local, end_to_end, strict=True)] == [None] * 3
 
 
 @pytest.mark.parametrize("f", ["softplus", "hinge", "linear"])
@@ -308,10 +383,13 @@ SIGNS = [
     ("projection", "signed", "else z_pos - z_neg", "else z_pos + z_neg"),
     ("projection", "Optimum.matrix", "return (", "return -("),
     ("projection", "Optimum.predict", "return (", "return -("),
-    ("projection", "solve", "-2 * weight_decay * alpha, loss", "2 * weight_decay * alpha, loss"),
+    ("projection", "solve", "alpha, -2 * weight_decay * alpha", "alpha, 2 * weight_decay * alpha"),
     ("projection", "solve", "ones / (2 *", "ones / (-2 *"),
     ("projection", "solve", "+ weight_decay * alpha @ u)", "- weight_decay * alpha @ u)"),
     ("solvers", "newton", "2 * lam * alpha + form.slope(u)", "2 * lam * alpha - form.slope(u)"),
+    ("solvers", "newton_in_scores", "form.slope(u) + decay * t", "form.slope(u) - decay * t"),
+    ("solvers", "newton_in_scores", "v @ (t / squares)", "-v @ (t / squares)"),
+    ("solvers", "newton_in_scores", "= -torch.linalg.solve_ex", "= torch.linalg.solve_ex"),
     ("solvers", "_step", "return -torch.cholesky_solve(", "return torch.cholesky_solve("),
     ("forms", "_softplus_slope", "-torch.sigmoid(-u)", "torch.sigmoid(-u)"),
     ("forms", "Hinge.slope", "return -", "return "),
@@ -334,7 +412,12 @@ def _function(holder: object, name: str) -> types.FunctionType:
 
 
 @pytest.mark.parametrize(("module", "function", "right", "wrong"), SIGNS)
-def test_a_wrong_sign_is_found(module: str, function: str, right: str, wrong: str) -> None:
+def test_a_wrong_sign_is_found(
+    module: str, function: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the two Newton methods the second mends what the first gets wrong: each is tried alone.
+    second = function == "newton_in_scores"
+    monkeypatch.setattr("localssl.theory.projection._EXACT", -1.0 if second else float("inf"))
     found = importlib.import_module(f"localssl.theory.{module}")
     source = inspect.getsource(found)
     target = _function(found, function)
