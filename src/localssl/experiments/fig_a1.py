@@ -19,12 +19,12 @@ from localssl.theory.projection import solve
 WIDTH, DEPTH, STARTS = 128, 6, 5
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCHES = 32
-RANDOM, CUT = "five random starts", "B* cut to the rank, and four"
+RANDOM, CUT = "five random starts", "B* cut to the rank, and four random"
 SPREAD = ["rank", "spread_mean", "spread_max", "cut_lowest", "random_lowest", "problems", "unconverged", "starts"]
 
 
 def run(settings: Settings) -> None:
-    """Figure A1: alignment against the rank of B, lowest of five minima each (ten minutes)."""
+    """Figure A1: alignment against the rank of B, lowest of five minima each (12 minutes)."""
     torch.set_num_threads(1)  # the matrices are small: threads would wait for each other
     batches, data = crops(settings, 14)
     rows: dict[str, list[list[object]]] = {RANDOM: [], CUT: []}
