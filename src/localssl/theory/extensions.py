@@ -230,14 +230,14 @@ def phyll_tied(case: Case) -> float:
 def _of_rank(case: Case, rank: int, matching: bool) -> float:
     encoder, inputs = _square(case)
     generator = torch.Generator().manual_seed(case.seed + 1)
-    start = normal((rank, case.width), generator)
+    start = normal((2, 1, rank, case.width), generator)  # F₁ and F₂
     above = torch.eye(case.width, dtype=torch.float64)
     z_pos, z_neg, c = encoder(inputs.pos), encoder(inputs.neg), encoder(inputs.c)
     found: list[Tensor | None] = []
     for layer in range(case.depth - 1, -1, -1):
-        begin = start @ above if matching else normal((rank, case.width), generator)
+        f1, f2 = start @ above if matching else normal((2, 1, rank, case.width), generator)
         triple = (z_pos[layer], z_neg[layer], c[layer])
-        b, _ = low_rank(*triple, begin, case.f, case.loss_type, case.weight_decay, steps=300, tolerance=1e-14)
+        b = low_rank(*triple, f1, f2, case.f, case.loss_type, case.weight_decay, tolerance=1e-9).matrices[0]
         found.insert(0, b)
         above = above @ next(encoder.blocks[layer].parameters()).detach()
     return mismatch(encoder, inputs, case.setting(projections=found))

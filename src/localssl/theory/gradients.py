@@ -1,7 +1,7 @@
 """Weight gradients at optimal (or chosen) projections: layerwise, and end to end from the last layer's loss.
 
 One form serves every f: at scores u_k = x_k·B y_k the gradient is Σ f'(u_k) ∂(x_k·g_k), with g_k = B y_k constant. At
-the optimum f'(u_k) = -2λα_k, also at the hinge's kink, where the plain derivative would be decided by rounding.
+the optimum f'(u_k) is -2λα_k, also at the hinge's kink, where the plain derivative would be decided by rounding.
 """
 
 from __future__ import annotations

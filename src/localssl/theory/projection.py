@@ -17,6 +17,8 @@ from localssl.errors import UsageError
 from localssl.theory import solvers
 from localssl.theory.forms import LINEAR, Form, Hinge, form
 
+_EXACT = 1e-12  # of the residual in the dual; beyond it the minimum is sought in the scores
+_ZERO = 1e-13  # scores so small beside their terms are rounding errors
 _REFUSED = 1e-6  # a residual that no gradient should be made of; it is 1e-12 or less unless numbers are extreme
 
 
@@ -29,9 +31,11 @@ class Optimum:
         y: (m, d_c), the reference of each.
         alpha: (m,), B* = Σ α_k x_k y_kᵀ.
         scores: (m,), u_k = x_k·B*y_k.
-        slopes: (m,), f'(u_k) = -2λα_k. For the hinge at its kink: the subgradient that the optimum selects.
+        slopes: (m,), f'(u_k), which is -2λα_k where K is regular (where it is singular other α make the same B*). For
+            the hinge at its kink: the subgradient that the optimum selects.
         loss: the minimum, a sum over the batch.
-        residual: largest |2λα + f'(u)|; for the hinge, the largest violation of u = 1, u >= 1, u <= 1.
+        residual: largest |2λα + f'(u)|; for the hinge, the largest violation of u = 1, u >= 1, u <= 1; where the dual
+            did not reach 1e-12, what Newton's last step changed a score by, relative to 1 + |u|.
     """
 
     x: Tensor
@@ -56,6 +60,16 @@ def signed(z_pos: Tensor, z_neg: Tensor, loss_type: int) -> Tensor:
     return torch.cat((z_pos, -z_neg)) if loss_type == 2 else z_pos - z_neg
 
 
+def pairs(
+    z_pos: Tensor, z_neg: Tensor, c: Tensor, loss_type: int, weight_decay: float, c_neg: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x (m, d_z) and y (m, d_c) in float64: the loss is Σ f(x_k·By_k) + λ‖B‖². Errors as ``optimal_projection``."""
+    _check(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
+    z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
+    y = torch.cat((c, c if c_neg is None else c_neg.detach().double())) if loss_type == 2 else c
+    return signed(z_pos, z_neg, loss_type), y
+
+
 def solve(
     z_pos: Tensor,
     z_neg: Tensor,
@@ -64,33 +78,32 @@ def solve(
     loss_type: int = 2,
     weight_decay: float = 0.01,
     c_neg: Tensor | None = None,
-    start: Tensor | None = None,
 ) -> Optimum:
-    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``.
-
-    ``start``: the α of a problem like this one, to begin Newton's method from.
-    """
+    """The minimum over B in the implicit form, for layers too wide to build B. Arguments as ``optimal_projection``."""
     chosen = form(f)
-    _check(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
-    z_pos, z_neg, c = z_pos.detach().double(), z_neg.detach().double(), c.detach().double()
-    x = signed(z_pos, z_neg, loss_type)
-    y = torch.cat((c, c if c_neg is None else c_neg.detach().double())) if loss_type == 2 else c
+    x, y = pairs(z_pos, z_neg, c, loss_type, weight_decay, c_neg)
     kernel = (x @ x.T) * (y @ y.T)
     if isinstance(chosen, Hinge):
         alpha = solvers.box(kernel, weight_decay)
         residual = solvers.violation(kernel, alpha, weight_decay)
     else:
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        alpha = ones / (2 * weight_decay) if chosen is LINEAR else solvers.newton(kernel, chosen, weight_decay, start)
+        alpha = ones / (2 * weight_decay) if chosen is LINEAR else solvers.newton(kernel, chosen, weight_decay)
         residual = float((2 * weight_decay * alpha + chosen.slope(kernel @ alpha)).abs().max())
+    u, slopes = kernel @ alpha, -2 * weight_decay * alpha
+    terms = float((kernel.abs() @ alpha.abs()).max())  # what scores are sums of
+    if isinstance(chosen, Form) and chosen is not LINEAR and not residual <= _EXACT:
+        alpha, u, residual = solvers.newton_in_scores(x, y, chosen, weight_decay)
+        slopes, terms = chosen.slope(u), 1.0
     if not residual <= _REFUSED:
         raise UsageError(
             f"the optimum was not found (residual {residual:.1e}): activities so large against weight_decay "
             f"{weight_decay:g} leave float64 no digits; scale them down or raise weight_decay"
         )
-    u = kernel @ alpha
+    if float(u.abs().max()) <= _ZERO * terms:  # B* = 0, where it must not pass on gradients made of rounding errors
+        alpha, u = torch.zeros_like(alpha), torch.zeros_like(u)
     loss = float(chosen.value(u).sum() + weight_decay * alpha @ u)
-    return Optimum(x, y, alpha, u, -2 * weight_decay * alpha, loss, residual)
+    return Optimum(x, y, alpha, u, slopes, loss, residual)
 
 
 def optimal_projection(

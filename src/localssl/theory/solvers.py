@@ -14,15 +14,15 @@ _STEPS = 200
 _EXACT = 1e-14  # of the hinge's scores, which are near 1
 
 
-def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None = None) -> Tensor:
+def newton(kernel: Tensor, form: Form, weight_decay: float) -> Tensor:
     """α (m,) with 2λα + f'(Kα) = 0, the minimum of Σ f(Kα) + λ αᵀKα; K (m, m) may be singular.
 
     It goes on until rounding allows no better: the slopes may be tiny, and they are what the gradients are made of.
     A step solves (2λI + DK) δ = -r with D = diag f'', which has a solution for every K. δ descends the loss, so a
-    backtracking line search makes it converge from anywhere; ``start`` may be nearer than 0.
+    backtracking line search makes it converge from anywhere.
     """
     lam = weight_decay
-    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device) if start is None else start
+    alpha = torch.zeros(len(kernel), dtype=kernel.dtype, device=kernel.device)
     u = kernel @ alpha
     residual = 2 * lam * alpha + form.slope(u)
     eye = 2 * lam * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
@@ -30,7 +30,7 @@ def newton(kernel: Tensor, form: Form, weight_decay: float, start: Tensor | None
         worst = float(residual.abs().max())
         if worst == 0:
             break
-        step = -torch.linalg.solve(eye + form.curvature(u)[:, None] * kernel, residual)
+        step = -torch.linalg.solve_ex(eye + form.curvature(u)[:, None] * kernel, residual)[0]
         new = _search(alpha, u, step, kernel, form, lam, worst)
         if new is None:  # rounding allows no better
             break
@@ -57,6 +57,54 @@ def _search(
             return a, v, residual
         length /= 2
     return None
+
+
+def newton_in_scores(x: Tensor, y: Tensor, form: Form, weight_decay: float) -> tuple[Tensor, Tensor, float]:
+    """The same minimum where K is singular or λ next to nothing beside it, and the terms of Kα cancel.
+
+    With K = V diag(s²) Vᵀ, V (m, rank) orthonormal, the scores are u = Vt, and t minimises Σ f(Vt) + λ Σ t²/s², whose
+    numbers are of order one whatever the size of the activities.
+
+    Returns:
+        The α (m,) of smallest norm with Kα = u; u (m,); what Newton's last step still changed the scores by, over
+        1 + |u|, which says how many digits rounding has left.
+    """
+    v, squares = _scores_basis(x, y)
+    decay = 2 * weight_decay / squares
+    t = torch.zeros_like(decay)
+
+    def loss(t: Tensor) -> Tensor:
+        return form.value(v @ t).sum() + (decay * t.square()).sum() / 2
+
+    value, changed = loss(t), torch.inf
+    for _ in range(_STEPS):
+        u = v @ t
+        gradient = v.T @ form.slope(u) + decay * t
+        step = -torch.linalg.solve_ex((v * form.curvature(u)[:, None]).T @ v + torch.diag(decay), gradient)[0]
+        change = float(((v @ step).abs() / (1 + u.abs())).max())
+        if not change < changed and change < 1e-6:  # rounding allows no better
+            break
+        changed, length = change, 1.0
+        while length > 1e-10:
+            new = loss(t + length * step)
+            if new <= value + 1e-4 * length * float(gradient @ step) + 1e-15 * abs(float(value)):
+                break
+            length /= 2
+        else:
+            break
+        t, value = t + length * step, new
+    return v @ (t / squares), v @ t, changed
+
+
+def _scores_basis(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """V (m, rank) and s² (rank,), from the outer products x_k y_kᵀ themselves where they are short enough."""
+    if x.shape[1] * y.shape[1] <= 2 * len(x):
+        v, s, _ = torch.linalg.svd((x[:, :, None] * y[:, None]).flatten(1), full_matrices=False)
+        kept = s > 1e-14 * s.max()
+        return v[:, kept], s[kept].square()
+    squares, v = torch.linalg.eigh((x @ x.T) * (y @ y.T))
+    kept = squares > 1e-13 * squares.max()
+    return v[:, kept], squares[kept]
 
 
 def box(kernel: Tensor, weight_decay: float) -> Tensor:
