@@ -40,11 +40,9 @@ def main(steps: int = 40) -> list[localssl.alignment.LayerAlignment]:
         optimiser.zero_grad()
     batches = [views(images.batch(index)) for index in torch.randperm(len(images)).split(64)[:10]]
     rows = localssl.alignment.measure(encoder.eval(), [learner, "clapp"], batches[:5], fit=batches[5:])
-    for row in rows:
-        if row.quantity == "cosine" and row.parameter == "weights":
-            print(
-                f"{row.rule:6s} block {row.block}: {row.mean:5.2f} [{row.low:5.2f}, {row.high:5.2f}], {row.reference}"
-            )
+    for r in rows:
+        if r.quantity == "cosine" and r.parameter == "weights":
+            print(f"{r.rule:6s} block {r.block}: {r.mean:5.2f} [{r.low:5.2f}, {r.high:5.2f}], {r.reference}")
     return rows
 
 
