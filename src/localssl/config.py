@@ -62,6 +62,8 @@ class TrainConfig:
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
     """Side to which images are resized. Default: the data set's own."""
+    view_strength: float | None = None
+    """Factor on how far affine views turn, shift, zoom and shear (digits, mnist). Default: 1."""
     limit_images: int | None = None
     """Train on this many images, drawn once with a fixed seed."""
     skip_bad: bool = False

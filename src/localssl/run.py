@@ -131,6 +131,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     check(config)
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
+    augmentation = spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     encoder_name = config.encoder or spec.encoder
     if encoder_name not in encoders.names():
@@ -160,7 +161,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         channels=channels,
         mean=mean,
         std=std,
-        augmentation=spec.augmentation,
+        augmentation=augmentation,
         limit_images=config.limit_images,
         skip_bad=config.skip_bad,
         encoder=encoder.config or {},

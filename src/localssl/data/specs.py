@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localssl.errors import UsageError
 
@@ -26,6 +26,27 @@ class Augmentation:
     translate: float = 0.1
     scale: tuple[float, float] = (0.8, 1.2)
     shear: float = 10.0
+
+    def scaled(self, strength: float | None) -> Augmentation:
+        """Views that turn, shift, zoom and shear ``strength`` times as far (affine only); None leaves them.
+
+        Raises:
+            UsageError: views of another kind, or a strength outside 0 to 4.
+        """
+        if strength is None or strength == 1:
+            return self
+        if self.kind != "affine":
+            raise UsageError("--view-strength goes with the affine views of digits and mnist; leave it out")
+        if not 0 <= strength <= 4:
+            raise UsageError(f"--view-strength {strength}: use a number from 0 to 4; 1 is the data set's own")
+        low, high = (1 + strength * (end - 1) for end in self.scale)
+        return replace(
+            self,
+            degrees=strength * self.degrees,
+            translate=strength * self.translate,
+            scale=(low, high),
+            shear=strength * self.shear,
+        )
 
 
 @dataclass(frozen=True)
