@@ -48,8 +48,15 @@ class Run:
         checkpoint.load_weights(learner, state["learner"], f"the last checkpoint in {self.path}")
         return learner, int(state["step"])
 
-    def images(self, split: str, root: Path | None = None, data: str | None = None, limit: int | None = None) -> Images:
-        """The run's images, or another data set's in the run's size and channels."""
+    def images(
+        self,
+        split: str,
+        root: Path | None = None,
+        data: str | None = None,
+        limit: int | None = None,
+        skip_bad: bool = False,
+    ) -> Images:
+        """The run's images, or another data set's in the run's size and channels; bad ones skipped as in training."""
         c = self.config
         kind, _, path = c.data.partition(":")
         if data is None and path and not Path(path).expanduser().exists():  # often a relative path, seen from elsewhere
@@ -61,7 +68,7 @@ class Run:
             channels=c.channels,
             image_size=c.image_size,
             limit=limit,
-            skip_bad=c.skip_bad,
+            skip_bad=skip_bad or c.skip_bad,
         )
 
     def normalise(self) -> Normalise:
