@@ -175,7 +175,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         patches=config.patches or default_patches(encoder_name, height),
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
-        lr=config.lr,
+        lr=spec.lr if config.lr is None else config.lr,
         weight_decay=weight_decay,
         optimizer=config.optimizer,
         schedule=config.schedule,
@@ -202,7 +202,7 @@ def check(config: TrainConfig) -> None:
     for name, fine, advice in (
         ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),
         ("epochs", c.epochs is None or c.epochs >= 0, "use 0 or more"),
-        ("lr", 0 < c.lr < inf, "use a positive number"),
+        ("lr", c.lr is None or 0 < c.lr < inf, "use a positive number"),
         ("width", 0 < c.width <= 100, "use a positive number up to 100, for instance 0.25; 1 is the paper's"),
         ("weight_decay", c.weight_decay is None or 0 <= c.weight_decay < inf, "use 0 or a positive number"),
         ("seed", 0 <= c.seed < 2**32, "use a whole number from 0 to 4294967295"),
