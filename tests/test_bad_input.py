@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +100,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--rule clapp --data digits --weight-decay -1", ["--weight-decay -1.0"]),
         ("--rule clapp --data digits --seed -1", ["--seed -1"]),
         ("--rule clapp --data digits --seed 99999999999", ["--seed 99999999999"]),
+        ("--rule clapp --data digits --view-strength 5", ["--view-strength 5.0: use a number from 0 to 4"]),
+        ("--rule clapp --data digits --view-strength nan", ["--view-strength nan"]),
+        ("--rule clapp --data cifar10 --view-strength 2", ["--view-strength goes with the affine views of digits"]),
         ("--rule clapp --data digits --threads 0", ["--threads 0: use 1 or more"]),
         ("--rule clapp --data digits --probe-every -1", ["--probe-every -1"]),
         ("--rule clapp --data digits --checkpoint-every 0", ["--checkpoint-every 0.0"]),
@@ -189,6 +193,23 @@ def test_a_truncated_jpeg(tmp_path: Path, out: Path, capsys: Capture) -> None:
     assert status(f"train {flags} --skip-bad --out {out}") == 0
     assert "1 bad image skipped: b/05.jpg" in capsys.readouterr().out
     assert (out / "encoder.safetensors").exists()
+
+
+def test_a_truncated_jpeg_among_the_test_images(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    """Training never sees it; the advice that the probe gives is a flag of the probe."""
+    images = [encoded(picture, "JPEG") for picture in pictures(24)]
+    images[21] = cut(images[21])
+    write_files(
+        tmp_path / "set",
+        {f"{'train' if i < 16 else 'test'}/{'ab'[i % 2]}/{i:02d}.jpg": image for i, image in enumerate(images)},
+    )
+    run_tiny(out, **{**SMALL_VGG, "data": f"imagefolder:{tmp_path / 'set'}", "epochs": 0})
+    embeddings = f"export {out} --embeddings --out {tmp_path / 'z.npy'}"
+    for line in (f"probe {out}", embeddings):
+        refuse(capsys, line, "b/21.jpg cannot be decoded", "--skip-bad skips such images")
+        assert status(f"{line} --skip-bad") == 0
+        assert "1 bad image skipped: b/21.jpg" in " ".join(capsys.readouterr().out.split())
+    assert np.load(tmp_path / "z.npy").shape[0] == 7
 
 
 def test_parquet(tmp_path: Path, out: Path, capsys: Capture) -> None:

@@ -135,6 +135,8 @@ def test_no_space_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert failing > 6
             break
         assert failed.startswith("No space left on device")
+        way_on = "give the same command again" if failing == 1 else "--resume --out"  # the first: its configuration
+        assert way_on in failed
         assert not list(out.rglob(".*"))
         if steps(out):
             last_state(out)

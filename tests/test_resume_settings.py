@@ -11,6 +11,7 @@ import torch
 
 from localssl import checkpoint
 from localssl.config import TrainConfig
+from localssl.data.specs import Augmentation
 from localssl.train import train
 
 from .sources_util import encoded, pictures
@@ -54,6 +55,18 @@ def test_resume_without_rule_and_data(tmp_path: Path) -> None:
         with usage_error(match):
             train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, **changes), lambda line: None)
         assert before == (encoder_bytes(more.path), rows(more.path), (more.path / "config.yaml").read_text())
+
+
+def test_the_strength_of_the_views_is_kept(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "x", epochs=0, view_strength=0.5)
+    weaker = Augmentation("affine", degrees=7.5, translate=0.05, scale=(0.9, 1.1), shear=5.0)
+    assert run.config.augmentation == weaker
+    assert run_tiny(tmp_path / "y", epochs=0, view_strength=1.0).config == run_tiny(tmp_path / "z", epochs=0).config
+    for strength in (None, 0.5):
+        again = TrainConfig(out=run.path, threads=1, resume=True, view_strength=strength)
+        assert train(again, lambda line: None).config == run.config
+    with usage_error(r"other settings: augmentation degrees 30.0 \(there: 7.5\); augmentation translate 0.2"):
+        train(TrainConfig(out=run.path, threads=1, resume=True, view_strength=2), lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import pickle
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision import datasets
 
 from localssl.data.sources import Images, data_names, open_images
 from localssl.errors import RunError, UsageError
@@ -277,29 +271,6 @@ def test_the_environment_names_the_root(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCALSSL_DATA", str(tmp_path))
     assert len(open_images("cifar10")) == 20
     assert data_names()[0] == "digits"
-
-
-def test_a_download_puts_the_files_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("train", "t10k"):
-        write_idx(tmp_path / "server", part, pictures(2, 28, 28)[..., 0], [7, 2])
-    packed = []
-    for file in sorted((tmp_path / "server").iterdir()):
-        data = gzip.compress(file.read_bytes())
-        (tmp_path / "server" / f"{file.name}.gz").write_bytes(data)
-        packed.append((f"{file.name}.gz", hashlib.md5(data).hexdigest()))
-    monkeypatch.setattr(datasets.MNIST, "resources", packed)
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "server"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/gone/"])
-        with pytest.raises(UsageError, match="the download of mnist failed") as caught:
-            open_images("mnist", root=tmp_path / "data", download=True)
-        assert "\n" not in str(caught.value)
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/"])
-        assert labels_of(open_images("mnist", root=tmp_path / "data", download=True)) == [7, 2]
-        server.shutdown()
-    assert labels_of(open_images("mnist", "test", root=tmp_path / "data")) == [7, 2]
 
 
 def test_files_that_vanish_during_a_run_are_a_run_error(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def probe(command: flags.Probe) -> None:
         evaluate.PAPER_EPOCHS if command.epochs is None else command.epochs,
         command.limit_images,
         command.device,
+        command.skip_bad,
     )
     results = evaluate.probe_run(opened, options, command.data, command.data_root)
     protocol = results[opened.config.rule].protocol
@@ -128,7 +129,7 @@ def export_run(command: flags.Export) -> None:
     if command.out is None:
         raise UsageError("export --embeddings needs --out, for instance --out z.npy")
     _check_folder(command.out)
-    images = opened.images(command.split, command.data_root, command.data)
+    images = opened.images(command.split, command.data_root, command.data, skip_bad=command.skip_bad)
     slow = Slow(f"features of {{done}} of {{total}} {command.split} images")
     parts = features(encoder, images, patches=c.patches, normalise=opened.normalise(), report=slow)
     rows, columns = export.save_embeddings(parts, command.out)

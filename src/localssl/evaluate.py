@@ -33,6 +33,7 @@ class ProbeOptions:
         epochs: of the paper's protocol.
         limit: probe on this many training images; None: all.
         device: "cpu", "cuda", "mps" or "auto".
+        skip_bad: leave out images that cannot be decoded, also where training did not.
     """
 
     protocol: str = "fast"
@@ -41,6 +42,7 @@ class ProbeOptions:
     epochs: int = PAPER_EPOCHS
     limit: int | None = None
     device: str = "cpu"
+    skip_bad: bool = False
 
 
 def probe_run(
@@ -65,8 +67,8 @@ def probe_run(
     """
     device = devices.choose(options.device)
     encoders: dict[str, Encoder] = {"untrained": run.learner().encoder, run.config.rule: run.encoder()}
-    train = run.images("train", root, data, options.limit)
-    test = run.images("test", root, data)
+    train = run.images("train", root, data, options.limit, options.skip_bad)
+    test = run.images("test", root, data, skip_bad=options.skip_bad)
     results: dict[str, ProbeResult] = {}
     for name, encoder in encoders.items():
         try:

@@ -38,6 +38,8 @@ class Probe:
     """Probe on another data set than the one trained on."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: where training found it."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ class Export:
     data: str | None = None
     """Data set for the embeddings. Default: the one trained on."""
     data_root: Path | None = None
-    """Folder that holds the data set."""
+    """Folder that holds the data set. Default: where training found it."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded (embeddings). Training's own flag holds here, too."""
     out: Path | None = None
     """File to write."""
 

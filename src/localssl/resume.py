@@ -13,6 +13,7 @@ import torch
 from localssl import checkpoint, encoders
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
+from localssl.data.specs import spec_for
 from localssl.errors import UsageError, unknown
 from localssl.run import Run, check_memory, manifest_of, open_run, resolve, train_split
 
@@ -92,6 +93,9 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     changes = {name: value for name, value in flags.items() if name in own}
     if "rule_options" in flags:
         changes["rule_options"] = parse_options(typed.rule_options)
+    if "view_strength" in flags:
+        own_views = spec_for(typed.data or stored.data).augmentation
+        changes["augmentation"] = own_views.scaled(typed.view_strength)
     config = dataclasses.replace(stored, **changes)
     name = typed.encoder or str(stored.encoder.get("name"))
     if name not in encoders.names():

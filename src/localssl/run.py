@@ -48,8 +48,15 @@ class Run:
         checkpoint.load_weights(learner, state["learner"], f"the last checkpoint in {self.path}")
         return learner, int(state["step"])
 
-    def images(self, split: str, root: Path | None = None, data: str | None = None, limit: int | None = None) -> Images:
-        """The run's images, or another data set's in the run's size and channels."""
+    def images(
+        self,
+        split: str,
+        root: Path | None = None,
+        data: str | None = None,
+        limit: int | None = None,
+        skip_bad: bool = False,
+    ) -> Images:
+        """The run's images, or another data set's in the run's size and channels; bad ones skipped as in training."""
         c = self.config
         kind, _, path = c.data.partition(":")
         if data is None and path and not Path(path).expanduser().exists():  # often a relative path, seen from elsewhere
@@ -61,7 +68,7 @@ class Run:
             channels=c.channels,
             image_size=c.image_size,
             limit=limit,
-            skip_bad=c.skip_bad,
+            skip_bad=skip_bad or c.skip_bad,
         )
 
     def normalise(self) -> Normalise:
@@ -131,6 +138,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     check(config)
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
+    augmentation = spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     encoder_name = config.encoder or spec.encoder
     if encoder_name not in encoders.names():
@@ -160,14 +168,14 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         channels=channels,
         mean=mean,
         std=std,
-        augmentation=spec.augmentation,
+        augmentation=augmentation,
         limit_images=config.limit_images,
         skip_bad=config.skip_bad,
         encoder=encoder.config or {},
         patches=config.patches or default_patches(encoder_name, height),
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
-        lr=config.lr,
+        lr=spec.lr if config.lr is None else config.lr,
         weight_decay=weight_decay,
         optimizer=config.optimizer,
         schedule=config.schedule,
@@ -194,7 +202,7 @@ def check(config: TrainConfig) -> None:
     for name, fine, advice in (
         ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),
         ("epochs", c.epochs is None or c.epochs >= 0, "use 0 or more"),
-        ("lr", 0 < c.lr < inf, "use a positive number"),
+        ("lr", c.lr is None or 0 < c.lr < inf, "use a positive number"),
         ("width", 0 < c.width <= 100, "use a positive number up to 100, for instance 0.25; 1 is the paper's"),
         ("weight_decay", c.weight_decay is None or 0 <= c.weight_decay < inf, "use 0 or a positive number"),
         ("seed", 0 <= c.seed < 2**32, "use a whole number from 0 to 4294967295"),

@@ -59,7 +59,6 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
-    advice = f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
     try:
         loop = _Loop(config, resolved, images, state, report)
         out.mkdir(parents=True, exist_ok=True)
@@ -71,15 +70,22 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
-        raise RunError(f"{error.strerror or error} ({error.filename or out}); {advice}") from error
+        raise RunError(f"{error.strerror or error} ({error.filename or out}); {_advice(config, out)}") from error
     except (MemoryError, RuntimeError) as error:
         if not devices.out_of_memory(error):
             raise
-        raise RunError(f"out of memory; {advice}, or start anew with a smaller --batch-size or --width") from error
+        advice = f"{_advice(config, out)}, or start anew with a smaller --batch-size or --width"
+        raise RunError(f"out of memory; {advice}") from error
     if not finished:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+def _advice(config: TrainConfig, out: Path) -> str:
+    if not (out / "config.yaml").exists():  # nothing says yet what to go on with
+        return "nothing was begun: mend that, then give the same command again"
+    return f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
 
 
 class _Loop:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,13 @@ def mnist(root: Path, split: str, download: bool) -> Found:
         images = read_image_file(str(place / names[0])).numpy()
         labels = read_label_file(str(place / names[1])).numpy()
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"{place / names[0]} or its labels cannot be read ({error}); fetch them again") from error
+        raise UsageError(
+            f"{place / names[0]} or its labels cannot be read ({error}); delete both and fetch them again"
+        ) from error
     if len(images) != len(labels):
-        raise UsageError(f"{place}: {len(images)} {part} images but {len(labels)} labels; fetch them again")
+        raise UsageError(
+            f"{place}: {len(images)} {part} images but {len(labels)} labels; delete both and fetch them again"
+        )
     return Found(ArrayRows([images[:, None]], padding=2), labels, _numbers(10), 1, 32)
 
 
@@ -142,7 +147,8 @@ def stl10(root: Path, split: str, download: bool) -> Found:
     places = [root / "stl10_binary", root / "stl10" / "stl10_binary", root / "stl10", root]
     place = next((p for p in places if all((p / name).is_file() for name in names)), None)
     if place is None and download:
-        _fetch("stl10", lambda: datasets.STL10(str(root), split=split, download=True))
+        # one archive for all parts; torchvision then reads the part it is asked for, the smallest of them
+        _fetch("stl10", lambda: datasets.STL10(str(root), split="train", download=True))
         place = places[0]
     if place is None:
         raise missing("stl10", [(p, names) for p in places], "--download fetches them (2.6 GB)")
@@ -227,7 +233,9 @@ def records(file: Path, length: int, official: int) -> NDArray[np.uint8]:
     count, rest = divmod(file.stat().st_size, length)
     if rest or not count:
         size = file.stat().st_size
-        raise UsageError(f"{file} is damaged: {size:,} bytes, expected {official * length:,}; fetch it again")
+        raise UsageError(
+            f"{file} is damaged: {size:,} bytes, expected {official * length:,}; delete it and fetch it again"
+        )
     return np.memmap(file, dtype=np.uint8, mode="r").reshape(count, length)
 
 
@@ -241,7 +249,7 @@ def missing(data: str, looked: Sequence[tuple[Path, Sequence[str]]], hint: str) 
 def _fetch(data: str, build: Callable[[], object]) -> None:
     try:
         build()
-    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UsageError(f"the download of {data} failed ({reason}); try again, or fetch it by hand") from error
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localssl.experiments import cifar10, demo, fig3b, fig4c, fig_a1, theory_decay, theory_explorer, theory_figures
+from localssl.experiments import (
+    cifar10,
+    demo,
+    demo_search,
+    fig3b,
+    fig4c,
+    fig_a1,
+    theory_decay,
+    theory_explorer,
+    theory_figures,
+)
 from localssl.experiments.cells import Settings
 
 __all__ = ["EXPERIMENTS", "PAPER_SCALE", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
+    "demo-search": demo_search.run,
     "fig2": theory_figures.fig2,
     "fig3a": theory_figures.fig3a,
     "figA1": fig_a1.run,
