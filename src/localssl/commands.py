@@ -45,10 +45,7 @@ def probe(command: flags.Probe) -> None:
         raise UsageError("--protocol paper takes all labels; --labels goes with --protocol fast")
     if not paper and command.epochs is not None:
         raise UsageError("--epochs goes with --protocol paper; the fast protocol fits to the end")
-    if command.threads is not None:
-        if command.threads < 1:
-            raise UsageError(f"--threads {command.threads}: use 1 or more")
-        torch.set_num_threads(command.threads)
+    _set_threads(command.threads)
     options = evaluate.ProbeOptions(
         command.protocol,
         command.labels,
@@ -72,7 +69,10 @@ def probe(command: flags.Probe) -> None:
 def align(command: flags.Align) -> None:
     """Measure alignment, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
-    options = evaluate.AlignOptions(command.batches, command.batch_size, command.reference, command.fit_batches)
+    _set_threads(command.threads)
+    options = evaluate.AlignOptions(
+        command.batches, command.batch_size, command.reference, command.fit_batches, command.skip_bad
+    )
     result = evaluate.align_run(opened, options, command.data, command.data_root)
     rows = evaluate.align_rows(result)
     title = f"{command.run}, step {result.step}: {result.rule} against {result.reference}"
@@ -153,6 +153,13 @@ def reproduce(command: flags.Reproduce) -> None:
     c = command
     for name in c.names:
         EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads {threads}: use 1 or more")
+        torch.set_num_threads(threads)
 
 
 def _suffix(data: str | None) -> str:

@@ -156,12 +156,14 @@ class AlignOptions:
         batch_size: images in each; None: as in training.
         reference: "own", "bp-clapp++" or "bp-infonce", see ``alignment.measure``.
         fit_batches: batches of training images on which a reference's B^L or head is fitted.
+        skip_bad: leave out images that cannot be decoded, also where training did not.
     """
 
     batches: int = 10
     batch_size: int | None = None
     reference: str = "own"
     fit_batches: int = 32
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,17 @@ def align_run(
         )
     if options.reference not in alignment.REFERENCES:
         raise unknown("reference", options.reference, alignment.REFERENCES)
-    images = run.images("test", root, data)
+    images = run.images("test", root, data, skip_bad=options.skip_bad)
     pairs = view_batches(run, images, options.batches, n, seed=run.config.seed + 2)
     fit = None
     if options.reference not in ("own", run.config.rule):
-        fit = view_batches(run, run.images("train", root, data), options.fit_batches, n, seed=run.config.seed + 3)
+        fit = view_batches(
+            run,
+            run.images("train", root, data, skip_bad=options.skip_bad),
+            options.fit_batches,
+            n,
+            seed=run.config.seed + 3,
+        )
     rows = alignment.measure(learner.encoder, learner, pairs, options.reference, fit=fit)
     protocol = (
         f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "

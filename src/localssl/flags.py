@@ -68,6 +68,10 @@ class Align:
     """Images in a batch. Default: as in training."""
     fit_batches: int = 32
     """Batches of training images on which the reference's B or head is fitted."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
     data: str | None = None
     """Measure on another data set than the one trained on."""
     data_root: Path | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from localssl.experiments import (
+    better_rule,
     cifar10,
     demo,
     demo_search,
@@ -30,6 +31,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "fig4c": fig4c.fig4c,
     "figA2": fig4c.fig_a2,
     "alignment-accuracy": fig4c.accuracy,
+    "better-rule": better_rule.screen,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
     "cifar10": cifar10.run,

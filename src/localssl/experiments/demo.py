@@ -13,6 +13,7 @@ from localssl.run import Run
 
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
 LABELS = ("1", "10", "all")
+VIEW_STRENGTH = {"bp-clapp++": 0.5}  # each rule at the best of its own search (demo_search)
 
 
 def run(settings: Settings) -> None:
@@ -37,6 +38,7 @@ def _config(settings: Settings, rule: str, seed: int) -> TrainConfig:
         rule=rule,
         data="digits",
         seed=seed,
+        view_strength=VIEW_STRENGTH.get(rule),
         threads=settings.threads_per_job(),
         out=settings.out / "runs" / f"{rule}-s{seed}",
         resume=True,

@@ -1,0 +1,250 @@
+"""Eight candidates for a local rule nearer to backpropagation than ``clapp++both``, and how they are screened.
+
+Importing this module registers them, which is why the command imports it only when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from localssl import alignment, evaluate, losses, rules
+from localssl.config import TrainConfig
+from localssl.experiments.cells import Cell, Settings, run_cells
+from localssl.learner import Learner
+from localssl.probe import fast_probe, features
+from localssl.projections import Dense
+from localssl.references import Last, Own, Reference, take
+from localssl.rules.base import Batch, Projections, ScoreRule
+from localssl.run import Run
+
+IMAGES, EPOCHS, LR = 20_000, 3, 1e-3  # the rate that clapp++both was given by its own search
+HELD_OUT = 5_000  # training images that screening and choice are judged on; the test images are left for the end
+BATCHES, FIT_BATCHES = 10, 100
+PATCHES = (4, 4, 4, 2, 2, 1)
+
+
+@dataclass(frozen=True)
+class Next:
+    """The readout of the layer above (of the last layer: its own)."""
+
+    def source(self, layer: int, n_layers: int) -> int:
+        """The layer that c comes from."""
+        return min(layer + 1, n_layers - 1)
+
+
+class Faster(Dense):
+    """A dense B = k W whose W has the optimiser's rate, so that B moves k times as fast under Adam."""
+
+    def __init__(self, d_z: int, d_c: int, k: float) -> None:
+        super().__init__(d_z, d_c)
+        self.k = k
+        with torch.no_grad():
+            self.weight /= k
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return self.k * super().forward(input)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastB(ScoreRule):
+    """``clapp++both``, B learning four times as fast as W."""
+
+    name: ClassVar[str] = "both, B 4 times as fast"
+    references: ClassVar[dict[str, Reference]] = {"lateral": Own(), "feedback": Last()}
+
+    @override
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        return {
+            "lateral": [Faster(d, d, 4) for d in dims],
+            "feedback": [Faster(d, dims[-1], 4) for d in dims],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Three(ScoreRule):
+    """Own, next and last layer, each with its own B."""
+
+    name: ClassVar[str] = "own, next and last"
+    references: ClassVar[dict[str, Any]] = {"lateral": Own(), "above": Next(), "feedback": Last()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextLast(ScoreRule):
+    """Next and last layer, each with its own B."""
+
+    name: ClassVar[str] = "next and last"
+    references: ClassVar[dict[str, Any]] = {"above": Next(), "feedback": Last()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastModulator(ScoreRule):
+    """``clapp++both`` whose W listens to the last layer's modulator: dL/dz has γ^L, as backpropagation's error has.
+
+    W^l descends mean(−γ⁺ᴸ z_pos·Bc + γ⁻ᴸ z_neg·Bc), B^l the hinge with its own γ^l; γ^L is one number a sample, sent
+    to all layers, from the loss named by ``source``.
+    """
+
+    name: ClassVar[str] = "both, last layer's modulator"
+    references: ClassVar[dict[str, Reference]] = {"lateral": Own(), "feedback": Last()}
+
+    @override
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        last = len(batch.z) - 1
+        gates: dict[str, tuple[Tensor, Tensor]] = {}
+        for key in self.references:
+            s_pos, s_neg = self.scores(batch, last, key, projections[key][last])
+            gates[key] = (s_pos < self.margin).to(s_pos.dtype), (s_neg > -self.margin).to(s_pos.dtype)
+        negatives = self.draw(batch)
+        per_layer: list[Tensor] = []
+        for layer in range(last + 1):
+            terms: list[Tensor] = []
+            for key in self.references:
+                g = projections[key][layer](take(self.references[key], batch.z, layer))
+                z_pos = batch.positives(layer)
+                fixed, still = z_pos.detach(), g.detach()
+                s_pos, s_neg = losses.score(fixed, g), losses.score(fixed[negatives], g)
+                terms.append(losses.contrast(s_pos, s_neg, self.f, self.loss_type, self.margin))
+                pos, neg = gates[key]
+                w_pos, w_neg = losses.score(z_pos, still), losses.score(z_pos[negatives], still)
+                weights = (neg * w_neg - pos * w_pos).mean()
+                terms.append(weights - weights.detach())  # its value is no loss; its gradient is W's
+            per_layer.append(torch.stack(terms).sum())
+        return torch.stack(per_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastModulatorDfb(LastModulator):
+    """The same with direct feedback alone."""
+
+    name: ClassVar[str] = "dfb, last layer's modulator"
+    references: ClassVar[dict[str, Reference]] = {"feedback": Last()}
+
+
+class SharedNear(nn.Module):
+    """A convolutional B: every patch predicts itself and its eight neighbours by the same 3 × 3 kernel."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shape = (channels, side, side)
+
+    @override
+    def forward(self, c: Tensor) -> Tensor:
+        return self.conv(c.unflatten(1, self.shape)).flatten(1)
+
+
+SIDES = tuple(m // p for m, p in zip((32, 16, 16, 8, 4, 2), PATCHES, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalB(ScoreRule):
+    """``clapp++both`` with a convolutional lateral B and a dense feedback B."""
+
+    name: ClassVar[str] = "both, convolutional lateral B"
+    references: ClassVar[dict[str, Reference]] = {"lateral": Own(), "feedback": Last()}
+
+    @override
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        return {
+            "lateral": [SharedNear(d // side**2, side) for d, side in zip(dims, SIDES, strict=True)],
+            "feedback": [Dense(d, dims[-1]) for d in dims],
+        }
+
+
+CANDIDATES = (FastB, Three, NextLast, LastModulator, LastModulatorDfb, ConvolutionalB)
+for candidate in CANDIDATES:
+    rules.register(candidate.name, candidate)
+TRIED: dict[str, tuple[str, tuple[int, ...]]] = {  # label: rule and patches; eight of them are new
+    "clapp++both": ("clapp++both", PATCHES),
+    "clapp++dfb": ("clapp++dfb", PATCHES),
+    "clapp++": ("clapp++", PATCHES),
+    **{candidate.name: (candidate.name, PATCHES) for candidate in CANDIDATES},
+    "both, patches half as large": ("clapp++both", (2, 2, 2, 1, 1, 1)),
+    "both, patches twice as large": ("clapp++both", (8, 8, 8, 4, 4, 2)),
+}
+
+
+def screen(settings: Settings) -> None:
+    """Train every candidate once at width 0.125; alignment and accuracy on held-out training images."""
+    cells = [Cell(_file(name), _config(settings, name, 0.125, 0), measure) for name in TRIED]
+    records = run_cells(cells, settings)
+    blocks = range(1, len(records[0]["cosines"]))
+    rows: list[list[object]] = []
+    for name, r in zip(TRIED, records, strict=True):
+        cosines = r["cosines"][:-1]
+        mean = round(sum(cosines) / len(cosines), 4)
+        rows.append([name, r["accuracy"], mean, *cosines, r["parameters"]])
+    header = ["rule", "accuracy", "cosine_mean", *(f"cosine_{b}" for b in blocks), "parameters_of_B"]
+    comment = (
+        f"{'; '.join(records[0]['notes'])}; width 0.125, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}, batch 64, "
+        f"seed 0; cosine with bp-clapp++ (B^L fitted on the frozen encoder) over {BATCHES} batches of 128, accuracy (%): "
+        f"{records[0]['protocol']}; both on held-out training images, no test image"
+    )
+    evaluate.to_csv(settings.out / "screen.csv", header, rows, comment)
+    print(f"written: {settings.out / 'screen.csv'}")
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() or c == "+" else "-" for c in name).replace("--", "-")
+
+
+def _config(settings: Settings, name: str, width: float, seed: int) -> TrainConfig:
+    rule, patches = TRIED[name]
+    return TrainConfig(
+        rule=rule,
+        data="cifar10",
+        data_root=settings.data_root,
+        limit_images=IMAGES,
+        width=width,
+        patches=patches,
+        lr=LR,
+        epochs=EPOCHS,
+        seed=seed,
+        threads=settings.threads_per_job(),
+        out=settings.out / "runs" / f"{_file(name)}-w{width:g}-s{seed}",
+        resume=True,
+        probe_every=0,
+    )
+
+
+def measure(run: Run, settings: Settings) -> dict[str, Any]:
+    """Alignment with bp-clapp++ and a linear probe on all blocks with the same patches for all; held-out images."""
+    learner, _ = run.trained_learner()
+    learner.eval()
+    images = run.images("train")
+    pick = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])  # what --limit-images left out
+    views = run.views()
+    torch.manual_seed(run.config.seed + 2)
+    pairs = [alignment.Pair(*views(images.batch(i))) for i in pick[:HELD_OUT].split(128)[:BATCHES]]
+    fit = [alignment.Pair(*views(images.batch(i))) for i in pick[HELD_OUT:].split(128)[:FIT_BATCHES]]
+    rows = alignment.measure(learner.encoder, learner, pairs, "bp-clapp++", fit=fit)
+    cosines = [round(r.mean, 5) for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")]
+    return {
+        "cosines": cosines,
+        "reference": rows[0].reference,
+        **probe(run, learner, pick),
+        "parameters": sum(p.numel() for p in learner.projections.parameters()),
+        "notes": images.facts,
+    }
+
+
+def probe(run: Run, learner: Learner, pick: Tensor) -> dict[str, Any]:
+    """Accuracy on the held-out images after fitting on twice as many others that the encoder has not seen either."""
+    images = run.images("train")
+    assert images.labels is not None
+    parts: list[list[Tensor]] = []
+    labels: list[Tensor] = []
+    for index in (pick[HELD_OUT : 3 * HELD_OUT], pick[:HELD_OUT]):
+        chosen = images.subset(index)
+        parts.append(features(learner.encoder, chosen, patches=PATCHES, normalise=run.normalise()))
+        labels.append(images.labels[index])
+    result = fast_probe(parts[0], labels[0], parts[1], labels[1], layers=("all",), knn=False)
+    return {"accuracy": round(result.rows[0].accuracy, 2), "protocol": result.protocol}
