@@ -185,8 +185,8 @@ def screen(settings: Settings) -> None:
     header = ["rule", "accuracy", "cosine_mean", *(f"cosine_{b}" for b in blocks), "parameters_of_B"]
     comment = (
         f"{'; '.join(records[0]['notes'])}; width 0.125, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}, batch 64, "
-        f"seed 0; cosine with bp-clapp++ (B^L fitted on the frozen encoder) over {BATCHES} batches of 128, accuracy (%): "
-        f"{records[0]['protocol']}; both on held-out training images, no test image"
+        f"seed 0; cosine with bp-clapp++ (B^L fitted on the frozen encoder) over {BATCHES} batches of 128, "
+        f"accuracy (%): {records[0]['protocol']}; both on held-out training images, no test image"
     )
     evaluate.to_csv(settings.out / "screen.csv", header, rows, comment)
     print(f"written: {settings.out / 'screen.csv'}")
