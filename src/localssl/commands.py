@@ -143,7 +143,7 @@ def reproduce(command: flags.Reproduce) -> None:
     """Run experiments by name."""
     if not command.names:
         for name, experiment in EXPERIMENTS.items():
-            print(f"{name:12s} {(experiment.__doc__ or '').splitlines()[0]}")
+            print(f"{name:18s} {(experiment.__doc__ or '').splitlines()[0]}")
         return
     for name in command.names:
         if name not in EXPERIMENTS:

@@ -32,6 +32,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "figA2": fig4c.fig_a2,
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
+    "better-rule-final": better_rule.final,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
     "cifar10": cifar10.run,

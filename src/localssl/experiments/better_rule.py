@@ -10,3 +10,10 @@ def screen(settings: Settings) -> None:
     from localssl.experiments import candidates  # here: it registers its rules, which are no one else's business
 
     candidates.screen(settings)
+
+
+def final(settings: Settings) -> None:
+    """The best of better-rule and clapp++both at width 0.25, five paired seeds (core-hours)."""
+    from localssl.experiments import candidates
+
+    candidates.final(settings)

@@ -16,16 +16,17 @@ from typing_extensions import override
 
 from localssl import alignment, evaluate, losses, rules
 from localssl.config import TrainConfig
+from localssl.data.sources import Images
 from localssl.experiments.cells import Cell, Settings, run_cells
-from localssl.learner import Learner
 from localssl.probe import fast_probe, features
 from localssl.projections import Dense
 from localssl.references import Last, Own, Reference, take
 from localssl.rules.base import Batch, Projections, ScoreRule
 from localssl.run import Run
+from localssl.stats import t_interval
 
 IMAGES, EPOCHS, LR = 20_000, 3, 1e-3  # the rate that clapp++both was given by its own search
-HELD_OUT = 5_000  # training images that screening and choice are judged on; the test images are left for the end
+HELD_OUT, LABELS = 5_000, 10_000  # training images that the screening is judged on, and that the probe is fitted on
 BATCHES, FIT_BATCHES = 10, 100
 PATCHES = (4, 4, 4, 2, 2, 1)
 
@@ -170,6 +171,7 @@ TRIED: dict[str, tuple[str, tuple[int, ...]]] = {  # label: rule and patches; ei
     "both, patches half as large": ("clapp++both", (2, 2, 2, 1, 1, 1)),
     "both, patches twice as large": ("clapp++both", (8, 8, 8, 4, 4, 2)),
 }
+FINALISTS = ("clapp++both",)  # and the best two of the screening
 
 
 def screen(settings: Settings) -> None:
@@ -190,6 +192,42 @@ def screen(settings: Settings) -> None:
     )
     evaluate.to_csv(settings.out / "screen.csv", header, rows, comment)
     print(f"written: {settings.out / 'screen.csv'}")
+
+
+def final(settings: Settings) -> None:
+    """The best of the screening and clapp++both at width 0.25, paired seeds; alignment and accuracy on test images."""
+    seeds = range(settings.seeds or 5)
+    cells = [
+        Cell(f"{_file(name)}-s{seed}", _config(settings, name, 0.25, seed), measure_final)
+        for seed in seeds
+        for name in FINALISTS
+    ]
+    records = run_cells(cells, settings)
+    by_name = {name: records[i :: len(FINALISTS)] for i, name in enumerate(FINALISTS)}
+    rows: list[list[object]] = []
+    for name, mine in by_name.items():
+        for what in ("accuracy", "cosine"):
+            values = [_value(r, what) for r in mine]
+            paired = [a - _value(r, what) for a, r in zip(values, by_name[FINALISTS[0]], strict=True)]
+            own, difference = t_interval(values), t_interval(paired)
+            low, high = difference[1:]
+            verdict = "" if name == FINALISTS[0] else "higher" if low > 0 else "lower" if high < 0 else "not resolved"
+            rows.append([name, what, *(round(v, 4) for v in (*own, *difference)), verdict, len(values)])
+    header = ["rule", "what", "mean", "low", "high", "difference", "low", "high", "against clapp++both", "seeds"]
+    comment = (
+        f"{'; '.join(records[0]['notes'])}; width 0.25, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}; test images; "
+        f"cosine: mean over blocks 1 to 5, with bp-clapp++ (B^L fitted on the frozen encoder); accuracy (%): "
+        f"{records[0]['protocol']}; 95 % t intervals over seeds, differences paired"
+    )
+    evaluate.to_csv(settings.out / "final.csv", header, rows, comment)
+    print(f"written: {settings.out / 'final.csv'}")
+
+
+def _value(record: dict[str, Any], what: str) -> float:
+    if what == "accuracy":
+        return float(record["accuracy"])
+    cosines = record["cosines"][:-1]
+    return sum(cosines) / len(cosines)
 
 
 def _file(name: str) -> str:
@@ -216,35 +254,36 @@ def _config(settings: Settings, name: str, width: float, seed: int) -> TrainConf
 
 
 def measure(run: Run, settings: Settings) -> dict[str, Any]:
-    """Alignment with bp-clapp++ and a linear probe on all blocks with the same patches for all; held-out images."""
+    """Alignment and a linear probe on held-out training images."""
+    images = run.images("train")
+    unseen = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])  # what --limit-images left out
+    return _measured(run, images.subset(unseen[:HELD_OUT]), images.subset(unseen[HELD_OUT:]))
+
+
+def measure_final(run: Run, settings: Settings) -> dict[str, Any]:
+    """The same on test images."""
+    images = run.images("train")
+    unseen = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])
+    return _measured(run, run.images("test"), images.subset(unseen))
+
+
+def _measured(run: Run, held_out: Images, others: Images) -> dict[str, Any]:
+    """Alignment with bp-clapp++, B^L fitted on the others; probe with one set of patches for all, fitted on 10,000."""
     learner, _ = run.trained_learner()
     learner.eval()
-    images = run.images("train")
-    pick = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])  # what --limit-images left out
-    views = run.views()
-    torch.manual_seed(run.config.seed + 2)
-    pairs = [alignment.Pair(*views(images.batch(i))) for i in pick[:HELD_OUT].split(128)[:BATCHES]]
-    fit = [alignment.Pair(*views(images.batch(i))) for i in pick[HELD_OUT:].split(128)[:FIT_BATCHES]]
+    pairs = evaluate.view_batches(run, held_out, BATCHES, 128, seed=run.config.seed + 2)
+    fit = evaluate.view_batches(run, others, FIT_BATCHES, 128, seed=run.config.seed + 3)
     rows = alignment.measure(learner.encoder, learner, pairs, "bp-clapp++", fit=fit)
-    cosines = [round(r.mean, 5) for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")]
+    labelled = others.subset(torch.arange(LABELS))
+    parts = [
+        features(learner.encoder, part, patches=PATCHES, normalise=run.normalise()) for part in (labelled, held_out)
+    ]
+    result = fast_probe(parts[0], labelled.labels, parts[1], held_out.labels, layers=("all",), knn=False)
     return {
-        "cosines": cosines,
+        "cosines": [round(r.mean, 5) for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")],
         "reference": rows[0].reference,
-        **probe(run, learner, pick),
+        "accuracy": round(result.rows[0].accuracy, 2),
+        "protocol": result.protocol,
         "parameters": sum(p.numel() for p in learner.projections.parameters()),
-        "notes": images.facts,
+        "notes": held_out.facts,
     }
-
-
-def probe(run: Run, learner: Learner, pick: Tensor) -> dict[str, Any]:
-    """Accuracy on the held-out images after fitting on twice as many others that the encoder has not seen either."""
-    images = run.images("train")
-    assert images.labels is not None
-    parts: list[list[Tensor]] = []
-    labels: list[Tensor] = []
-    for index in (pick[HELD_OUT : 3 * HELD_OUT], pick[:HELD_OUT]):
-        chosen = images.subset(index)
-        parts.append(features(learner.encoder, chosen, patches=PATCHES, normalise=run.normalise()))
-        labels.append(images.labels[index])
-    result = fast_probe(parts[0], labels[0], parts[1], labels[1], layers=("all",), knn=False)
-    return {"accuracy": round(result.rows[0].accuracy, 2), "protocol": result.protocol}
