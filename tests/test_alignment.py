@@ -214,3 +214,24 @@ def test_no_batch_is_refused() -> None:
     learner = small_learner("vgg", localssl.rules.get("clapp++"))
     with pytest.raises(UsageError, match="at least one batch"):
         measure(learner.encoder, learner, [])
+
+
+def test_a_batch_of_a_wrong_shape_is_refused() -> None:
+    learner = small_learner("vgg", localssl.rules.get("clapp++"))
+    a, b = views(0)
+    for bad, words in (((a, b[:2]), "3 images, view b 2"), ((a[:1], b[:1]), "at least 2"), ((a[:, :1], b), "of shape")):
+        with usage_error(words):
+            measure(learner.encoder, learner, [(a, b), bad])
+    with usage_error("LongTensor of 6 indices"):
+        measure(learner.encoder, learner, [(a, b, torch.zeros(3, dtype=torch.int64))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    """Under autocast the activities are bfloat16 and the weights float32, as in a bf16-mixed run."""
+    learner = small_learner("vgg", localssl.rules.get("clapp++both")).float()
+    data = [tuple(view.float() for view in views(seed)) for seed in range(3)]
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        rows = rows_of(learner, data)  # type: ignore[arg-type]
+    assert all(math.isfinite(rows[block, "cosine"].mean) for block in (1, 2, 3))
+    assert rows[3, "cosine"].mean == pytest.approx(1, abs=1e-4)

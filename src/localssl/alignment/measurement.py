@@ -34,7 +34,7 @@ def measure(
     """Alignment of rules with end-to-end backpropagation at the encoder's weights, per block and parameter.
 
     Args:
-        encoder: the weights to measure at; unchanged.
+        encoder: the weights to measure at; unchanged (batch normalisation in training mode would count the passes).
         rules: one or several; a mapping names them. A ``Learner`` on this encoder brings its own projections; for a
             rule or a rule's name they are fitted on ``fit`` while the encoder is frozen.
         data: batches (view_a, view_b[, negatives[, labels]]): views (n, C, H, W), negatives (2n,) indices into the
@@ -52,8 +52,8 @@ def measure(
         quantity a row with mean, interval and null; see ``LayerAlignment``.
 
     Raises:
-        UsageError: no batch; an unknown rule or reference; projections to be fitted and no ``fit``; a learner of
-            another encoder; gradients that are not the same when computed twice.
+        UsageError: no batch, or one of a wrong shape; an unknown rule or reference; projections to be fitted and no
+            ``fit``; a learner of another encoder; gradients that are not the same when computed twice.
     """
     batches = iter(data)
     first = next(batches, None)

@@ -37,7 +37,9 @@ class Signals:
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
         for number, block in enumerate(encoder.blocks, start=1):
-            x = x.detach().requires_grad_()
+            x = x.detach()
+            if number > 1:  # nobody asks for the images' own gradient, and they need not be floats
+                x.requires_grad_()
             self._inputs.append(x)
             x = run_block(block, x, number)
             self._outputs.append(x)
@@ -46,7 +48,6 @@ class Signals:
 
     def batch(self, learner: Learner) -> Batch:
         """What the learner's rule sees: its readouts of ``z``."""
-        learner.check(self.pair.view_a, self.pair.view_b, self.pair.negatives)
         return learner.read(self.z, self.pair.negatives, self.pair.labels)
 
     def errors(self, loss: Tensor) -> list[Tensor]:
@@ -110,8 +111,14 @@ def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) 
 
 
 def to_pairs(learners: Sequence[Learner], batch: Sequence[Tensor | None]) -> Pair:
-    """A batch as given, (view_a, view_b[, negatives[, labels]]), with the negatives that all rules share."""
+    """A batch as given, (view_a, view_b[, negatives[, labels]]), with the negatives that all rules share.
+
+    Raises:
+        UsageError: views or negatives that one of the learners does not take.
+    """
     pair = Pair(*batch)  # pyright: ignore[reportArgumentType]
+    for learner in learners:
+        learner.check(pair.view_a, pair.view_b, pair.negatives)
     if pair.negatives is None:
         pair = pair._replace(negatives=shared_negatives(learners, len(pair.view_a), pair.view_a.device))
     return pair

@@ -7,6 +7,7 @@ but ``clapp++both`` has the last-layer loss of ``bp-clapp++`` with its own B^L.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from localssl import alignment, evaluate
@@ -54,14 +55,14 @@ def scale_of(settings: Settings) -> Scale:
     return PAPER if settings.scale == "paper" else CPU
 
 
-def records(settings: Settings) -> list[dict[str, Any]]:
+def records(settings: Settings, rules: Iterable[str] = LINES) -> list[dict[str, Any]]:
     """The cells that both figures and the study share, in the folder of fig4c."""
     scale = scale_of(settings)
     shared = dataclasses.replace(settings, out=settings.out.parent / "fig4c")
     cells = [
         Cell(f"{rule}-s{seed}-e{epochs:03d}", _config(shared, scale, rule, seed, epochs), _measure)
         for seed in range(settings.seeds or 1)
-        for rule in LINES
+        for rule in rules
         for epochs in scale.epochs
     ]
     return run_cells(cells, shared)
@@ -94,7 +95,7 @@ def fig_a2(settings: Settings) -> None:
 
 def accuracy(settings: Settings) -> None:
     """Does alignment predict accuracy? Rank correlation over rules and checkpoints (from the runs of fig4c)."""
-    found = [r for r in records(settings) if r["config"]["rule"] != "optimum"]  # it is trained by backpropagation
+    found = records(settings, [rule for rule in LINES if rule != "optimum"])  # which is trained by backpropagation
     settings.out.mkdir(parents=True, exist_ok=True)
     blocks = range(1, len(found[0]["cosines"]))  # the last one's cosine is 1 by construction
     rows: list[list[object]] = []
