@@ -29,7 +29,8 @@ class Agree(Rule):
 
 def main(steps: int = 40) -> list[localssl.alignment.LayerAlignment]:
     torch.manual_seed(0)
-    images, views = open_images("digits"), Views(spec_for("digits").augmentation, [0.31], [0.32], 1, 16)
+    images, held_out = open_images("digits"), open_images("digits", "test")
+    views = Views(spec_for("digits").augmentation, [0.31], [0.32], 1, 16)
     blocks = [nn.Sequential(nn.Conv2d(c, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.GELU()) for c in (1, 24, 24)]
     encoder = localssl.encoders.Encoder.from_blocks(blocks)
     learner = localssl.Learner(encoder, Agree(), input_shape=(1, 16, 16), patches=(4, 2, 2))
@@ -38,8 +39,9 @@ def main(steps: int = 40) -> list[localssl.alignment.LayerAlignment]:
         learner.accumulate_grads(*views(images.batch(index)))
         optimiser.step()
         optimiser.zero_grad()
-    batches = [views(images.batch(index)) for index in torch.randperm(len(images)).split(64)[:10]]
-    rows = localssl.alignment.measure(encoder.eval(), [learner, "clapp"], batches[:5], fit=batches[5:])
+    parts = ((held_out, torch.arange(448)), (images, torch.arange(448)))
+    test, fit = ([views(part.batch(i)) for i in index.split(64)] for part, index in parts)
+    rows = localssl.alignment.measure(encoder.eval(), [learner, "clapp"], test, fit=fit)
     for r in rows:
         if r.quantity == "cosine" and r.parameter == "weights":
             print(f"{r.rule:6s} block {r.block}: {r.mean:5.2f} [{r.low:5.2f}, {r.high:5.2f}], {r.reference}")

@@ -49,8 +49,9 @@ class Align:
     cosine: x.y / (|x||y|), 1 is parallel. relative_error: |x - y|² / |y|². norm_ratio: |x| / |y|. sign_agreement: share
     of weights pushed in the same direction. Mean over batches, 95 % t interval over batches.
 
-    cosine_of_mean: cosine of the gradients summed over all batches. bias, noise: the part of y's power that x misses
-    however it is scaled, in its mean and around its mean. 95 % jackknife interval over batches.
+    cosine_of_mean: of the expected gradients. bias, noise: of the error a x - y, with the a >= 0 that brings the
+    expected gradients nearest, the part that stays and the part that varies, over |y|². 95 % jackknife interval over
+    batches.
 
     batches: those in which neither gradient was zero. null: with the pairs shuffled, x of one batch against y of
     another: what a number owes to the batch is its distance from it. In the CSV: rule, reference (which

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from localssl.alignment.fitting import fit_projections
@@ -19,8 +20,8 @@ from localssl.alignment.optimum import (
     presynaptic,
     score_rule,
 )
-from localssl.alignment.quantities import Products, products, summarise
-from localssl.alignment.signals import Signals, to_pairs
+from localssl.alignment.quantities import compare
+from localssl.alignment.signals import Signals, shared
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.stats import t_interval
@@ -50,9 +51,9 @@ def decompose(
 ) -> list[Limit]:
     """1 − cosine of a rule's weight gradients with backpropagation's, in parts that sum exactly, below the last block.
 
-    form = 1 − cos(B_o): one matrix per layer cannot do better. objective = cos(B_o) − cos(B̂), B̂ the minimum of the
-    rule's own loss at the present weights. lag = cos(B̂) − cos(B): the present B is not there yet. Each may be negative
-    on batches that B_o was not fitted on.
+    form = 1 − cos(B_o), B_o the least-squares solution of Definition 3.4 (another B may have a larger cosine).
+    objective = cos(B_o) − cos(B̂), B̂ what ``epochs`` passes of training on the rule's own loss at the present weights
+    reach. lag = cos(B̂) − cos(B): the present B is not there. Each may be negative.
 
     Args:
         learner: of a local score rule; unchanged.
@@ -60,10 +61,10 @@ def decompose(
         data: other batches, on which all cosines are measured.
         against: whose last-layer loss is backpropagated; None: the learner's own.
         gates: "fixed": those of the present B for all three; "own": each B with its own.
-        epochs: passes over ``fit`` that bring B̂ to its minimum.
+        epochs: passes over ``fit`` for B̂; objective and lag depend on them where it has not settled.
 
     Raises:
-        UsageError: no local score rule, or no batch.
+        UsageError: no local score rule, the rule ``optimum``, or no batch.
     """
     rule = score_rule(learner)
     fitting = [tuple(batch) for batch in fit]
@@ -76,7 +77,7 @@ def decompose(
     }
     cosines: dict[str, list[list[float]]] = {name: [] for name in candidates}
     for item in data:
-        signals = Signals(learner.encoder, to_pairs([learner], item))
+        signals = Signals(learner.encoder, shared([learner], item))
         reference = signals.of_last_loss(against or learner)
         batch = signals.batch(learner)
         for name, b in candidates.items():
@@ -104,8 +105,8 @@ def decompose(
 
 def _cosine(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Of a block's weights (no biases); NaN where one is zero."""
-    found = [products([mine[name]], [theirs[name]]) for name in mine if mine[name].ndim > 1]
-    total: Products = found[0]
-    for part in found[1:]:
-        total = total + part
-    return summarise(total)["cosine"][0]
+    names = [name for name in mine if mine[name].ndim > 1]
+    if not names:
+        return float("nan")
+    quantities = compare(*(torch.cat([g[name].flatten() for name in names]) for g in (mine, theirs)))
+    return float("nan") if quantities is None else quantities["cosine"]

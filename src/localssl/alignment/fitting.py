@@ -1,4 +1,4 @@
-"""Projections brought to the minimum of their rule's own loss while the encoder stays as it is."""
+"""Projections trained towards the minimum of their rule's own loss while the encoder stays as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from localssl.alignment.signals import to_pairs
+from localssl.alignment.signals import shared
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.rules.base import Batch
@@ -20,7 +20,8 @@ def fit_projections(
     """Train the learner's projections on its rule's losses; the encoder is frozen and run once a batch.
 
     Adam from the present projections, over all batches ``epochs`` times, the rate falling to zero as a cosine. The
-    readouts of all batches are kept in memory meanwhile.
+    readouts of all batches are kept in memory meanwhile. It ends after these passes, wherever it is then; and where the
+    hinge or softplus can separate all pairs there is no minimum to reach.
 
     Args:
         learner: its projections change, its encoder does not.
@@ -29,15 +30,18 @@ def fit_projections(
         lr: rate of the first step.
 
     Returns:
-        The mean loss of every pass, so that one can see whether the fit has settled.
+        The mean loss of every pass. It flattens as the rate falls: whether the fit has settled shows only against one
+        with more passes.
 
     Raises:
-        UsageError: no batch, or losses that are not finite.
+        UsageError: no batch, losses that are not finite, or the rule ``optimum``, whose B does not descend its losses.
     """
+    if learner.rule.credit == "optimum":
+        raise UsageError("the optimum's projections are no minimum of its losses: train them, or see optimal_feedback")
     batches: list[Batch] = []
     with torch.no_grad():
         for item in data:
-            pair = to_pairs([learner], item)
+            pair = shared([learner], item)
             found = learner.batch(*pair, credit="local")
             batches.append(Batch([z.detach() for z in found.z], pair.negatives, pair.labels))
     if not batches:

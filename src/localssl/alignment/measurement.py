@@ -13,7 +13,7 @@ from localssl import rules as registry
 from localssl.alignment import references
 from localssl.alignment.fitting import fit_projections
 from localssl.alignment.quantities import LayerAlignment, Products, products, summarise
-from localssl.alignment.signals import Gradients, Pair, Signals, to_pairs
+from localssl.alignment.signals import Gradients, Pair, Signals, shared, to_pair
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
@@ -22,6 +22,7 @@ from localssl.rules.base import Rule
 RuleLike = str | Rule | Learner
 
 
+@torch.enable_grad()
 def measure(
     encoder: Encoder,
     rules: RuleLike | Sequence[RuleLike] | Mapping[str, RuleLike],
@@ -36,7 +37,8 @@ def measure(
     Args:
         encoder: the weights to measure at; unchanged (batch normalisation in training mode would count the passes).
         rules: one or several; a mapping names them. A ``Learner`` on this encoder brings its own projections; for a
-            rule or a rule's name they are fitted on ``fit`` while the encoder is frozen.
+            rule or a rule's name they are fitted on ``fit`` at the frozen encoder, from a fixed start and for a fixed
+            number of passes (``fit_projections``).
         data: batches (view_a, view_b[, negatives[, labels]]): views (n, C, H, W), negatives (2n,) indices into the
             stacked positives, labels (n,). Rules and reference share all of them; without negatives the next sample,
             or one random draw a batch where a rule draws at random.
@@ -47,6 +49,8 @@ def measure(
         patches: for rules given by name, as in ``Learner``.
         fit: batches (of training images) on which missing projections are fitted.
 
+    The gradients of all batches are kept until the end: batches × (rules + references) times the encoder's weights.
+
     Returns:
         For each rule, block, parameter ("weights": all of the block's but biases, together; then each by name) and
         quantity a row with mean, interval and null; see ``LayerAlignment``.
@@ -55,18 +59,23 @@ def measure(
         UsageError: no batch, or one of a wrong shape; an unknown rule or reference; projections to be fitted and no
             ``fit``; a learner of another encoder; gradients that are not the same when computed twice.
     """
+    if not isinstance(encoder, Encoder):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"measure takes an Encoder, got a {type(encoder).__name__}; see Encoder.from_blocks")
+    if not any(p.requires_grad for p in encoder.parameters()):
+        raise UsageError("no weight of the encoder requires a gradient; call encoder.requires_grad_(True) first")
     batches = iter(data)
     first = next(batches, None)
     if first is None:
         raise UsageError("alignment needs at least one batch of views")
-    fitting = None if fit is None else [tuple(batch) for batch in fit]
-    learners = _learners(encoder, rules, Pair(*first), patches, fitting)  # pyright: ignore[reportArgumentType]
+    fitting = None if fit is None else list(fit)
+    learners = _learners(encoder, rules, to_pair(first), patches, fitting)
     memo: dict[str, references.Against] = {}
     against = {name: references.choose(learner, reference, fitting, memo) for name, learner in learners.items()}
     kept: dict[tuple[str, str], list[Gradients]] = {}
     for number, batch in enumerate(chain([first], batches)):
-        pair = to_pairs(list(learners.values()), batch)
+        pair = shared([*learners.values(), *(a.learner for a in against.values())], batch)
         found = _gradients(encoder, pair, learners, against)
+        _finite(found, number + 1)
         if number == 0:
             _guard(found, _gradients(encoder, pair, learners, against))
         for place, gradients in found.items():
@@ -105,6 +114,8 @@ def _learners(
     """The learners by name, those that were given as rules with fitted projections."""
     if isinstance(given, str | Rule | Learner):
         given = [given]
+    if not isinstance(given, Sequence | Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"measure takes rules, their names or learners, got {given!r}")
     named = dict(given) if isinstance(given, Mapping) else {_name(rule): rule for rule in given}
     if not named or (not isinstance(given, Mapping) and len(named) < len(given)):
         raise UsageError("measure takes one rule or several of different names; name like ones by a mapping")
@@ -115,9 +126,10 @@ def _learners(
                 raise UsageError(f"the learner of {name!r} has another encoder; build it on the one that is measured")
             result[name] = rule
             continue
-        learner = Learner(
-            encoder, registry.get(rule) if isinstance(rule, str) else rule, first.view_a.shape[1:], patches
-        )
+        built = registry.get(rule) if isinstance(rule, str) else rule
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start every time
+            learner = Learner(encoder, built, first.view_a.shape[1:], patches)
         if next(learner.projections.parameters(), None) is not None:
             if fit is None:
                 raise UsageError(
@@ -132,7 +144,10 @@ def _learners(
 def _name(rule: RuleLike) -> str:
     if isinstance(rule, str):
         return rule
-    return references.name_of(rule.rule if isinstance(rule, Learner) else rule)
+    found = rule.rule if isinstance(rule, Learner) else rule
+    if not isinstance(found, Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"measure takes rules, their names or learners, got {found!r}")
+    return references.name_of(found)
 
 
 def _gradients(
@@ -165,6 +180,13 @@ def _parts(mine: Sequence[Gradients], theirs: Sequence[Gradients], block: int) -
     yield from found.items()
 
 
+def _finite(found: Mapping[tuple[str, str], Gradients], batch: int) -> None:
+    """Refuse gradients that are NaN or infinite: left out as zero ones they would go unseen."""
+    for (rule, what), gradients in found.items():
+        if not all(bool(g.isfinite().all()) for block in gradients for g in block.values()):
+            raise UsageError(f"the {what}'s gradients for {rule!r} are not finite in batch {batch}; look at its views")
+
+
 def _guard(once: Mapping[tuple[str, str], Gradients], again: Mapping[tuple[str, str], Gradients]) -> None:
     """Refuse gradients that are not the same when computed twice: on the CPU to the bit, elsewhere to 1e-5."""
     for place, gradients in once.items():
@@ -175,6 +197,5 @@ def _guard(once: Mapping[tuple[str, str], Gradients], again: Mapping[tuple[str, 
                 if not float((a - b).abs().max()) <= allowed:
                     raise UsageError(
                         "gradients differ when computed twice on the same batch: a block or the rule draws random "
-                        "numbers (dropout?) or has gradients that are not finite; call eval() on the learner or the "
-                        "encoder first"
+                        "numbers (dropout?); call eval() on the learner or the encoder first"
                     )

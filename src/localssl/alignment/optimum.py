@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from localssl import losses, readout
-from localssl.alignment.signals import Signals, to_pairs
+from localssl.alignment.signals import Signals, shared
 from localssl.errors import UsageError
 from localssl.learner import Learner
+from localssl.projections import Dense
 from localssl.references import take
 from localssl.rules.base import Batch, Projections, ScoreRule
 
@@ -49,18 +50,40 @@ def presynaptic(rule: ScoreRule, batch: Batch, layer: int, projections: Projecti
 
 
 def matrices(learner: Learner) -> Matrices:
-    """The learner's present B by layer and key."""
+    """The learner's present B by layer and key.
+
+    Raises:
+        UsageError: a projection that is not ``projections.Dense``.
+    """
+    if not all(isinstance(module, Dense) for modules in learner.parts.values() for module in modules):
+        raise UsageError(f"the optimum is defined for dense projections; {learner.rule.name!r} has others")
     return [
         {key: modules[layer].get_parameter("weight").detach() for key, modules in learner.parts.items()}
         for layer in range(len(learner.output_shapes))
     ]
 
 
+def check_form(signals: Signals, learner: Learner) -> None:
+    """Refuse a rule whose own error is not the linear one that the optimum supposes (it overrides its losses, say).
+
+    Raises:
+        UsageError: dL/dz differs.
+    """
+    rule, b = score_rule(learner), matrices(learner)
+    batch = signals.batch(learner)
+    q = [presynaptic(rule, batch, layer, learner.parts) for layer in range(len(b))]
+    own = signals.errors(rule.losses(batch, learner.parts).sum())
+    for mine, theirs in zip(linear_errors(signals, learner, q, b), own, strict=True):
+        difference, size = (mine.float() - theirs.float()).norm(), theirs.float().norm()
+        if not difference <= max(1e-4, 100 * torch.finfo(theirs.dtype).eps) * size:
+            raise UsageError(f"the error of {rule.name!r} is not z's part of its scores with these B: no optimum of it")
+
+
 def linear_errors(signals: Signals, learner: Learner, q: Sequence[dict[str, Tensor]], b: Matrices) -> list[Tensor]:
     """dL/dz of every block, (2n, ...): Σ_k q_k B_kᵀ spread over the patches of the readout."""
     read = signals.batch(learner).z
     pulled = [
-        torch.stack([q[layer][key] @ b[layer][key].to(z.dtype).T for key in q[layer]]).sum(0)
+        torch.stack([q[layer][key].to(z.dtype) @ b[layer][key].to(z.dtype).T for key in q[layer]]).sum(0)
         for layer, z in enumerate(read)
     ]
     return [
@@ -101,7 +124,8 @@ def optimal_feedback(
         Per layer and key B (d_z, d_c), float64; the last layer keeps the learner's own, whose error is exact.
 
     Raises:
-        UsageError: no score rule, an end-to-end rule, or no batch.
+        UsageError: no score rule, an end-to-end rule, one whose error is not Σ_k q_k B_kᵀ, no batch, or errors that are
+            not finite.
     """
     rule = score_rule(learner)
     decide = as_projections(learner, gates) if gates is not None else learner.parts
@@ -109,8 +133,10 @@ def optimal_feedback(
     square: list[Tensor] = []  # Σ q qᵀ and Σ t qᵀ per layer
     mixed: list[Tensor] = []
     for item in data:
-        signals = Signals(learner.encoder, to_pairs([learner], item))
+        signals = Signals(learner.encoder, shared([learner], item))
         batch = signals.batch(learner)
+        if not square:
+            check_form(signals, learner)
         wanted = targets(signals, learner, against or learner)[:layers]
         q = [torch.cat(list(presynaptic(rule, batch, i, decide).values()), 1).double() for i in range(layers)]
         if not square:
@@ -121,6 +147,8 @@ def optimal_feedback(
             mixed[i] += wanted[i].double().T @ p
     if layers and not square:
         raise UsageError("the optimum needs at least one batch")
+    if not all(bool(a.isfinite().all()) for a in (*square, *mixed)):
+        raise UsageError("errors that are not finite: look at the views, or at the encoder's weights")
     *below, last = matrices(learner)
     result: Matrices = []
     for present, a, m in zip(below, square, mixed, strict=True):

@@ -26,10 +26,12 @@ class LayerAlignment:
     for the last three, which are about all batches together.
 
     cosine: x.y / (|x||y|). relative_error: |x - y|² / |y|². norm_ratio: |x| / |y|. sign_agreement: share of the entries
-    that are non-zero in both whose signs are equal. cosine_of_mean: between the two gradients summed over all batches.
-    bias, noise: with e = a x - y, a the one factor that fits all batches best, |E e|² and E|e - E e|² over E|y|²; their
-    sum is the part of the reference's power that the rule misses (the first is estimated without its own noise, so it
-    may be slightly negative).
+    that are non-zero in both whose signs are equal (its null: with the batch before).
+
+    The last three are about the expected gradients E x and E y, whose products are estimated from pairs of different
+    batches, so that no batch's noise enters. cosine_of_mean: of E x and E y. bias, noise: with e = a x - y and a >= 0
+    the factor that brings E x nearest to E y, |E e|² and E|e - E e|² over E|y|². NaN where E x (or E y) does not stand
+    out from the noise; by chance a cosine may pass 1 and a bias 0.
     """
 
     rule: str
@@ -125,21 +127,25 @@ def _others(matrix: Tensor) -> Tensor:
     return off[~off.isnan()]
 
 
+def _of_means(matrix: Tensor) -> float:
+    """An estimate of E x.E y from (N, N) products: the mean over pairs of different batches. NaN for one batch."""
+    n = len(matrix)
+    return float(matrix.sum() - matrix.trace()) / (n * (n - 1)) if n > 1 else NAN
+
+
 def _cosine_of_mean(found: Products) -> float:
-    power = float(found.rule.sum()) * float(found.reference.sum())
-    return float(found.cross.sum()) / power**0.5 if power > 0 else NAN
+    x, y = _of_means(found.rule), _of_means(found.reference)
+    return _of_means(found.cross) / (x * y) ** 0.5 if x > 0 and y > 0 else NAN
 
 
 def _bias_and_noise(found: Products) -> tuple[float, float]:
-    n = len(found.rule)
-    if n < 2:
+    power, n = _of_means(found.rule), len(found.rule)
+    if not power > 0:
         return NAN, NAN
-    a = float(found.cross.trace() / found.rule.trace())
+    a = max(0.0, _of_means(found.cross) / power)
     errors = a * a * found.rule - a * (found.cross + found.cross.T) + found.reference
-    power = float(found.reference.trace()) / n
-    whole = float(errors.trace()) / n
-    bias = float(errors.sum() - errors.trace()) / (n * (n - 1))  # of different batches: their noise is independent
-    return bias / power, (whole - bias) / power
+    whole, bias, unit = float(errors.trace()) / n, _of_means(errors), float(found.reference.trace()) / n
+    return bias / unit, (whole - bias) / unit
 
 
 SUMMED: dict[str, Callable[[Products], float]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from localssl.encoders import Encoder, run_block
+from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.rules.base import Batch, ScoreRule
 
@@ -28,7 +29,8 @@ class Signals:
     """The encoder run once over both views of a batch, its graph cut in front of every block.
 
     A rule's errors dL/dz^l come from its losses of the outputs; each goes through its own block only (``local``), or
-    from the last block down through all of them (``end_to_end``). Both are what autograd gives in ``Learner``.
+    from the last block down through all of them (``end_to_end``). Both are what autograd gives in ``Learner`` where no
+    two blocks share weights.
     """
 
     def __init__(self, encoder: Encoder, pair: Pair):
@@ -38,7 +40,7 @@ class Signals:
         self._outputs: list[Tensor] = []
         for number, block in enumerate(encoder.blocks, start=1):
             x = x.detach()
-            if number > 1:  # nobody asks for the images' own gradient, and they need not be floats
+            if number > 1:  # nobody asks for the images' own gradient
                 x.requires_grad_()
             self._inputs.append(x)
             x = run_block(block, x, number)
@@ -110,13 +112,25 @@ def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) 
     return (torch.arange(2 * n, device=device) + 1) % (2 * n)
 
 
-def to_pairs(learners: Sequence[Learner], batch: Sequence[Tensor | None]) -> Pair:
-    """A batch as given, (view_a, view_b[, negatives[, labels]]), with the negatives that all rules share.
+def to_pair(batch: Sequence[Tensor | None]) -> Pair:
+    """A batch as given, (view_a, view_b[, negatives[, labels]]).
 
     Raises:
-        UsageError: views or negatives that one of the learners does not take.
+        UsageError: something else.
     """
-    pair = Pair(*batch)  # pyright: ignore[reportArgumentType]
+    views = [] if isinstance(batch, Tensor) else list(batch)[:2]
+    if len(views) < 2 or len(batch) > 4 or not all(isinstance(view, Tensor) for view in views):
+        raise UsageError("data is a list of batches, each (view_a, view_b) or (view_a, view_b, negatives, labels)")
+    return Pair(*batch)  # pyright: ignore[reportArgumentType]
+
+
+def shared(learners: Sequence[Learner], batch: Sequence[Tensor | None]) -> Pair:
+    """A batch as given, with the negatives that all learners share.
+
+    Raises:
+        UsageError: no batch, or views or negatives that one of the learners does not take.
+    """
+    pair = to_pair(batch)
     for learner in learners:
         learner.check(pair.view_a, pair.view_b, pair.negatives)
     if pair.negatives is None:

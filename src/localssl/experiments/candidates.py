@@ -213,7 +213,8 @@ def final(settings: Settings) -> None:
             low, high = difference[1:]
             verdict = "" if name == FINALISTS[0] else "higher" if low > 0 else "lower" if high < 0 else "not resolved"
             rows.append([name, what, *(round(v, 4) for v in (*own, *difference)), verdict, len(values)])
-    header = ["rule", "what", "mean", "low", "high", "difference", "low", "high", "against clapp++both", "seeds"]
+    header = ["rule", "what", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    header += ["against clapp++both", "seeds"]
     comment = (
         f"{'; '.join(records[0]['notes'])}; width 0.25, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}; test images; "
         f"cosine: mean over blocks 1 to 5, with bp-clapp++ (B^L fitted on the frozen encoder); accuracy (%): "
