@@ -181,10 +181,12 @@ def _caption(found: list[dict[str, Any]], settings: Settings) -> str:
     c = found[0]["config"]
     facts = "; ".join(found[0]["notes"])
     images = f"{scale.images:,} training images" if scale.images else "all training images"
-    rates = ", ".join(f"{rule} {lr:g}" for rule, lr in scale.lr.items() if rule in LINES)
+    shown = dict.fromkeys(str(r["config"]["rule"]) for r in found)
+    rates = ", ".join(f"{rule} {scale.lr[rule]:g}" for rule in shown)
+    of_optimum = " (optimum: 128, its rate not searched)" if "optimum" in shown else ""
     return (
         f"{facts or c['data']}: {c['encoder']['name']} at width {scale.width:g}, {images}, Adam (rates {rates}), last "
         f"layer averaged; cosine with bp-clapp++ at the same weights, views, negatives and B^L (clapp++both: with "
         f"its own last-layer loss), mean and 95 % t interval over {BATCHES} batches of 128 test images; batches of "
-        f"{scale.batch_size} in training (optimum: 128, its rate not searched); seed 0 drawn"
+        f"{scale.batch_size} in training{of_optimum}; seed 0 drawn"
     )
