@@ -9,6 +9,7 @@ import platform
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_tensorboard_after_a_fallback(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run_tiny(tmp_path / "x")
     checkpoint.existing(tmp_path / "x")[-1].unlink()
+    time.sleep(1.1)  # its files sort by second, then by a counter of the process that has "10" before "9"
     run_tiny(tmp_path / "x", resume=True)
     accumulator = events.EventAccumulator(str(tmp_path / "x" / "tensorboard"))
     accumulator.Reload()
