@@ -183,8 +183,9 @@ def screen(settings: Settings) -> None:
     for name, r in zip(TRIED, records, strict=True):
         cosines = r["cosines"][:-1]
         mean = round(sum(cosines) / len(cosines), 4)
-        rows.append([name, r["accuracy"], mean, *cosines, r["parameters"]])
-    header = ["rule", "accuracy", "cosine_mean", *(f"cosine_{b}" for b in blocks), "parameters_of_B"]
+        rows.append([name, r["accuracy"], mean, *cosines, *r["nulls"][:-1], r["parameters"]])
+    columns = [f"{what}_{b}" for what in ("cosine", "null") for b in blocks]
+    header = ["rule", "accuracy", "cosine_mean", *columns, "parameters_of_B"]
     comment = (
         f"{'; '.join(records[0]['notes'])}; width 0.125, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}, batch 64, "
         f"seed 0; cosine with bp-clapp++ (B^L fitted on the frozen encoder) over {BATCHES} batches of 128, "
@@ -280,8 +281,10 @@ def _measured(run: Run, held_out: Images, others: Images) -> dict[str, Any]:
         features(learner.encoder, part, patches=PATCHES, normalise=run.normalise()) for part in (labelled, held_out)
     ]
     result = fast_probe(parts[0], labelled.labels, parts[1], held_out.labels, layers=("all",), knn=False)
+    cosines = [r for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")]
     return {
-        "cosines": [round(r.mean, 5) for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")],
+        "cosines": [round(r.mean, 5) for r in cosines],
+        "nulls": [round(r.null, 5) for r in cosines],
         "reference": rows[0].reference,
         "accuracy": round(result.rows[0].accuracy, 2),
         "protocol": result.protocol,

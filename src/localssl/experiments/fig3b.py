@@ -34,15 +34,16 @@ def run(settings: Settings) -> None:
     parts = [Part(f"{_file(line)}-s{seed}", train, (line, seed)) for seed in seeds for line in LINES]
     records = run_cells(parts, settings)
     rows: list[list[object]] = []
-    named = {line: [r["cosines"] for r in records if r["config"][0] == line] for line in LINES}
+    named = {line: [r for r in records if r["config"][0] == line] for line in LINES}
     for epoch in map(str, EPOCHS):
-        for line, cosines in named.items():
-            rows += _rows(epoch, line, [c[epoch] for c in cosines])
+        for line, mine in named.items():
+            nulls = [r["nulls"][epoch] for r in mine if "nulls" in r]  # the first cells were written without
+            rows += _rows(epoch, line, [r["cosines"][epoch] for r in mine], nulls)
     solved = [r["limits"] for r in records if r["config"][0] == "local-SSL DFB"]
     rows += _rows(
-        str(EPOCHS[-1]), SOLVED, [[1 - mean for _, part, mean, *_ in parts if part == "form"] for parts in solved]
+        str(EPOCHS[-1]), SOLVED, [[1 - mean for _, part, mean, *_ in parts if part == "form"] for parts in solved], []
     )
-    header = ["epoch", "line", "layer", "mean", "low", "high", "seeds"]
+    header = ["epoch", "line", "layer", "mean", "low", "high", "seeds", "null"]
     caption = (
         f"{records[0]['data']}, crops of {CROP} × {CROP}, 6 ReLU layers of {WIDTHS[0]} units, softplus type 2, "
         f"Adam {LR:g}, batch {BATCH}, {EPOCHS[-1]} epochs; each rule against backpropagation of its own "
@@ -67,12 +68,13 @@ def _file(line: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in line.lower()).replace("--", "-")
 
 
-def _rows(epoch: str, line: str, cosines: list[list[float]]) -> list[list[object]]:
-    """One row a layer from one list of cosines a seed."""
+def _rows(epoch: str, line: str, cosines: list[list[float]], nulls: list[list[float]]) -> list[list[object]]:
+    """One row a layer from one list of cosines a seed, and one of nulls where they were measured."""
     found: list[list[object]] = []
     for layer, values in enumerate(zip(*cosines, strict=True), start=1):
-        mean, low, high = (round(v, 5) for v in t_interval(values))
-        found.append([epoch, line, layer, mean, "" if low != low else low, "" if high != high else high, len(values)])
+        interval = ["" if v != v else round(v, 5) for v in t_interval(values)]
+        null = round(sum(seed[layer - 1] for seed in nulls) / len(nulls), 5) if nulls else ""
+        found.append([epoch, line, layer, *interval, len(values), null])
     return found
 
 
@@ -94,10 +96,10 @@ def train(settings: Settings, line: str, seed: int) -> dict[str, Any]:
             module.requires_grad_(False)
     optimiser = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=LR, fused=True)
     held_out = _pairs(test, TEST_BATCHES, seed)
-    found: dict[str, Any] = {"data": name, "cosines": {}}
+    found: dict[str, Any] = {"data": name, "cosines": {}, "nulls": {}}
     for epoch in range(EPOCHS[-1] + 1):
         if epoch in EPOCHS:
-            found["cosines"][str(epoch)] = _cosines(learner, held_out)
+            found["cosines"][str(epoch)], found["nulls"][str(epoch)] = _cosines(learner, held_out)
             print(f"epoch {epoch}: {' '.join(f'{c:.3f}' for c in found['cosines'][str(epoch)])}", flush=True)
         if epoch < EPOCHS[-1]:
             generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
@@ -115,9 +117,10 @@ def train(settings: Settings, line: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def _cosines(learner: Learner, pairs: list[Pair]) -> list[float]:
-    rows = measure(learner.encoder, learner, pairs)
-    return [round(r.mean, 6) for r in rows if r.quantity == "cosine" and r.parameter == "weights"]
+def _cosines(learner: Learner, pairs: list[Pair]) -> tuple[list[float], list[float]]:
+    """The cosine of every layer, and its null."""
+    rows = [r for r in measure(learner.encoder, learner, pairs) if (r.quantity, r.parameter) == ("cosine", "weights")]
+    return [round(r.mean, 6) for r in rows], [round(r.null, 6) for r in rows]
 
 
 def _pairs(images: Images, batches: int, seed: int) -> list[Pair]:
