@@ -228,23 +228,31 @@ def phyll_tied(case: Case) -> float:
 
 
 def _of_rank(case: Case, rank: int, matching: bool) -> float:
+    """Below the last layer the search starts from that one's minimum, carried down, or from anywhere."""
     encoder, inputs = _square(case)
     generator = torch.Generator().manual_seed(case.seed + 1)
-    start = normal((2, 1, rank, case.width), generator)  # F₁ and F₂
-    above = torch.eye(case.width, dtype=torch.float64)
+    down = torch.eye(case.width, dtype=torch.float64)
     z_pos, z_neg, c = encoder(inputs.pos), encoder(inputs.neg), encoder(inputs.c)
-    found: list[Tensor | None] = []
+    found: list[Tensor] = []
+    carried, moved = down, 0.0
     for layer in range(case.depth - 1, -1, -1):
-        f1, f2 = start @ above if matching else normal((2, 1, rank, case.width), generator)
+        f1, f2 = normal((2, 1, rank, case.width), generator)
+        if matching and found:  # two searches from starts that correspond may part by rounding alone
+            carried = down.T @ found[-1] @ down  # RᵀB^L R
+            u, s, vt = torch.linalg.svd(carried)
+            f1, f2 = (s[:rank, None] * u.T[:rank])[None], vt[None, :rank]
         triple = (z_pos[layer], z_neg[layer], c[layer])
         b = low_rank(*triple, f1, f2, case.f, case.loss_type, case.weight_decay, tolerance=1e-9).matrices[0]
+        if matching and found:
+            moved = max(moved, float((b - carried).norm() / carried.norm()))
         found.insert(0, b)
-        above = above @ next(encoder.blocks[layer].parameters()).detach()
-    return mismatch(encoder, inputs, case.setting(projections=found))
+        down = down @ next(encoder.blocks[layer].parameters()).detach()
+    deviation = mismatch(encoder, inputs, case.setting(projections=found))
+    return max(moved, deviation) if matching else deviation
 
 
 def restricted(case: Case) -> float:
-    """Starts that correspond under the map."""
+    """The last layer's minimum, carried down: a minimum again, that the search does not leave, and equal gradients."""
     few = dataclasses.replace(case, depth=min(case.depth, 3), width=min(case.width, 8), n=min(case.n, 6))
     return _of_rank(few, max(1, few.width // 2), matching=True)
 
