@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl.credit import ACTIVITIES
+from localssl.credit import CREDITS
 from localssl.learner import Learner
 from localssl.rules import ScoreRule
 
@@ -162,7 +162,7 @@ def test_the_same_construction_sees_backpropagation(name: str, network: str) -> 
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_construction_catches_a_leak(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local credit that forgets to cut the graph fails the first test, held output or not."""
-    monkeypatch.setitem(ACTIVITIES, "local", ACTIVITIES["backprop"])
+    monkeypatch.setitem(CREDITS, "local", CREDITS["backprop"])
     for hold in (False, True):
         before = build(name, "vgg")
         after = copy.deepcopy(before)

@@ -48,16 +48,20 @@ class TrainConfig:
     """vgg6, vgg5 or mlp. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
+    encoder_options: tuple[str, ...] = ()
+    """Options of the encoder, NAME=VALUE: norm=length|standardise, activation=relu|gelu|tanh|triangle, late=true.
+    Default: what suits the rule."""
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
-    """Learning rate. Default: 2e-3 on digits, 1e-3 elsewhere (the paper, batches of 32, 300 epochs: 2e-4)."""
+    """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (paper, batches of 32, 300 epochs:
+    2e-4)."""
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
     """Weight decay (adam: decoupled). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """adam (betas 0.9, 0.999) or sgd (momentum 0.9)."""
+    optimizer: Literal["adam", "sgd"] | None = None
+    """adam (betas 0.9, 0.999) or sgd (momentum 0.9). Default: adam, or what the rule asks for."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
@@ -197,8 +201,8 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``("f=softplus", "loss_type=1")`` to ``{"f": "softplus", "loss_type": 1}``.
+def parse_options(pairs: Sequence[str], flag: str = "--rule-options") -> dict[str, Any]:
+    """``("f=softplus", "loss_type=1")`` to ``{"f": "softplus", "loss_type": 1}``; ``flag`` names them in errors.
 
     Raises:
         UsageError: an item without "=".
@@ -207,7 +211,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"--rule-options takes NAME=VALUE, got {pair!r}")
+            raise UsageError(f"{flag} takes NAME=VALUE, got {pair!r}")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -5,7 +5,9 @@ An encoder knows nothing of rules. ``encoder(x)`` runs the blocks in order and r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -25,14 +27,22 @@ class Encoder(nn.Module):
     Args:
         blocks: the blocks, first to last; each maps the previous block's output to its own.
         config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
+        emit: per block, what stands between its output and what the next block, the probe and others see of it; None:
+            nothing.
 
     Attributes:
         preprocess: normalises images as in training; set by ``localssl.load``, otherwise None.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], config: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        config: dict[str, Any] | None = None,
+        emit: Iterable[nn.Module] | None = None,
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.emit = nn.ModuleList([nn.Identity() for _ in self.blocks] if emit is None else emit)
         self.config = config
         self.preprocess: nn.Module | None = None
         if len(self.blocks) == 0:
@@ -58,9 +68,13 @@ class Encoder(nn.Module):
             outputs.append(x)
         return outputs
 
+    def emitted(self, x: Tensor) -> list[Tensor]:
+        """What goes on from every block, for the probe, embeddings and monitors: nearly always the outputs."""
+        return [emit(z) for emit, z in zip(self.emit, self(x), strict=True)]
+
     @torch.no_grad()
-    def output_shapes(self, input_shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """Shape of every block's output for one input, without the batch dimension.
+    def output_shapes(self, input_shape: Sequence[int], emitted: bool = False) -> list[tuple[int, ...]]:
+        """Shape of every block's output (or of what goes on from it) for one input, without the batch dimension.
 
         Raises:
             UsageError: the blocks do not accept inputs of this shape.
@@ -70,7 +84,7 @@ class Encoder(nn.Module):
         was_training = self.training
         self.eval()  # batch statistics of zeros must not enter running averages
         try:
-            return [tuple(z.shape[1:]) for z in self(x)]
+            return [tuple(z.shape[1:]) for z in (self.emitted(x) if emitted else self(x))]
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
@@ -98,6 +112,76 @@ def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
     return out
 
 
+class LengthNorm(nn.Module):
+    """x / (rms(x) + 1e-8) per sample: only the direction goes on (Hinton 2022)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x`` (N, ...)."""
+        rms = x.flatten(1).square().mean(1).sqrt() + 1e-8
+        return x / rms.view(-1, *[1] * (x.ndim - 1))
+
+
+class Standardise(nn.Module):
+    """(x - mean) / (std + 1e-10) per sample, over all of its numbers, the std with n - 1 (Chen 2025)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x`` (N, ...)."""
+        flat = x.flatten(1)
+        flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-10)
+        return flat.view_as(x)
+
+
+class Triangle(nn.Module):
+    """relu(a - mean of a over the channels at its position)."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Of the shape of ``a`` (N, C, ...)."""
+        return torch.relu(a - a.mean(1, keepdim=True))
+
+
+NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "triangle": Triangle}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may differ in the blocks of a named encoder.
+
+    Args:
+        norm: "length" or "standardise", of every block's input, or None.
+        activation: "relu", "gelu", "tanh" or "triangle".
+        late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
+            before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
+    """
+
+    norm: str | None = None
+    activation: str = "relu"
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and self.norm not in NORMS:
+            raise unknown("norm", str(self.norm), NORMS)
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", str(self.activation), ACTIVATIONS)
+
+    def stack(self, weighted: Sequence[nn.Module], pools: Sequence[bool], config: dict[str, Any]) -> Encoder:
+        """The encoder of these convolutions or linear layers."""
+        blocks: list[nn.Module] = []
+        emit: list[nn.Module] = []
+        tail: list[nn.Module] = []
+        for i, (layer, pool) in enumerate(zip(weighted, pools, strict=True)):
+            head: list[nn.Module] = [nn.Flatten()] if i == 0 and isinstance(layer, nn.Linear) else []
+            if self.late:
+                head += tail
+            if self.norm is not None:
+                head.append(NORMS[self.norm]())
+            tail = [ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])]
+            blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
+            emit.append(nn.Sequential(*tail))
+        own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return Encoder(blocks, config | own, emit if self.late else None)
+
+
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
     """3x3 convolution (stride 1, zero padding 1, bias), ReLU and, if ``pool``, 2x2 max-pooling."""
     layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
@@ -107,7 +191,12 @@ def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
 
 
 def _vgg(
-    name: str, base: Sequence[int], pools: Sequence[bool], width: float | Sequence[int], in_channels: int
+    name: str,
+    base: Sequence[int],
+    pools: Sequence[bool],
+    width: float | Sequence[int],
+    in_channels: int,
+    options: Mapping[str, Any],
 ) -> Encoder:
     if isinstance(width, Sequence):
         channels = [int(c) for c in width]
@@ -117,60 +206,57 @@ def _vgg(
         channels = [round(width * c) for c in base]
         if not min(channels) >= 1:
             raise UsageError(f"width {width:g} leaves {name} without channels; use at least {1 / min(base):.3g}")
-    blocks: list[nn.Module] = []
-    c_in = in_channels
-    for c, pool in zip(channels, pools, strict=True):
-        blocks.append(conv_block(c_in, c, pool))
-        c_in = c
-    return Encoder(blocks, {"name": name, "width": channels, "in_channels": in_channels})
+    inputs = [in_channels, *channels[:-1]]
+    convs = [nn.Conv2d(c_in, c, 3, padding=1) for c_in, c in zip(inputs, channels, strict=True)]
+    return Options(**options).stack(convs, pools, {"name": name, "width": channels, "in_channels": in_channels})
 
 
-def vgg6(width: float | Sequence[int] = 1.0, in_channels: int = 3) -> Encoder:
+def vgg6(width: float | Sequence[int] = 1.0, in_channels: int = 3, **options: Any) -> Encoder:
     """The six-block VGG of paper Table A1: 128, 256 M, 256, 512 M, 1024 M, 1024 M channels (M: 2x2 max-pool).
 
     Args:
         width: factor on the channel numbers (rounded), or a list of six channel numbers.
         in_channels: channels of the images.
+        options: see ``Options``.
 
     Raises:
-        UsageError: a width that leaves a block without channels.
+        UsageError: a width that leaves a block without channels, an unknown norm or activation.
     """
-    return _vgg("vgg6", VGG6_CHANNELS, VGG6_POOLS, width, in_channels)
+    return _vgg("vgg6", VGG6_CHANNELS, VGG6_POOLS, width, in_channels, options)
 
 
-def vgg5(width: float | Sequence[int] = 1.0, in_channels: int = 1) -> Encoder:
+def vgg5(width: float | Sequence[int] = 1.0, in_channels: int = 1, **options: Any) -> Encoder:
     """A five-block VGG for 16x16 images: 16, 32 M, 32, 64 M, 64 M channels (ours; not in the paper).
 
     Args:
         width: factor on the channel numbers (rounded), or a list of five channel numbers.
         in_channels: channels of the images.
+        options: see ``Options``.
 
     Raises:
-        UsageError: a width that leaves a block without channels.
+        UsageError: a width that leaves a block without channels, an unknown norm or activation.
     """
-    return _vgg("vgg5", VGG5_CHANNELS, VGG5_POOLS, width, in_channels)
+    return _vgg("vgg5", VGG5_CHANNELS, VGG5_POOLS, width, in_channels, options)
 
 
-def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool = True) -> Encoder:
+def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool = True, **options: Any) -> Encoder:
     """A multi-layer perceptron of [linear, ReLU] blocks; inputs of any shape are flattened first.
 
     Args:
         in_features: numbers in one input.
         widths: units of each block.
         bias: whether the linear layers have one.
+        options: see ``Options``.
 
     Raises:
-        UsageError: no block, or a width below one.
+        UsageError: no block, a width below one, an unknown norm or activation.
     """
     if len(widths) == 0 or min(widths) < 1 or in_features < 1:
         raise UsageError(f"mlp needs positive sizes, got in_features={in_features}, widths={list(widths)}")
-    blocks: list[nn.Module] = []
-    d_in = in_features
-    for i, d in enumerate(widths):
-        flatten: list[nn.Module] = [nn.Flatten()] if i == 0 else []
-        blocks.append(nn.Sequential(*flatten, nn.Linear(d_in, d, bias=bias), nn.ReLU()))
-        d_in = d
-    return Encoder(blocks, {"name": "mlp", "in_features": in_features, "widths": list(widths), "bias": bias})
+    inputs = [in_features, *widths[:-1]]
+    layers = [nn.Linear(d_in, d, bias=bias) for d_in, d in zip(inputs, widths, strict=True)]
+    config = {"name": "mlp", "in_features": in_features, "widths": list(widths), "bias": bias}
+    return Options(**options).stack(layers, [False] * len(layers), config)
 
 
 _BUILDERS: dict[str, Callable[..., Encoder]] = {"vgg6": vgg6, "vgg5": vgg5, "mlp": mlp}
@@ -197,16 +283,24 @@ def from_config(config: dict[str, Any]) -> Encoder:
         raise UsageError(f"encoder {name!r} does not take these options: {error}") from error
 
 
-def build(name: str, input_shape: Sequence[int], width: float = 1.0) -> Encoder:
-    """A named encoder that fits images of ``input_shape`` (C, H, W), its widths scaled by ``width``."""
+def build(
+    name: str, input_shape: Sequence[int], width: float = 1.0, options: Mapping[str, Any] | None = None
+) -> Encoder:
+    """A named encoder that fits images of ``input_shape`` (C, H, W), its widths scaled by ``width``.
+
+    Raises:
+        UsageError: unknown name, a width that leaves nothing, or options that the encoder does not have.
+    """
+    if name not in _BUILDERS:
+        raise unknown("encoder", name, _BUILDERS)
+    own: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
     if name == "mlp":
         units = round(512 * width)
         if units < 1:
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
-        d = 1
-        for size in input_shape:
-            d *= size
-        return mlp(d, (units,) * 6)
-    if name not in _BUILDERS:
-        raise unknown("encoder", name, _BUILDERS)
-    return _BUILDERS[name](width=width, in_channels=input_shape[0])
+        own = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
+    for option in options or {}:
+        known = [f.name for f in fields(Options)]
+        if option not in known:
+            raise unknown(f"option of encoder {name!r}", option, known)
+    return _BUILDERS[name](**own, **(options or {}))

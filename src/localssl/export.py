@@ -23,7 +23,7 @@ class _Outputs(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.encoder(x))
+        return tuple(self.encoder.emitted(x))
 
 
 def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float:
@@ -49,7 +49,7 @@ def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float
         3, *input_shape, generator=torch.Generator().manual_seed(0)
     )  # another batch size than the example's
     with torch.no_grad():
-        expected = [z.numpy() for z in encoder(x)]
+        expected = [z.numpy() for z in encoder.emitted(x)]
     worst = 0.0
 
     def write(temporary: Path) -> None:
@@ -95,4 +95,6 @@ def save_embeddings(features: list[Tensor], path: Path) -> tuple[int, int]:
 def feature_columns(encoder: Encoder, input_shape: tuple[int, ...], patches: readout.Patches) -> list[int]:
     """How many columns of the embeddings belong to each block."""
     sizes = readout.per_block(patches, len(encoder.blocks))
-    return [readout.dim(shape, p) for shape, p in zip(encoder.output_shapes(input_shape), sizes, strict=True)]
+    return [
+        readout.dim(shape, p) for shape, p in zip(encoder.output_shapes(input_shape, emitted=True), sizes, strict=True)
+    ]

@@ -33,7 +33,7 @@ def patch_sizes(encoder: Encoder, shape: Sequence[int], patches: ro.Patches) -> 
         UsageError: images that the encoder does not accept, or patches that do not fit its blocks.
     """
     sizes = ro.per_block(patches, len(encoder.blocks))
-    shapes = encoder.output_shapes(shape)
+    shapes = encoder.output_shapes(shape, emitted=True)
     for i, (z_shape, patch) in enumerate(zip(shapes, sizes, strict=True)):
         ro.check(z_shape, patch, i + 1)
     return sizes, [ro.dim(z_shape, patch) for z_shape, patch in zip(shapes, sizes, strict=True)]
@@ -42,7 +42,7 @@ def patch_sizes(encoder: Encoder, shape: Sequence[int], patches: ro.Patches) -> 
 def of_batch(encoder: Encoder, x: Tensor, sizes: Sequence[int | None]) -> list[Tensor]:
     """Every block's features (n, d_l), float32, for normalised images ``x`` (n, C, H, W)."""
     param = next(encoder.parameters(), x)
-    return [ro.readout(z, p).float() for z, p in zip(encoder(x.to(param.dtype)), sizes, strict=True)]
+    return [ro.readout(z, p).float() for z, p in zip(encoder.emitted(x.to(param.dtype)), sizes, strict=True)]
 
 
 def not_finite(block: int) -> UsageError:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from localssl import readout
-from localssl.credit import ACTIVITIES, optimum
+from localssl import credit, readout
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Credit, Projections, Rule
+from localssl.rules.base import Batch, Projections, Rule
 
 
 class Learner(nn.Module):
@@ -27,7 +26,8 @@ class Learner(nn.Module):
 
     Attributes:
         projections: by key ("lateral", "feedback", "head"), one entry per loss; ``projections[key][l].weight`` is B^l
-            of shape (d_z, d_c). A key is absent where the rule has none.
+            of shape (d_z, d_c). A key is absent where the rule has none; the credit
+            assignment may add its own ("backward").
 
     Raises:
         UsageError: patches that do not divide the maps, or inputs that the encoder does not accept.
@@ -41,14 +41,17 @@ class Learner(nn.Module):
             raise UsageError(f"Learner takes a rule object, got {rule!r}; write localssl.rules.get({str(rule)!r})")
         self.encoder = encoder
         self.rule = rule
+        self.credit = credit.of(rule.credit)
+        self.inputs = rule.inputs()
         self.input_shape = tuple(input_shape)
-        self.output_shapes = encoder.output_shapes(self.input_shape)
+        self.output_shapes = encoder.output_shapes(self.inputs.shape(self.input_shape))
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):
             readout.check(shape, patch, block)
         dims = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
         param = next(encoder.parameters(), torch.empty(0))
-        parts = {key: nn.ModuleList(modules) for key, modules in rule.build(dims).items()}
+        built = rule.build(dims) | self.credit.build(encoder, rule, dims)
+        parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
 
     @property
@@ -68,65 +71,69 @@ class Learner(nn.Module):
             labels: LongTensor (n,), for supervised rules only.
 
         Raises:
-            UsageError: views of another shape than ``input_shape``, fewer than two images, bad negatives.
+            UsageError: views of another shape than ``input_shape``, fewer than two images, bad negatives or labels.
         """
-        return self._losses(view_a, view_b, negatives, labels, self.rule.credit)
+        step = self.step(view_a, view_b, negatives, labels)
+        return step.losses(self.credit.activities(self.encoder, step.x))
+
+    def updates(
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Add the rule's update to ``.grad`` and yield the losses (detached); the optimiser descends what is in there.
+
+        Nearly every rule yields once a batch. Rules that step their weights while they still infer (``ipc``) yield
+        several times: step the optimiser and zero the gradients each time. Arguments and errors as in ``losses``.
+        """
+        return self.credit.updates(self.step(view_a, view_b, negatives, labels))
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """Add the rule's update to ``.grad`` of the blocks and projections; the optimiser descends it.
 
-        The update is the gradient of the sum of the losses; under a local rule each term reaches its own block and
-        its own projections only (``credit.optimum`` says what it does instead). Arguments, errors and the returned
-        losses (detached) are those of ``losses``.
+        The update is the gradient of the sum of the losses as far as the rule's credit assignment lets it reach; under
+        a local rule each term reaches its own block and its own projections only. Where ``updates`` yields several
+        times, it is their sum at the present weights. Arguments, errors and the returned losses (detached) are those
+        of ``losses``.
         """
-        if self.rule.credit == "optimum":
-            z = self._outputs(view_a, view_b, negatives, "backprop")
-            batch = self.read(z, negatives, labels)
-            return optimum.accumulate(self.encoder, self.rule, self.parts, z, batch)
-        losses = self.losses(view_a, view_b, negatives, labels)
-        losses.sum().backward()  # pyright: ignore[reportUnknownMemberType]
-        return losses.detach()
+        losses, *_ = self.updates(view_a, view_b, negatives, labels)
+        return losses
 
     def end_to_end_loss(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """The rule's own last-layer loss, a scalar whose graph runs through all blocks: the reference of alignment."""
-        return self._losses(view_a, view_b, negatives, labels, "backprop")[-1]
+        step = self.step(view_a, view_b, negatives, labels)
+        return step.losses(self.encoder(step.x))[-1]
 
     def batch(
-        self,
-        view_a: Tensor,
-        view_b: Tensor,
-        negatives: Tensor | None = None,
-        labels: Tensor | None = None,
-        credit: Credit | None = None,
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Batch:
-        """Both views through the blocks, read out: what the rule sees. Arguments and errors as in ``losses``."""
-        return self.read(self._outputs(view_a, view_b, negatives, credit or self.rule.credit), negatives, labels)
+        """The samples through the blocks, read out: what the rule sees. Arguments and errors as in ``losses``."""
+        step = self.step(view_a, view_b, negatives, labels)
+        return step.read(self.credit.activities(self.encoder, step.x))
 
     def read(self, z: Sequence[Tensor], negatives: Tensor | None = None, labels: Tensor | None = None) -> Batch:
         """What the rule sees of the block outputs z^l, (2n, ...), view a above view b."""
         found = [readout.readout(h, patch) for h, patch in zip(z, self.patches, strict=True)]
-        return Batch(found, negatives, labels)
+        return Batch(found, negatives, labels, z)
 
-    def _outputs(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None, credit: Credit) -> list[Tensor]:
-        self.check(view_a, view_b, negatives)
-        return ACTIVITIES[credit](self.encoder, torch.cat((view_a, view_b)))
+    def step(
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+    ) -> credit.Step:
+        """A batch as the credit assignment takes it. Arguments and errors as in ``losses``."""
+        self.check(view_a, view_b, negatives, labels)
+        x = self.inputs(view_a, view_b, negatives, labels)
+        return self.step_of(x, negatives, labels)
 
-    def _losses(
-        self,
-        view_a: Tensor,
-        view_b: Tensor,
-        negatives: Tensor | None,
-        labels: Tensor | None,
-        credit: Credit,
-    ) -> Tensor:
-        return self.rule.losses(self.batch(view_a, view_b, negatives, labels, credit), self.parts)
+    def step_of(self, x: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None) -> credit.Step:
+        """As ``step``, for samples that ``inputs`` has made already."""
+        return credit.Step(self.encoder, self.rule, self.parts, x, lambda z: self.read(z, negatives, labels))
 
-    def check(self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None) -> None:
-        """Refuse views and negatives that ``losses`` does not take, with its errors."""
+    def check(
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
+        """Refuse views, negatives and labels that ``losses`` does not take, with its errors."""
         for view in (view_a, view_b):
             if tuple(view.shape[1:]) != self.input_shape:
                 raise UsageError(
@@ -142,6 +149,13 @@ class Learner(nn.Module):
             raise UsageError(
                 f"the views are {view_a.dtype} and {view_b.dtype}, the encoder is {dtype}; convert one of them"
             )
+        if self.rule.uses_labels:
+            if labels is None:
+                raise UsageError(f"rule {self.rule.name!r} is supervised: it needs the labels of the images")
+            if labels.shape != (n,) or labels.dtype != torch.int64:
+                raise UsageError(
+                    f"labels must be a LongTensor of {n}, got {labels.dtype} of shape {tuple(labels.shape)}"
+                )
         if negatives is not None and self.rule.uses_negatives:
             if not isinstance(negatives, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UsageError(f"negatives must be a LongTensor of {2 * n} indices, got a {type(negatives).__name__}")

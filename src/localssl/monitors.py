@@ -40,8 +40,10 @@ def observe(
     """
     was_training = learner.training
     learner.eval()
-    outputs: list[Tensor] = learner.encoder(images)
-    batch = learner.batch(view_a, view_b)
+    outputs = learner.encoder.emitted(images)
+    rule = learner.rule
+    shown = isinstance(rule, ScoreRule) and rule.f == "hinge"
+    batch = learner.batch(view_a, view_b) if shown else None
     learner.train(was_training)
     values: dict[str, float] = {}
     read = [readout.readout(h, patch).float() for h, patch in zip(outputs, learner.patches, strict=True)]
@@ -51,8 +53,7 @@ def observe(
         values[f"rank_{block}"] = effective_rank(z)
         per_channel = h.detach().transpose(0, 1).flatten(1)
         values[f"dead_{block}"] = float((per_channel == 0).all(1).float().mean())
-    rule = learner.rule
-    if isinstance(rule, ScoreRule) and rule.f == "hinge":
+    if batch is not None and isinstance(rule, ScoreRule):
         for i, layer in enumerate(rule.loss_layers(len(read))):
             shares = [
                 _active_share(*rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}")), rule)

@@ -15,7 +15,7 @@ from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.errors import UsageError, unknown
-from localssl.run import Run, check_memory, manifest_of, open_run, resolve, train_split
+from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, train_split
 
 # May change on the way: they do not touch the weights, or were measured and stay as they were.
 FREE = ("skip_bad", "probe_every", "align_every", "mean", "std")
@@ -102,9 +102,13 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
         raise unknown("encoder", name, encoders.names())
     images = Run(run.path, config).images(train_split(config.data), typed.data_root, typed.data, config.limit_images)
     encoder = stored.encoder
-    if "width" in flags or name != encoder.get("name"):
+    if {"width", "encoder_options"} & flags.keys() or name != encoder.get("name"):
+        options = {
+            **get_rule(config.rule, config.rule_options).encoder_options,
+            **parse_options(typed.encoder_options, "--encoder-options"),
+        }
         with torch.device("meta"):
-            encoder = encoders.build(name, images.shape, typed.width).config or {}
+            encoder = encoders.build(name, images.shape, typed.width, options).config or {}
     return dataclasses.replace(config, encoder=encoder), images
 
 

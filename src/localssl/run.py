@@ -138,8 +138,10 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     check(config)
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
+    typed = parse_options(config.encoder_options, "--encoder-options")
     augmentation = spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
+    encoder_options = {**rule.encoder_options, **typed}
     encoder_name = config.encoder or spec.encoder
     if encoder_name not in encoders.names():
         raise unknown("encoder", encoder_name, encoders.names())
@@ -154,9 +156,15 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         skip_bad=config.skip_bad,
     )
     channels, height, _ = images.shape
+    if rule.uses_labels and images.labels is None:
+        raise UsageError(
+            f"rule {config.rule!r} is supervised and {config.data} has no labels; choose another of the two"
+        )
+    if "classes" in {field.name for field in dataclasses.fields(rule)} and images.classes:
+        options = {"classes": len(images.classes)} | options
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
     with torch.device("meta"):  # only its configuration is wanted
-        encoder = encoders.build(encoder_name, images.shape, config.width)
+        encoder = encoders.build(encoder_name, images.shape, config.width, encoder_options)
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -175,9 +183,9 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         patches=config.patches or default_patches(encoder_name, height),
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
-        lr=spec.lr if config.lr is None else config.lr,
+        lr=config.lr or rule.lr or spec.lr,
         weight_decay=weight_decay,
-        optimizer=config.optimizer,
+        optimizer=config.optimizer or rule.optimizer or "adam",
         schedule=config.schedule,
         seed=config.seed,
         precision=config.precision,

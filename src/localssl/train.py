@@ -106,8 +106,7 @@ class _Loop:
         learner = build(config)
         optimizer = _optimizer(config, learner)
         self.learner = learner
-        self.module, self.optimizer = self.fabric.setup(learner, optimizer)
-        self.module.mark_forward_method("accumulate_grads")
+        _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
         if state is not None:  # after setup, which may have made them float64
@@ -186,12 +185,14 @@ class _Loop:
         view_a, view_b = self.views(images)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
-        with self.fabric.autocast():  # a marked method is not covered by Fabric's own where nothing is wrapped
-            losses = self.module.accumulate_grads(view_a, view_b, labels=labels)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        first: Tensor | None = None
+        with self.fabric.autocast():
+            for losses in self.learner.updates(view_a, view_b, labels=labels):
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                first = losses if first is None else first
         self.step += 1
-        self.sum += losses
+        self.sum += 0 if first is None else first
         self.count += 1
 
     def lr(self) -> float:
@@ -319,7 +320,7 @@ def _shown(row: alignment.LayerAlignment) -> bool:
 
 def _loss_names(learner: Learner) -> list[str]:
     n_blocks = len(learner.encoder.blocks)
-    if learner.rule.credit == "backprop":
+    if not learner.rule.per_layer:
         return [f"loss_{n_blocks}"]
     return [f"loss_{block}" for block in range(1, n_blocks + 1)]
 

@@ -42,8 +42,10 @@ def fit_projections(
     with torch.no_grad():
         for item in data:
             pair = shared([learner], item)
-            found = learner.batch(*pair, credit="local")
-            batches.append(Batch([z.detach() for z in found.z], pair.negatives, pair.labels))
+            found = learner.batch(*pair)
+            batches.append(
+                Batch([z.detach() for z in found.z], pair.negatives, pair.labels, [h.detach() for h in found.maps])
+            )
     if not batches:
         raise UsageError("projections are fitted on at least one batch, got none")
     weights = [p for p in learner.projections.parameters() if p.requires_grad]

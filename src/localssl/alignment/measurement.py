@@ -16,6 +16,7 @@ from localssl.alignment.quantities import LayerAlignment, Products, products, su
 from localssl.alignment.signals import Gradients, Pair, Signals, shared, to_pair
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
+from localssl.inputs import Inputs
 from localssl.learner import Learner
 from localssl.rules.base import Rule
 
@@ -73,11 +74,13 @@ def measure(
     against = {name: references.choose(learner, reference, fitting, memo) for name, learner in learners.items()}
     kept: dict[tuple[str, str], list[Gradients]] = {}
     for number, batch in enumerate(chain([first], batches)):
-        pair = shared([*learners.values(), *(a.learner for a in against.values())], batch)
-        found = _gradients(encoder, pair, learners, against)
+        everyone = [*learners.values(), *(a.learner for a in against.values())]
+        pair = shared(everyone, batch)
+        samples = {learner.inputs: learner.inputs(*pair) for learner in everyone}
+        found = _gradients(encoder, pair, samples, learners, against)
         _finite(found, number + 1)
         if number == 0:
-            _guard(found, _gradients(encoder, pair, learners, against))
+            _guard(found, _gradients(encoder, pair, samples, learners, against))
         for place, gradients in found.items():
             kept.setdefault(place, []).append(gradients)
     rows: list[LayerAlignment] = []
@@ -151,17 +154,21 @@ def _name(rule: RuleLike) -> str:
 
 
 def _gradients(
-    encoder: Encoder, pair: Pair, learners: Mapping[str, Learner], against: Mapping[str, references.Against]
+    encoder: Encoder,
+    pair: Pair,
+    samples: Mapping[Inputs, Tensor],
+    learners: Mapping[str, Learner],
+    against: Mapping[str, references.Against],
 ) -> dict[tuple[str, str], Gradients]:
-    """Every rule's and its reference's gradients of one batch, from one forward pass."""
-    signals = Signals(encoder, pair)
+    """Every rule's and its reference's gradients of one batch, from one forward pass of each kind of inputs."""
+    signals = {inputs: Signals(encoder, pair, x) for inputs, x in samples.items()}
     computed: dict[int, Gradients] = {}  # references that rules share are backpropagated once
     found: dict[tuple[str, str], Gradients] = {}
     for name, learner in learners.items():
-        found[name, "rule"] = signals.of_rule(learner)
+        found[name, "rule"] = signals[learner.inputs].of_rule(learner)
         other = against[name].learner
         if id(other) not in computed:
-            computed[id(other)] = signals.of_last_loss(other)
+            computed[id(other)] = signals[other.inputs].of_last_loss(other)
         found[name, "reference"] = computed[id(other)]
     return found
 

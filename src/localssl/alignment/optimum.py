@@ -173,6 +173,6 @@ def as_projections(learner: Learner, b: Matrices) -> dict[str, list[torch.nn.Mod
 def score_rule(learner: Learner) -> ScoreRule:
     """The learner's rule, if Definition 3.4 speaks of it."""
     rule = learner.rule
-    if not isinstance(rule, ScoreRule) or rule.credit == "backprop":
+    if not isinstance(rule, ScoreRule) or not rule.per_layer:
         raise UsageError(f"the optimum is defined for local score rules such as clapp++dfb, not for {rule.name!r}")
     return rule

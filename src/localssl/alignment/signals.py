@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -33,9 +34,10 @@ class Signals:
     two blocks share weights.
     """
 
-    def __init__(self, encoder: Encoder, pair: Pair):
+    def __init__(self, encoder: Encoder, pair: Pair, x: Tensor | None = None):
+        """``x``: what enters the encoder; None: the two views, stacked."""
         self.encoder, self.pair = encoder, pair
-        x = torch.cat((pair.view_a, pair.view_b))
+        self.x = x = torch.cat((pair.view_a, pair.view_b)) if x is None else x
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
         for number, block in enumerate(encoder.blocks, start=1):
@@ -59,8 +61,38 @@ class Signals:
 
     def of_rule(self, learner: Learner) -> Gradients:
         """The weight gradients of the learner's rule."""
-        errors = self.errors(learner.rule.losses(self.batch(learner), learner.parts).sum())
-        return self.end_to_end(errors) if learner.rule.credit == "backprop" else self.local(errors)
+        how = learner.rule.credit
+        if how not in ("local", "optimum", "backprop"):
+            return self._of_credit(learner)
+        errors = self.errors(self._losses(learner).sum())
+        return self.end_to_end(errors) if how == "backprop" else self.local(errors)
+
+    def _losses(self, learner: Learner) -> Tensor:
+        """The rule's losses; what it draws at random is the same every time."""
+        with drawn_alike(self.x.device):
+            return learner.rule.losses(self.batch(learner), learner.parts)
+
+    def _of_credit(self, learner: Learner) -> Gradients:
+        """What another credit assignment leaves in ``.grad``, which is put back as it was."""
+        parameters = list(learner.parameters())
+        before = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        try:
+            with drawn_alike(self.x.device):
+                for _ in learner.credit.updates(learner.step_of(self.x, self.pair.negatives, self.pair.labels)):
+                    pass
+            return [
+                {
+                    n: torch.zeros_like(p) if p.grad is None else p.grad
+                    for n, p in block.named_parameters()
+                    if p.requires_grad
+                }
+                for block in self.encoder.blocks
+            ]
+        finally:
+            for p, grad in zip(parameters, before, strict=True):
+                p.grad = grad
 
     def of_last_loss(self, learner: Learner) -> Gradients:
         """The weight gradients of end-to-end backpropagation of the learner's last-layer loss."""
@@ -68,7 +100,7 @@ class Signals:
 
     def last_errors(self, learner: Learner) -> list[Tensor]:
         """dL/dz of the learner's last-layer loss, as its own formula has it (no chain through the blocks)."""
-        return self.errors(learner.rule.losses(self.batch(learner), learner.parts)[-1])
+        return self.errors(self._losses(learner)[-1])
 
     def local(self, errors: Sequence[Tensor]) -> Gradients:
         """The weight gradients of every block for its own error."""
@@ -103,6 +135,15 @@ class Signals:
         return dict(zip(named, filled, strict=False)), filled[-1] if below else None
 
 
+@contextmanager
+def drawn_alike(device: torch.device) -> Generator[None]:
+    """Whatever is drawn within is the same every time; the generator is left as it was."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(0)
+        yield
+
+
 def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) -> Tensor | None:
     """One draw of negatives (2n,) for all rules and layers: random where a rule draws so; None where none draws."""
     if not any(learner.rule.uses_negatives for learner in learners):
@@ -132,7 +173,7 @@ def shared(learners: Sequence[Learner], batch: Sequence[Tensor | None]) -> Pair:
     """
     pair = to_pair(batch)
     for learner in learners:
-        learner.check(pair.view_a, pair.view_b, pair.negatives)
+        learner.check(*pair)
     if pair.negatives is None:
         pair = pair._replace(negatives=shared_negatives(learners, len(pair.view_a), pair.view_a.device))
     return pair

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
+from localssl.credit.base import Credit
 from localssl.encoders import Encoder
 
 
-def activities(encoder: Encoder, x: Tensor) -> list[Tensor]:
-    """Every block's output for inputs x (2n, ...), in one graph."""
-    return encoder(x)
+class Backprop(Credit):
+    """The loss goes through all blocks."""
+
+    @override
+    def activities(self, encoder: Encoder, x: Tensor) -> list[Tensor]:
+        return encoder(x)
+
+
+CREDITS = {"backprop": Backprop()}

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
+from localssl.credit.base import Credit
 from localssl.encoders import Encoder, run_block
 
 
-def activities(encoder: Encoder, x: Tensor) -> list[Tensor]:
-    """Every block's output for inputs x (2n, ...), each with a graph of its own block only."""
-    outputs: list[Tensor] = []
-    for number, block in enumerate(encoder.blocks, start=1):
-        x = run_block(block, x.detach(), number)
-        outputs.append(x)
-    return outputs
+class Local(Credit):
+    """Every loss goes to its own block."""
+
+    @override
+    def activities(self, encoder: Encoder, x: Tensor) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        for number, block in enumerate(encoder.blocks, start=1):
+            x = run_block(block, x.detach(), number)
+            outputs.append(x)
+        return outputs
+
+
+CREDITS = {"local": Local()}

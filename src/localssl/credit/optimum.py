@@ -5,44 +5,42 @@ It reads the backpropagated error, so nothing about it is local: it shows how go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from localssl.encoders import Encoder
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.credit.base import Step
+from localssl.credit.local import Local
 
 
-def accumulate(encoder: Encoder, rule: Rule, projections: Projections, z: Sequence[Tensor], batch: Batch) -> Tensor:
-    """Add the update to ``.grad`` and return the losses, (L,).
+class Optimum(Local):
+    """The losses are those of local credit, the update is not.
 
     With e^l(B) = dL_fb^l/dz^l and t^l = dL/dz^l of the last layer's loss, per block l < L: W^l gets the gradient of its
     own block at e^l, B^l that of 2n Σ_j |e_j^l(B) − t_j^l|² (e and t are means over 2n samples; the factor makes it the
     mean of one sample's squared distance). The last block and its B learn from L itself.
-
-    Args:
-        encoder: runs z.
-        rule: a local rule with one projection per layer.
-        projections: its parts.
-        z: every block's output, (2n, ...), in one graph through all blocks.
-        batch: the readouts of ``z``.
     """
-    losses = rule.losses(batch, projections)
-    targets = torch.autograd.grad(losses[-1], z, retain_graph=True)
-    errors = [
-        torch.autograd.grad(loss, h, create_graph=True)[0]  # up to its own block, whose output is h, and no further
-        for loss, h in zip(losses[:-1], z, strict=False)
-    ]
-    samples = len(z[0])
-    for layer, (error, target) in enumerate(zip(errors, targets, strict=False)):
-        distance = samples * (error - target.detach()).square().sum()
-        _add([p for modules in projections.values() for p in modules[layer].parameters()], distance)
-        _add(list(encoder.blocks[layer].parameters()), z[layer], error.detach())
-    last = [encoder.blocks[-1], *(modules[-1] for modules in projections.values())]
-    _add([p for module in last for p in cast(nn.Module, module).parameters()], losses[-1])
-    return losses.detach()
+
+    @override
+    def updates(self, step: Step) -> Iterator[Tensor]:
+        z: list[Tensor] = step.encoder(step.x)
+        losses = step.losses(z)
+        targets = torch.autograd.grad(losses[-1], z, retain_graph=True)
+        errors = [
+            torch.autograd.grad(loss, h, create_graph=True)[0]  # up to its own block, whose output is h, and no further
+            for loss, h in zip(losses[:-1], z, strict=False)
+        ]
+        samples = len(z[0])
+        for layer, (error, target) in enumerate(zip(errors, targets, strict=False)):
+            distance = samples * (error - target.detach()).square().sum()
+            _add([p for modules in step.projections.values() for p in modules[layer].parameters()], distance)
+            _add(list(step.encoder.blocks[layer].parameters()), z[layer], error.detach())
+        last = [step.encoder.blocks[-1], *(modules[-1] for modules in step.projections.values())]
+        _add([p for module in last for p in cast(nn.Module, module).parameters()], losses[-1])
+        yield losses.detach()
 
 
 def _add(parameters: Sequence[Tensor], output: Tensor, error: Tensor | None = None) -> None:
@@ -51,3 +49,6 @@ def _add(parameters: Sequence[Tensor], output: Tensor, error: Tensor | None = No
     for p, g in zip(wanted, found, strict=True):
         if g is not None:
             p.grad = g if p.grad is None else p.grad + g
+
+
+CREDITS = {"optimum": Optimum()}

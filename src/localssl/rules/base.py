@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,33 @@ from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError, unknown
+from localssl.inputs import Inputs
 from localssl.projections import Dense
 from localssl.references import Reference, take
 
-Credit: TypeAlias = Literal["local", "backprop", "optimum"]  # how losses reach weights, see localssl.credit
+PER_LAYER = ("local", "optimum", "hebbian")  # credit assignments with one loss per layer; the others have one in all
 Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a rule sees of one batch: the readouts of both views, stacked a then b.
+    """What a rule sees of one batch: the readouts of both views, stacked a then b (or as its ``inputs`` lay them out).
 
-    ``z[l]`` has shape (2n, d_l) and carries its block's graph; ``negatives`` (2n,) indexes the positives, or is None.
+    Args:
+        z: per block, (2n, d_l), with its block's graph.
+        negatives: (2n,), indexes the positives, or None.
+        labels: (n,), or None.
+        maps: per block, its whole output (2n, ...), of which ``z`` is the readout.
     """
 
     z: Sequence[Tensor]
     negatives: Tensor | None = None
     labels: Tensor | None = None
+    maps: Sequence[Tensor] = ()
 
     @property
     def n(self) -> int:
-        """Number of images."""
+        """Number of images, where the samples are two views of them."""
         return len(self.z[0]) // 2
 
     def positives(self, layer: int) -> Tensor:
@@ -50,9 +56,22 @@ class Rule:
     """
 
     name: ClassVar[str] = ""
-    credit: ClassVar[Credit] = "local"
+    credit: ClassVar[str] = "local"  # how losses reach weights, see localssl.credit
     uses_negatives: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = False
+    encoder_options: ClassVar[Mapping[str, Any]] = {}  # of the encoder that train builds, e.g. {"norm": "length"}
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
+    optimizer: ClassVar[str | None] = None  # "sgd" where the rule's update is no gradient to be rescaled; None: adam
+    lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has a loss of its own; else there is one, at the last layer."""
+        return self.credit in PER_LAYER
+
+    def inputs(self) -> Inputs:
+        """What enters the encoder for a batch; the two views by default."""
+        return Inputs()
 
     def patches(self, patches: list[int | None]) -> list[int | None]:
         """The patch size of every block's readout; the learner's own by default."""
@@ -105,7 +124,7 @@ class ScoreRule(Rule):
 
     def loss_layers(self, n_layers: int) -> list[int]:
         """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
-        return list(range(n_layers)) if self.credit != "backprop" else [n_layers - 1]
+        return list(range(n_layers)) if self.per_layer else [n_layers - 1]
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from localssl.references import Own, Reference
-from localssl.rules.base import Credit, ScoreRule
+from localssl.rules.base import ScoreRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class BpClappPP(ScoreRule):
     """
 
     name: ClassVar[str] = "bp-clapp++"
-    credit: ClassVar[Credit] = "backprop"
+    credit: ClassVar[str] = "backprop"
     references: ClassVar[dict[str, Reference]] = {"lateral": Own()}
     spatial: bool = False
 

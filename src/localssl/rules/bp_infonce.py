@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Credit, Projections, Rule
+from localssl.rules.base import Batch, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class BpInfoNCE(Rule):
     """
 
     name: ClassVar[str] = "bp-infonce"
-    credit: ClassVar[Credit] = "backprop"
+    credit: ClassVar[str] = "backprop"
     weight_decay: ClassVar[float | None] = 0.0
     projection_dim: int = 1024
     temperature: float = 0.1

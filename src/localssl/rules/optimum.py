@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from localssl.references import Last, Reference
-from localssl.rules.base import Credit, ScoreRule
+from localssl.rules.base import ScoreRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,5 +18,5 @@ class Optimum(ScoreRule):
     """
 
     name: ClassVar[str] = "optimum"
-    credit: ClassVar[Credit] = "optimum"
+    credit: ClassVar[str] = "optimum"
     references: ClassVar[dict[str, Reference]] = {"feedback": Last()}

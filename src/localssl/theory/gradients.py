@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from localssl import credit as credits
 from localssl import losses, readout
 from localssl.alignment import block_gradients
-from localssl.credit import ACTIVITIES
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.references import Own, Reference
@@ -89,7 +89,7 @@ def _read(encoder: Encoder, samples: Samples, setting: Setting, credit: str) -> 
     """Per layer: the readouts of positives, negatives, references and, where there are any, negatives' references."""
     inputs = [samples.pos, samples.neg, samples.c, *([] if samples.c_neg is None else [samples.c_neg])]
     patches = readout.per_block(setting.patches, len(encoder.blocks))
-    activities = ACTIVITIES[credit](encoder, torch.cat(inputs))
+    activities = credits.of(credit).activities(encoder, torch.cat(inputs))
     return [
         list(readout.readout(h, patch).split(len(samples.pos))) for h, patch in zip(activities, patches, strict=True)
     ]

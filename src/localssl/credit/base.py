@@ -1,0 +1,55 @@
+"""What a credit assignment is: how losses at the blocks come to an update of every block's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from localssl.encoders import Encoder
+from localssl.rules.base import Batch, Projections, Rule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch under one rule: all that a credit assignment works with.
+
+    Args:
+        encoder: the blocks.
+        rule: whose losses they are.
+        projections: the rule's parts, and those that the credit assignment brought.
+        x: what enters the first block, (N, ...).
+        read: from the block outputs to what the rule sees of them.
+    """
+
+    encoder: Encoder
+    rule: Rule
+    projections: Projections
+    x: Tensor
+    read: Callable[[Sequence[Tensor]], Batch]
+
+    def losses(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The rule's losses of some block outputs."""
+        return self.rule.losses(self.read(outputs), self.projections)
+
+
+class Credit:
+    """Base of all: the gradient of the sum of the losses, as far as the graph of ``activities`` reaches."""
+
+    def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        """Parts of its own (feedback matrices, say), by key, next to the rule's; ``dims[l]``: length of readout l."""
+        return {}
+
+    def activities(self, encoder: Encoder, x: Tensor) -> list[Tensor]:
+        """Every block's output for inputs x (N, ...), in the graph that the losses are read from."""
+        raise NotImplementedError
+
+    def updates(self, step: Step) -> Iterator[Tensor]:
+        """Add an update to ``.grad`` and yield the losses (detached); the optimiser steps between two of them.
+
+        All but a few (incremental predictive coding) yield once a batch.
+        """
+        losses = step.losses(self.activities(step.encoder, step.x))
+        losses.sum().backward()  # pyright: ignore[reportUnknownMemberType]
+        yield losses.detach()
