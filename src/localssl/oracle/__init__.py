@@ -52,6 +52,9 @@ def reference(
     patches: Patches = None,
     *,
     references: Mapping[str, Sequence[Array]] | None = None,
+    labels: ArrayLike | None = None,
+    samples: ArrayLike | None = None,
+    norm: str | None = None,
     **options: Any,
 ) -> Result:
     """Losses and gradients of one batch under a rule.
@@ -64,6 +67,9 @@ def reference(
         negatives: (2n,) indices into the stacked positives; None takes the next sample, (i + 1) mod 2n.
         patches: patch size on the block outputs, one for all or one per block; None averages over all positions.
         references: the ``references`` of an earlier result, to hold c fixed while weights move.
+        labels: (n,), for supervised rules.
+        samples: what enters the first block, where that is not the two views, stacked (see ``localssl.inputs``).
+        norm: what every block's input goes through first, "length" or "standardise".
         options: the rule's own, as in ``localssl.rules.get``.
 
     Raises:
@@ -76,9 +82,11 @@ def reference(
     for option in options:
         if option not in known:
             raise unknown(f"option of the oracle of {rule_name!r}", option, known)
-    samples = np.concatenate([np.asarray(view_a, dtype=np.float64), np.asarray(view_b, dtype=np.float64)])
-    count = len(samples)
+    stacked = np.concatenate([np.asarray(view_a, dtype=np.float64), np.asarray(view_b, dtype=np.float64)])
+    count = len(stacked)
+    entered = stacked if samples is None else np.asarray(samples, dtype=np.float64)
+    given = None if labels is None else np.asarray(labels, dtype=np.int64)
     draws = [(i + 1) % count for i in range(count)] if negatives is None else negatives
     sizes = [patches] * len(blocks) if patches is None or isinstance(patches, int) else list(patches)
-    task = Task(list(blocks), projections, samples, np.asarray(draws, dtype=np.int64), sizes, references)
+    task = Task(list(blocks), projections, entered, np.asarray(draws, dtype=np.int64), sizes, references, given, norm)
     return _REFERENCES[rule_name](task, **options)

@@ -45,7 +45,7 @@ def backpropagate(
 def bp_scores(task: Task, spatial: bool = False, f: str = "hinge", loss_type: int = 2, margin: float = 1.0) -> Result:
     """bp-clapp++: the last layer's score loss, averaged over all positions unless ``spatial``."""
     patch = task.patches[-1] if spatial else None
-    traces = [forward_all(task.blocks, sample) for sample in task.samples]
+    traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
     z = [read(t[-1].z, patch) for t in traces]
     c = np.stack(z) if task.references is None else task.references["lateral"][0]
     update = score_layer(
@@ -65,7 +65,7 @@ def bp_infonce(task: Task, temperature: float = 0.1, projection_dim: int | None 
     head = task.projections["head"][0]
     if projection_dim not in (None, len(head)):
         raise ValueError(f"projection_dim {projection_dim}, but the head has {len(head)} outputs")
-    traces = [forward_all(task.blocks, sample) for sample in task.samples]
+    traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
     h = [read(t[-1].z, None) for t in traces]
     u = [np.array([float(row @ v) for row in head]) for v in h]
     norms = [max(float(np.sqrt(v @ v)), eps) for v in u]

@@ -6,6 +6,7 @@ optionally the maximum over 2x2 windows. ρ'(0) is 0; of equal maxima the first 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,12 +96,24 @@ def forward(block: Block, z_in: Array) -> Trace:
     return Trace(z_in, a, pooled, winner)
 
 
-def forward_all(blocks: list[Block], sample: Array) -> list[Trace]:
-    """One sample through all blocks: one trace per block."""
+def normalised(z: Array, norm: str | None) -> Array:
+    """A block's input as its norm leaves it: "length", z / (rms + 1e-8); "standardise", (z - mean) / (std + 1e-10)."""
+    if norm == "length":
+        return z / (math.sqrt(sum(float(v) ** 2 for v in z.flat) / z.size) + 1e-8)
+    if norm == "standardise":
+        mean = sum(float(v) for v in z.flat) / z.size
+        return (z - mean) / (math.sqrt(sum((float(v) - mean) ** 2 for v in z.flat) / (z.size - 1)) + 1e-10)
+    if norm is None:
+        return z
+    raise ValueError(f"no such norm: {norm!r}")
+
+
+def forward_all(blocks: list[Block], sample: Array, norm: str | None = None) -> list[Trace]:
+    """One sample through all blocks: one trace per block; ``norm`` is that of every block's input."""
     traces: list[Trace] = []
     z = sample
     for block in blocks:
-        traces.append(forward(block, z))
+        traces.append(forward(block, normalised(z, norm)))
         z = traces[-1].z
     return traces
 

@@ -22,7 +22,7 @@ def optimum(task: Task, f: str = "hinge", loss_type: int = 2, margin: float = 1.
     """Losses and block gradients are those of direct feedback; the gradients of B are the distance's."""
     loss = ScoreLoss(f, loss_type, margin)
     result = local_scores(task, ("feedback",), False, f, loss_type, margin)
-    traces = [forward_all(task.blocks, sample) for sample in task.samples]
+    traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
     samples, last = len(traces), len(task.blocks) - 1
     negatives = [int(i) for i in task.negatives]
     read_out = [[read(t[layer].z, task.patches[layer]) for t in traces] for layer in range(last + 1)]

@@ -24,6 +24,8 @@ class Task:
         negatives: (2n,) indices into the stacked positives.
         patches: patch size per block, None for the mean over all positions.
         references: by key, one (2n, d_c) per loss, to hold the references fixed; None computes them.
+        labels: (n,), or None.
+        norm: what every block's input goes through first, "length", "standardise" or None.
     """
 
     blocks: list[Block]
@@ -32,6 +34,8 @@ class Task:
     negatives: NDArray[np.int64]
     patches: list[int | None]
     references: Mapping[str, Sequence[Array]] | None
+    labels: NDArray[np.int64] | None = None
+    norm: str | None = None
 
 
 @dataclass

@@ -127,7 +127,7 @@ def local_scores(
     """
     loss = ScoreLoss(f, loss_type, margin)
     patches: list[int | None] = [None] * len(task.blocks) if pooled else task.patches
-    traces = [forward_all(task.blocks, sample) for sample in task.samples]
+    traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
     last = len(task.blocks) - 1
     read_out = [[read(t[layer].z, patches[layer]) for t in traces] for layer in range(last + 1)]
     result = Result(np.zeros(last + 1), [], {key: [] for key in keys}, {key: [] for key in keys})
