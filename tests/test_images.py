@@ -156,9 +156,10 @@ def test_every_kind_of_picture_becomes_rgb_and_is_counted(tmp_path: Path) -> Non
     few = colour.quantize(16)
     kinds = [flat, deep, flat.convert("1"), flat.convert("LA"), colour, colour.convert("RGBA"), few]
     data = [encoded(picture) for picture in kinds] + [encoded(colour.convert("CMYK"), "TIFF")]
-    write_parquet(tmp_path / "train.parquet", data)
-    write_parquet(tmp_path / "test.parquet", data)
-    images = open_images(f"parquet:{tmp_path}")
+    folder = tmp_path / "tiny-imagenet"
+    folder.mkdir()
+    write_parquet(folder / "train.parquet", data)
+    images = open_images("tiny-imagenet", root=tmp_path, image_size=32)
     for text in ("4 grayscale images", "1 RGBA image", "1 palette image", "1 CMYK image"):
         assert noted(images, f"{text} converted to RGB"), (text, images.notes)
     pixels = everything(images)
@@ -169,6 +170,20 @@ def test_every_kind_of_picture_becomes_rgb_and_is_counted(tmp_path: Path) -> Non
         assert torch.equal(pixels[row], chw(pictures(1))[0])
     assert torch.equal(pixels[6], chw(np.asarray(few.convert("RGB"))[None])[0])
     assert (pixels[7].int() - pixels[4].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_a_gray_image_among_ones_own_colour_images_is_a_bad_one(tmp_path: Path, memory: int | None) -> None:
+    colour = [encoded(Image.fromarray(picture)) for picture in pictures(3)]
+    gray = encoded(Image.fromarray(pictures(1)[0, ..., 0]))
+    write_parquet(tmp_path / "mixed" / "train.parquet", [*colour, gray, *colour], [0] * 7)
+    write_parquet(tmp_path / "gray" / "train.parquet", [gray] * 5, [0] * 5)
+    mixed = f"parquet:{tmp_path / 'mixed' / 'train.parquet'}"
+    with pytest.raises((UsageError, RunError), match=r"row 3 of train.parquet .*grayscale .*--skip-bad"):
+        everything(open_images(mixed, image_size=32, memory_limit=memory))
+    images = open_images(mixed, image_size=32, memory_limit=memory, skip_bad=True)
+    assert len(everything(images)) == (5 if memory is None else 6)  # skipped, or replaced
+    assert len(everything(open_images(f"parquet:{tmp_path / 'gray' / 'train.parquet'}", image_size=32)))
 
 
 def test_gray_is_the_luma_of_colour_for_files_and_raw_pixels_alike(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def shorter_side(source: bytes | Path | None) -> int:
         raise BadImage(_reason(error)) from error
 
 
+def is_colour(source: bytes | Path | None) -> bool:
+    """Whether the image's header says RGB or the like; False where it cannot be read."""
+    try:
+        with _open(source) as image:
+            return image.mode not in GRAY and not image.mode.startswith("I;16")
+    except (BadImage, MemoryError, OSError, ValueError):
+        return False
+
+
 def _open(source: bytes | Path | None) -> Image.Image:
     if source is None or source == b"":
         raise BadImage("no image bytes")

@@ -59,7 +59,13 @@ class Rows(ABC):
 
 
 class EncodedRows(Rows):
-    """Encoded images (JPEG, PNG, …): a subclass only says where the bytes are."""
+    """Encoded images (JPEG, PNG, …): a subclass only says where the bytes are.
+
+    Attributes:
+        refuse_gray: a grayscale image is a bad one; else it is converted to RGB, and counted.
+    """
+
+    refuse_gray = False
 
     @abstractmethod
     def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
@@ -76,7 +82,9 @@ class EncodedRows(Rows):
             for position in range(start, min(start + TASK, len(sources))):
                 try:
                     out[position], kind = decode(sources[position], channels, size)
-                    if kind is not None:
+                    if kind == "grayscale" and self.refuse_gray:
+                        remarks.append((position, "a grayscale image among colour ones; convert it to RGB", ""))
+                    elif kind is not None:
                         remarks.append((position, None, kind))
                 except BadImage as error:
                     remarks.append((position, str(error), ""))

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from localssl.data.decode import BadImage, shorter_side
+from localssl.data.decode import BadImage, is_colour, shorter_side
 from localssl.data.pixels import EncodedRows, InMemory, Pixels, Streamed, decode_all
 from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found
 from localssl.errors import UsageError, unknown
 
 SPLITS = ("train", "test", "unlabeled")
 SAMPLE = 64  # images that a fingerprint looks at
+LOOKED_AT = 16  # images that say whether a user's own are in colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +111,9 @@ def open_images(
             the first training image rounded down to a multiple of 32, within 32 to 96.
         limit: only this many images, drawn at random with seed 0 and kept in the data set's order.
         download: fetch what is missing (torchvision: mnist, cifar10, stl10).
-        skip_bad: leave out images that cannot be decoded. Where images are read from disk while a run goes
-            on, they are replaced by the nearest good one of the same class: finding them first takes long.
+        skip_bad: leave out images that cannot be decoded, and grayscale ones among a user's own colour images.
+            Where images are read from disk while a run goes on, they are replaced by the nearest good one of the
+            same class: finding them first takes long.
         memory_limit: bytes that the decoded images may take (uint8); more are decoded whenever they are asked
             for, and as many bytes may then keep encoded ones. None: half of the memory that is free.
 
@@ -125,6 +127,8 @@ def open_images(
     if len(found.rows) != full:
         notes.insert(0, f"not the full set: {len(found.rows):,} of {full:,} {split} images")
     channels = found.channels if channels is None else channels
+    if ":" in data and channels == 3 and isinstance(found.rows, EncodedRows):  # published sets come as they are
+        found.rows.refuse_gray = _has_colour(found.rows)
     size = image_size or found.size or _default_size(found.reference, skip_bad)
     memory = _free_memory() // 2 if memory_limit is None else memory_limit
     bytes_needed = len(index) * channels * size * size
@@ -219,6 +223,12 @@ def _default_size(reference: EncodedRows | None, skip_bad: bool) -> int:
                 name = reference.name(row)
                 raise UsageError(f"{name} cannot be decoded ({error}); --skip-bad skips such images") from error
     raise UsageError(f"none of the {len(reference):,} images can be decoded, {reference.name(0)} and all others")
+
+
+def _has_colour(rows: EncodedRows) -> bool:
+    """Whether one of some evenly spaced images is in colour."""
+    step = max(1, len(rows) // LOOKED_AT)
+    return any(is_colour(source) for source in rows.sources(range(0, len(rows), step)))
 
 
 def _check_options(channels: int | None, size: int | None, limit: int | None, memory: int | None) -> None:
