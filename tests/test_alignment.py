@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import localssl
@@ -65,6 +66,71 @@ def test_cosines_are_the_oracles(rule: str, key: str, reference: str) -> None:
     assert found[0] < 0.999  # or the comparison would compare nothing
     words = "the rule's own B^L" if reference == "bp-clapp++" else "own last-layer loss"
     assert words in rows[1, "cosine"].reference
+
+
+def _cosine(mine: dict[str, NDArray[np.float64]], theirs: NDArray[np.float64]) -> float:
+    x, y = mine["weight"].ravel(), theirs.ravel()
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+@pytest.mark.parametrize("rule", ["clapp++both", "optimum"])
+def test_cosines_of_both_and_of_the_optimum_are_the_oracles(rule: str) -> None:
+    """Against the sum of the last layer's losses, each with its own B^L."""
+    learner = small_learner("vgg", localssl.rules.get(rule))
+    weights = {key: [numpy(m.weight) for m in modules] for key, modules in learner.projections.items()}
+    blocks = to_oracle(learner.encoder)
+    expected: list[list[float]] = []
+    for seed in (0, 1, 2):
+        a, b = (numpy(view) for view in views(seed))
+        # the optimum's error is direct feedback's, at its own B
+        name = "clapp++dfb" if rule == "optimum" else rule
+        local = oracle.reference(name, blocks, weights, a, b, NEGATIVES, learner.patches)
+        parts = [
+            oracle.reference("bp-clapp++", blocks, {"lateral": [w[-1]]}, a, b, NEGATIVES, PATCHES["vgg"], spatial=True)
+            for w in weights.values()
+        ]
+        expected.append(
+            [
+                _cosine(mine, sum((part.block_grads[i]["weight"] for part in parts), np.zeros(())))
+                for i, mine in enumerate(local.block_grads)
+            ]
+        )
+    rows = rows_of(learner, [views(seed) for seed in (0, 1, 2)])
+    found = [rows[block, "cosine"].mean for block in (1, 2, 3)]
+    assert np.allclose(found, np.mean(expected, 0), rtol=0, atol=1e-9)
+    assert found[0] < 0.999
+
+
+@pytest.mark.parametrize("rule", ["clapp++", "clapp++both"])
+def test_cosines_with_infonce_are_the_oracles(rule: str) -> None:
+    learner = small_learner("vgg", localssl.rules.get(rule))
+    other = Learner(learner.encoder, localssl.rules.get("bp-infonce", projection_dim=6), SHAPE).double()
+    weights = {key: [numpy(m.weight) for m in modules] for key, modules in learner.projections.items()}
+    head = {"head": [numpy(other.projections["head"].get_submodule("0").weight)]}
+    blocks = to_oracle(learner.encoder)
+    expected: list[list[float]] = []
+    for seed in (0, 1, 2):
+        a, b = (numpy(view) for view in views(seed))
+        local = oracle.reference(rule, blocks, weights, a, b, NEGATIVES, learner.patches)
+        end_to_end = oracle.reference("bp-infonce", blocks, head, a, b, projection_dim=6)
+        expected.append(
+            [_cosine(x, y["weight"]) for x, y in zip(local.block_grads, end_to_end.block_grads, strict=True)]
+        )
+    found = measure(learner.encoder, learner, [views(seed) for seed in (0, 1, 2)], other)
+    cosines = [row.mean for row in found if (row.quantity, row.parameter) == ("cosine", "weights")]
+    assert np.allclose(cosines, np.mean(expected, 0), rtol=0, atol=1e-9)
+
+
+def test_cosine_to_the_sum_of_the_other_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    y = y + 1
+    found = summarise(products(list(x), list(y)))
+    others = [y[[j for j in range(5) if j != i]].sum(0) for i in range(5)]
+    for name, mine in (("cosine_to_sum", x), ("reference_to_sum", y)):
+        expected = torch.stack([torch.cosine_similarity(g, s, dim=0) for g, s in zip(mine, others, strict=True)])
+        assert found[name][0] == pytest.approx(float(expected.mean()), abs=1e-12)
+    assert found["reference_to_sum"][0] > 0.3 > abs(found["cosine_to_sum"][0])
 
 
 @pytest.mark.parametrize("network", ["vgg", "flat", "mlp"])

@@ -207,9 +207,10 @@ def align_run(
             seed=run.config.seed + 3,
         )
     rows = alignment.measure(learner.encoder, learner, pairs, options.reference, fit=fit)
+    jackknifed = ", ".join(alignment.OVER_BATCHES)
     protocol = (
         f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
-        f"same weights, views and negatives; mean and 95 % interval over batches (t; of cosine_of_mean, bias and noise "
+        f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
         f"jackknife); null: the rule's gradient of one batch against the reference's of another"
     )
     return AlignResult(run.config.rule, rows[0].reference, step, with_facts(protocol, images), rows)

@@ -50,7 +50,8 @@ class Align:
     of weights pushed in the same direction. Mean over batches, 95 % t interval over batches.
 
     cosine_of_mean: of the expected gradients. bias, noise: of the error a x - y, with the a >= 0 that brings the
-    expected gradients nearest, the part that stays and the part that varies, over |y|². 95 % jackknife interval over
+    expected gradients nearest, the part that stays and the part that varies, over |y|². cosine_to_sum: of one batch's x
+    with y summed over the other batches; reference_to_sum: of one batch's y with it. 95 % jackknife interval over
     batches.
 
     batches: those in which neither gradient was zero. null: with the pairs shuffled, x of one batch against y of

@@ -10,12 +10,13 @@ from localssl.alignment.decomposition import DECOMPOSITION, decompose
 from localssl.alignment.fitting import fit_projections
 from localssl.alignment.measurement import measure
 from localssl.alignment.optimum import optimal_feedback
-from localssl.alignment.quantities import QUANTITIES, LayerAlignment, compare
+from localssl.alignment.quantities import OVER_BATCHES, QUANTITIES, LayerAlignment, compare
 from localssl.alignment.references import REFERENCES
 from localssl.alignment.signals import Pair, Signals, block_gradients, shared_negatives
 
 __all__ = [
     "DECOMPOSITION",
+    "OVER_BATCHES",
     "QUANTITIES",
     "REFERENCES",
     "LayerAlignment",

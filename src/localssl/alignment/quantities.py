@@ -10,8 +10,9 @@ from torch import Tensor
 
 from localssl.stats import jackknife_interval, t_interval
 
-QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement", "cosine_of_mean", "bias", "noise")
-PER_BATCH = QUANTITIES[:4]
+PER_BATCH = ("cosine", "relative_error", "norm_ratio", "sign_agreement")
+OVER_BATCHES = ("cosine_of_mean", "bias", "noise", "cosine_to_sum", "reference_to_sum")
+QUANTITIES = (*PER_BATCH, *OVER_BATCHES)
 NAN = float("nan")
 
 
@@ -21,17 +22,20 @@ class LayerAlignment:
 
     ``mean`` is over the batches in which both gradients were non-zero (``batches`` of them; NaN where there was none),
     ``low`` and ``high`` are the ends of a 95 % interval over batches: t for the first four quantities, jackknife for
-    the last three. ``null`` is the mean with the pairs shuffled: the rule's gradient of one batch against the
+    the others. ``null`` is the mean with the pairs shuffled: the rule's gradient of one batch against the
     reference's of another. What it shares with ``mean`` owes nothing to the batch; NaN for fewer than two batches, and
-    for the last three, which are about all batches together.
+    for the others, which are about all batches together.
 
     cosine: x.y / (|x||y|). relative_error: |x - y|² / |y|². norm_ratio: |x| / |y|. sign_agreement: share of the entries
     that are non-zero in both whose signs are equal (its null: with the batch before).
 
-    The last three are about the expected gradients E x and E y, whose products are estimated from pairs of different
-    batches, so that no batch's noise enters. cosine_of_mean: of E x and E y. bias, noise: with e = a x - y and a >= 0
-    the factor that brings E x nearest to E y, |E e|² and E|e - E e|² over E|y|². NaN where E x (or E y) does not stand
-    out from the noise; by chance a cosine may pass 1 and a bias 0.
+    cosine_of_mean, bias and noise are about the expected gradients E x and E y, whose products are estimated from pairs
+    of different batches, so that no batch's noise enters. cosine_of_mean: of E x and E y. bias, noise: with
+    e = a x - y and a >= 0 the factor that brings E x nearest to E y, |E e|² and E|e - E e|² over E|y|². NaN where E x
+    (or E y) does not stand out from the noise; by chance a cosine may pass 1 and a bias 0.
+
+    cosine_to_sum: the cosine of one batch's x with y summed over all other batches, the mean of it over batches.
+    reference_to_sum: of one batch's y with the same, what backpropagation itself reaches with one batch.
     """
 
     rule: str
@@ -148,10 +152,20 @@ def _bias_and_noise(found: Products) -> tuple[float, float]:
     return bias / unit, (whole - bias) / unit
 
 
+def _to_sum(found: Products, one: Tensor, all_: Tensor) -> float:
+    """Mean cosine of g_i with Σ_{j≠i} y_j, for products ``one`` = g_i.g_j and ``all_`` = g_i.y_j. NaN for one batch."""
+    y, n = found.reference, len(found.reference)
+    dots = all_.sum(1) - all_.diagonal()
+    squares = y.sum() - 2 * y.sum(1) + y.diagonal()  # |Σ_{j≠i} y_j|²
+    return float((dots / (one.diagonal() * squares).sqrt()).mean()) if n > 1 else NAN
+
+
 SUMMED: dict[str, Callable[[Products], float]] = {
     "cosine_of_mean": _cosine_of_mean,
     "bias": lambda found: _bias_and_noise(found)[0],
     "noise": lambda found: _bias_and_noise(found)[1],
+    "cosine_to_sum": lambda found: _to_sum(found, found.rule, found.cross),
+    "reference_to_sum": lambda found: _to_sum(found, found.reference, found.reference),
 }
 
 
