@@ -68,6 +68,7 @@ def phyll(task: Task, theta: float = 4.0, views: int = 2, blurs: int = 8, eps: f
     signals: list[list[Array]] = []
     for layer in range(len(task.blocks)):
         xi, patch = task.projections["direction"][layer], task.patches[layer]
+        xi = xi / math.sqrt(sum(float(x) ** 2 for x in xi))  # it has length one to the digits of its own dtype only
         cosines: list[float] = []
         slopes: list[Array] = []
         for trace in traces:
