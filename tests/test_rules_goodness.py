@@ -49,6 +49,8 @@ def learner_of(network: str, rule: localssl.rules.Rule, norm: str | None = "leng
             scale = learner.encoder(x)[layer].square().mean().rsqrt()
             for parameter in block.parameters():
                 parameter.mul_(scale)
+        for running in (buffer for name, buffer in learner.projections.named_buffers() if name.startswith("peer")):
+            running.uniform_()  # alike they would drop out, and the sign of the new part with them
     return learner
 
 
