@@ -98,7 +98,7 @@ def small_learner(name: str, rule: localssl.rules.Rule, seed: int = 0) -> Learne
     with torch.no_grad():
         for parameter in learner.encoder.parameters():
             parameter.mul_(1.5)
-        z = learner.batch(*views(seed)).z
+        z = learner.batch(*views(seed), labels=torch.arange(N)).z
         for key, modules in learner.projections.items():
             for layer, module in enumerate(modules):
                 own = z[layer] if len(modules) == len(z) else z[-1]

@@ -139,8 +139,22 @@ class Triangle(nn.Module):
         return torch.relu(a - a.mean(1, keepdim=True))
 
 
+class StraightThrough(nn.Module):
+    """relu(a) with the gradient of the identity: units that are off learn as if they were on."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Of the shape of ``a``."""
+        return torch.relu(a).detach() + (a - a.detach())  # the bracket is exactly 0
+
+
 NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "triangle": Triangle}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu-ste": StraightThrough,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "triangle": Triangle,
+}
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class Options:
 
     Args:
         norm: "length" or "standardise", of every block's input, or None.
-        activation: "relu", "gelu", "tanh" or "triangle".
+        activation: "relu", "relu-ste" (gradient straight through), "gelu", "tanh" or "triangle".
         late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
             before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
     """
