@@ -29,6 +29,8 @@ class Encoder(nn.Module):
         config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
         emit: per block, what stands between its output and what the next block, the probe and others see of it; None:
             nothing.
+        entry: what stands between an image and the first block where in training the rule's inputs do that; None:
+            nothing.
 
     Attributes:
         preprocess: normalises images as in training; set by ``localssl.load``, otherwise None.
@@ -39,9 +41,11 @@ class Encoder(nn.Module):
         blocks: Iterable[nn.Module],
         config: dict[str, Any] | None = None,
         emit: Iterable[nn.Module] | None = None,
+        entry: nn.Module | None = None,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.entry = nn.Identity() if entry is None else entry
         self.emit = nn.ModuleList([nn.Identity() for _ in self.blocks] if emit is None else emit)
         self.config = config
         self.preprocess: nn.Module | None = None
@@ -70,7 +74,7 @@ class Encoder(nn.Module):
 
     def emitted(self, x: Tensor) -> list[Tensor]:
         """What goes on from every block, for the probe, embeddings and monitors: nearly always the outputs."""
-        return [emit(z) for emit, z in zip(self.emit, self(x), strict=True)]
+        return [emit(z) for emit, z in zip(self.emit, self(self.entry(x)), strict=True)]
 
     @torch.no_grad()
     def output_shapes(self, input_shape: Sequence[int], emitted: bool = False) -> list[tuple[int, ...]]:
@@ -148,21 +152,46 @@ class Options:
     """What may differ in the blocks of a named encoder.
 
     Args:
-        norm: "length" or "standardise", of every block's input, or None.
+        norm: "length", "standardise" or "batch" (per channel over the batch, no trained part), of every block's input;
+            or None.
         activation: "relu", "gelu", "tanh" or "triangle".
         late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
             before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
+        paired: the first block has no norm, as pairs of standardised images enter it (``inputs.Pairs``), whose sum says
+            whether they are alike; ``Encoder.emitted`` standardises the images themselves.
+        init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
     """
 
     norm: str | None = None
     activation: str = "relu"
     late: bool = False
+    paired: bool = False
+    init: float | None = None
 
     def __post_init__(self) -> None:
-        if self.norm is not None and self.norm not in NORMS:
-            raise unknown("norm", str(self.norm), NORMS)
+        if self.norm is not None and self.norm not in (*NORMS, "batch"):
+            raise unknown("norm", str(self.norm), (*NORMS, "batch"))
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
+        if self.init is not None and (type(self.init) not in (int, float) or not 0 < self.init < math.inf):
+            raise UsageError(f"init is {self.init!r}; use a positive number, or None for PyTorch's own start")
+
+    def norm_of(self, layer: nn.Module) -> nn.Module:
+        """The norm in front of a convolution or linear layer."""
+        if self.norm == "batch":
+            if isinstance(layer, nn.Conv2d):
+                return nn.BatchNorm2d(layer.in_channels, affine=False)
+            assert isinstance(layer, nn.Linear)
+            return nn.BatchNorm1d(layer.in_features, affine=False)
+        return nn.Identity() if self.norm is None else NORMS[self.norm]()
+
+    @torch.no_grad()
+    def start(self, layer: nn.Module) -> None:
+        """Draw the weights anew, where ``init`` asks for it."""
+        if self.init is not None and isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.normal_(0, self.init / layer.weight[0].numel() ** 0.5)
+            if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                layer.bias.zero_()
 
     def stack(self, weighted: Sequence[nn.Module], pools: Sequence[bool], config: dict[str, Any]) -> Encoder:
         """The encoder of these convolutions or linear layers."""
@@ -173,13 +202,14 @@ class Options:
             head: list[nn.Module] = [nn.Flatten()] if i == 0 and isinstance(layer, nn.Linear) else []
             if self.late:
                 head += tail
-            if self.norm is not None:
-                head.append(NORMS[self.norm]())
+            if self.norm is not None and not (self.paired and i == 0):
+                head.append(self.norm_of(layer))
+            self.start(layer)
             tail = [ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])]
             blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return Encoder(blocks, config | own, emit if self.late else None)
+        return Encoder(blocks, config | own, emit if self.late else None, Standardise() if self.paired else None)
 
 
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
