@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import alignment, encoders, evaluate, oracle
+from localssl import alignment, encoders, evaluate, oracle, readout
+from localssl.data.specs import default_patches
 from localssl.encoders import Encoder
 from localssl.experiments import scff_mnist
 from localssl.inputs import NoisyCopies, Pairs, Single
@@ -283,6 +284,58 @@ def test_start_of_softhebb() -> None:
             encoders.mlp(4, (2,), init=init)
     with usage_error("choices: batch, length, standardise"):
         encoders.mlp(4, (2,), norm="zzzzzz")
+
+
+PUBLISHED = {  # its rule, image size, channels, sides of the maps that go on, numbers that the publication's probe sees
+    "scff3": ("scff", 32, (96, 384, 1536), (16, 8, 4), (6144, 6144, 6144)),
+    "scff4": ("scff", 96, (96, 384, 1536, 6144), (48, 24, 12, 6), (864, 3456, 13824, 24576)),
+    "softhebb3": ("softhebb", 32, (96, 384, 1536), (16, 8, 4), (6144, 6144, 24576)),
+    "stochastic-ff3": ("stochastic-ff", 32, (96, 384, 1536), (16, 8, 4), (6144, 6144, 24576)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_nets(name: str) -> None:
+    rule_name, size, channels, sides, features = PUBLISHED[name]
+    rule = localssl.rules.get(rule_name)
+    with torch.device("meta"):
+        encoder = encoders.build(name, (3, size, size), 1.0, rule.encoder_options)
+        shapes = encoder.output_shapes((3, size, size), emitted=True)
+    assert shapes == [(c, side, side) for c, side in zip(channels, sides, strict=True)]
+    patches = default_patches(name, size)
+    assert patches is not None
+    assert tuple(readout.dim(shape, p) for shape, p in zip(shapes, patches, strict=True)) == features
+    biases = [m.bias is not None for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert set(biases) == {name.startswith("scff")}
+    small = encoders.build(name, (3, size, size), 0.05, rule.encoder_options)
+    assert encoders.from_config(small.config or {}).config == small.config
+    for block in small.blocks:
+        kinds = [type(m) for m in block.modules()]
+        pad = kinds.index(nn.ReflectionPad2d)
+        if encoders.Standardise in kinds:
+            assert pad < kinds.index(encoders.Standardise)
+        if nn.BatchNorm2d in kinds:
+            assert pad > kinds.index(nn.BatchNorm2d)
+    learner = Learner(small, rule, (3, size, size), patches)
+    a, b = torch.randn(2, 4, 3, size, size)
+    assert learner.accumulate_grads(a, b).isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.encoder.parameters())
+    with usage_error("without channels"):
+        encoders.build(name, (3, size, size), 1e-4)
+    with usage_error("scff3"):
+        encoders.published("scff5")
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
+def test_triangle(power: float) -> None:
+    a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    z = encoders.Triangle(power)(a)
+    for n, c, p in np.ndindex(2, 5, 3):
+        over = float(a[n, c, p].detach() - a[n, :, p].detach().sum() / 5)
+        assert z[n, c, p].item() == pytest.approx(over**power if over > 0 else 0.0)
+    z.sum().backward()
+    assert a.grad is not None
+    assert a.grad.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------------- options
