@@ -49,9 +49,8 @@ def run(learner: Learner) -> None:
 
 
 def last_output(learner: Learner) -> Tensor:
-    dtype = next(learner.parameters()).dtype
-    a, b = (view.to(dtype) for view in views())
-    torch.manual_seed(0)  # the samples that ``run`` sees
+    a, b = (view.to(next(learner.parameters()).dtype) for view in views())
+    torch.manual_seed(0)  # the samples of ``run``
     return learner.encoder(learner.inputs(a, b, NEGATIVES, LABELS))[-1].detach()
 
 
@@ -64,7 +63,7 @@ def gradients(learner: Learner, layer: int) -> dict[str, Tensor]:
     """The gradients of one layer: its block's and its projections'."""
     found = {f"block.{name}": p.grad for name, p in learner.encoder.blocks[layer].named_parameters()}
     for key, modules in learner.projections.items():
-        found |= {f"{key}.{name}": p.grad for name, p in modules[layer].named_parameters()}
+        found |= {f"{key}.{name}": p.grad for name, p in modules[layer].named_parameters() if p.requires_grad}
     assert all(grad is not None for grad in found.values())
     return {name: grad.clone() for name, grad in found.items() if grad is not None}
 
@@ -185,7 +184,7 @@ def test_a_loss_reaches_its_own_block_and_projections_only(name: str, layer: int
     for other in range(LAYERS):
         parameters = list(learner.encoder.blocks[other].parameters())
         for modules in learner.projections.values():
-            parameters += modules[other].parameters()
+            parameters += [p for p in modules[other].parameters() if p.requires_grad]  # others are fixed
         for parameter in parameters:  # the losses are stacked, which may hand exact zeros to the other layers
             reached = parameter.grad is not None and bool(parameter.grad.any())
             assert reached == (other == layer), f"loss {layer + 1}, parameter of layer {other + 1}"

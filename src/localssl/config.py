@@ -45,12 +45,13 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5 or mlp. Default: what suits the data."""
+    """vgg6, vgg5, mlp, or a net of a publication: scff3, scff4, softhebb3, stochastic-ff3. Default: what suits the
+    data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
-    """Options of the encoder, NAME=VALUE: norm=length|standardise, activation=relu|gelu|tanh|triangle, late=true.
-    Default: what suits the rule."""
+    """Options of the encoder, NAME=VALUE: norm=length|standardise|batch, activation=relu|gelu|tanh|triangle, late=true,
+    paired=true, init=25. Default: what suits the rule."""
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
@@ -60,8 +61,8 @@ class TrainConfig:
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
     """Weight decay (adam: decoupled). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
-    optimizer: Literal["adam", "sgd"] | None = None
-    """adam (betas 0.9, 0.999) or sgd (momentum 0.9). Default: adam, or what the rule asks for."""
+    optimizer: Literal["adam", "sgd", "plain-sgd"] | None = None
+    """adam (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks for."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None

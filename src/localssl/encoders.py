@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from localssl.errors import UsageError, unknown
+from localssl.peers_nets import NETS, Stage
 
 VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
 VGG6_POOLS = (False, True, False, True, True, True)
@@ -29,6 +31,8 @@ class Encoder(nn.Module):
         config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
         emit: per block, what stands between its output and what the next block, the probe and others see of it; None:
             nothing.
+        entry: what stands between an image and the first block where in training the rule's inputs do that; None:
+            nothing.
 
     Attributes:
         preprocess: normalises images as in training; set by ``localssl.load``, otherwise None.
@@ -39,9 +43,11 @@ class Encoder(nn.Module):
         blocks: Iterable[nn.Module],
         config: dict[str, Any] | None = None,
         emit: Iterable[nn.Module] | None = None,
+        entry: nn.Module | None = None,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.entry = nn.Identity() if entry is None else entry
         self.emit = nn.ModuleList([nn.Identity() for _ in self.blocks] if emit is None else emit)
         self.config = config
         self.preprocess: nn.Module | None = None
@@ -70,7 +76,7 @@ class Encoder(nn.Module):
 
     def emitted(self, x: Tensor) -> list[Tensor]:
         """What goes on from every block, for the probe, embeddings and monitors: nearly always the outputs."""
-        return [emit(z) for emit, z in zip(self.emit, self(x), strict=True)]
+        return [emit(z) for emit, z in zip(self.emit, self(self.entry(x)), strict=True)]
 
     @torch.no_grad()
     def output_shapes(self, input_shape: Sequence[int], emitted: bool = False) -> list[tuple[int, ...]]:
@@ -132,11 +138,19 @@ class Standardise(nn.Module):
 
 
 class Triangle(nn.Module):
-    """relu(a - mean of a over the channels at its position)."""
+    """relu(a - mean of a over the channels at its position), to a power."""
+
+    def __init__(self, power: float = 1.0):
+        super().__init__()
+        self.power = power
 
     def forward(self, a: Tensor) -> Tensor:
         """Of the shape of ``a`` (N, C, ...)."""
-        return torch.relu(a - a.mean(1, keepdim=True))
+        out = torch.relu(a - a.mean(1, keepdim=True))
+        if self.power == 1:
+            return out
+        alive = out > 0  # below power 1 the slope at 0 is infinite, and 0 times it no number
+        return torch.where(alive, torch.where(alive, out, 1.0).pow(self.power), 0.0)
 
 
 class StraightThrough(nn.Module):
@@ -162,38 +176,83 @@ class Options:
     """What may differ in the blocks of a named encoder.
 
     Args:
-        norm: "length" or "standardise", of every block's input, or None.
+        norm: "length", "standardise" or "batch" (per channel over the batch, no trained part), of every block's input;
+            or None.
         activation: "relu", "relu-ste" (gradient straight through), "gelu", "tanh" or "triangle".
         late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
             before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
+        paired: the first block has no norm, as pairs of standardised images enter it (``inputs.Pairs``), whose sum says
+            whether they are alike; ``Encoder.emitted`` standardises the images themselves.
+        init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
     """
 
     norm: str | None = None
     activation: str = "relu"
     late: bool = False
+    paired: bool = False
+    init: float | None = None
 
     def __post_init__(self) -> None:
-        if self.norm is not None and self.norm not in NORMS:
-            raise unknown("norm", str(self.norm), NORMS)
+        if self.norm is not None and self.norm not in (*NORMS, "batch"):
+            raise unknown("norm", str(self.norm), (*NORMS, "batch"))
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
+        if self.init is not None and (type(self.init) not in (int, float) or not 0 < self.init < math.inf):
+            raise UsageError(f"init is {self.init!r}; use a positive number, or None for PyTorch's own start")
+
+    def norm_of(self, layer: nn.Module) -> nn.Module:
+        """The norm in front of a convolution or linear layer, or of several in a row."""
+        if isinstance(layer, nn.Sequential):
+            layer = layer[0]
+        if self.norm == "batch":
+            if isinstance(layer, nn.Conv2d):
+                return nn.BatchNorm2d(layer.in_channels, affine=False)
+            assert isinstance(layer, nn.Linear)
+            return nn.BatchNorm1d(layer.in_features, affine=False)
+        return nn.Identity() if self.norm is None else NORMS[self.norm]()
+
+    @torch.no_grad()
+    def start(self, layer: nn.Module) -> None:
+        """Draw the weights anew, where ``init`` asks for it."""
+        for m in layer.modules():
+            if self.init is not None and isinstance(m, nn.Conv2d | nn.Linear):
+                m.weight.normal_(0, self.init / m.weight[0].numel() ** 0.5)
+                if m.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                    m.bias.zero_()
 
     def stack(self, weighted: Sequence[nn.Module], pools: Sequence[bool], config: dict[str, Any]) -> Encoder:
         """The encoder of these convolutions or linear layers."""
+        tails = [[ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])] for pool in pools]
+        return self.assemble(weighted, tails, config)
+
+    def assemble(
+        self,
+        weighted: Sequence[nn.Module],
+        tails: Sequence[list[nn.Module]],
+        config: dict[str, Any],
+        pads: Sequence[int] = (),
+    ) -> Encoder:
+        """The encoder of these weighted parts, each followed by its tail of activation and pooling.
+
+        ``pads``: width of the reflecting padding in front of each; the standardisation is over what is padded, the
+        other norms over what is not.
+        """
         blocks: list[nn.Module] = []
         emit: list[nn.Module] = []
         tail: list[nn.Module] = []
-        for i, (layer, pool) in enumerate(zip(weighted, pools, strict=True)):
+        for i, (layer, own_tail) in enumerate(zip(weighted, tails, strict=True)):
             head: list[nn.Module] = [nn.Flatten()] if i == 0 and isinstance(layer, nn.Linear) else []
             if self.late:
                 head += tail
-            if self.norm is not None:
-                head.append(NORMS[self.norm]())
-            tail = [ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])]
+            pad = [nn.ReflectionPad2d(pads[i])] if pads else []
+            norm = [] if self.norm is None or (self.paired and i == 0) else [self.norm_of(layer)]
+            head += pad + norm if self.norm == "standardise" else norm + pad
+            self.start(layer)
+            tail = own_tail
             blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return Encoder(blocks, config | own, emit if self.late else None)
+        return Encoder(blocks, config | own, emit if self.late else None, Standardise() if self.paired else None)
 
 
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
@@ -273,7 +332,59 @@ def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool =
     return Options(**options).stack(layers, [False] * len(layers), config)
 
 
-_BUILDERS: dict[str, Callable[..., Encoder]] = {"vgg6": vgg6, "vgg5": vgg5, "mlp": mlp}
+def published(name: str, width: float = 1.0, in_channels: int = 3, **options: Any) -> Encoder:
+    """The net of a rule's own publication, see ``peers_nets``; its activations are its own.
+
+    Args:
+        name: "scff3", "scff4", "softhebb3" or "stochastic-ff3".
+        width: factor on the channel numbers (rounded).
+        in_channels: channels of the images.
+        options: see ``Options``.
+
+    Raises:
+        UsageError: an unknown name, a width that leaves a block without channels, an unknown norm.
+    """
+    if name not in NETS:
+        raise unknown("published net", name, NETS)
+    net = NETS[name]
+    weighted: list[nn.Module] = []
+    c_in = in_channels
+    for stage in net.stages:
+        c = round(width * stage.channels)
+        if c < 1:
+            raise UsageError(f"width {width:g} leaves {name} without channels; use at least 0.01")
+        weighted.append(_stage(stage, c_in, c, net.bias))
+        c_in = c
+    if net.xavier:
+        for module in nn.ModuleList(weighted).modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+    tails = [[nn.ReLU() if s.power is None else Triangle(s.power), _POOLS[s.pool]()] for s in net.stages]
+    config = {"name": name, "width": width, "in_channels": in_channels}
+    return Options(**options).assemble(weighted, tails, config, [s.kernel // 2 for s in net.stages])
+
+
+_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "max4": partial(nn.MaxPool2d, 4, 2, 1),
+    "avg4": partial(nn.AvgPool2d, 4, 2, 1),
+    "max2": partial(nn.MaxPool2d, 2),
+    "avg2": partial(nn.AvgPool2d, 2),
+}
+
+
+def _stage(stage: Stage, c_in: int, c: int, bias: bool) -> nn.Module:
+    if not stage.separable:
+        return nn.Conv2d(c_in, c, stage.kernel, bias=bias)
+    depthwise = nn.Conv2d(c_in, c_in, stage.kernel, groups=c_in, bias=bias)
+    return nn.Sequential(depthwise, nn.Conv2d(c_in, c, 1, bias=bias))
+
+
+_BUILDERS: dict[str, Callable[..., Encoder]] = {
+    "vgg6": vgg6,
+    "vgg5": vgg5,
+    "mlp": mlp,
+    **{name: partial(published, name) for name in NETS},
+}
 
 
 def names() -> tuple[str, ...]:

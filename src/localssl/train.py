@@ -306,8 +306,9 @@ def _fabric(device: str, precision: str) -> Fabric:
 
 
 def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    if config.optimizer in ("sgd", "plain-sgd"):
+        momentum = 0.9 if config.optimizer == "sgd" else 0.0
+        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
     # AdamW is Adam where the decay is 0; fused halves the memory traffic of the projections' update.
     return torch.optim.AdamW(
         learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay, fused=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from localssl.errors import UsageError
+from localssl.peers_nets import NETS
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def default_patches(encoder: str, image_size: int) -> tuple[int, ...] | None:
     """
     if encoder == "mlp":
         return None
+    if encoder in NETS:
+        return NETS[encoder].probed
     multiple = {"vgg6": 32, "vgg5": 8}[encoder]
     if image_size % multiple:
         raise UsageError(

@@ -61,7 +61,7 @@ class Rule:
     uses_labels: ClassVar[bool] = False
     encoder_options: ClassVar[Mapping[str, Any]] = {}  # of the encoder that train builds, e.g. {"norm": "length"}
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
-    optimizer: ClassVar[str | None] = None  # "sgd" where the rule's update is no gradient to be rescaled; None: adam
+    optimizer: ClassVar[str | None] = None  # "plain-sgd" where the update is no gradient to be rescaled; None: adam
     lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
 
     @property

@@ -1,8 +1,4 @@
-"""Inputs: what enters the encoder for two views of a batch of images. Most rules see just the two views.
-
-A component here is a frozen dataclass; a rule names one in ``Rule.inputs``. Whatever is random comes from torch's
-global generator.
-"""
+"""Positives above negatives: hybrids of two images, images with a label written in (Forward-Forward, PhyLL)."""
 
 from __future__ import annotations
 
@@ -14,25 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localssl.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The two views, stacked a then b: (2n, ...). Subclasses make something else of them."""
-
-    def shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of one sample as the encoder sees it, for views of ``input_shape``.
-
-        Raises:
-            UsageError: views that this component cannot take.
-        """
-        return tuple(input_shape)
-
-    def __call__(
-        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor:
-        """What the encoder sees, (N, ...); the rule knows how the N samples are laid out."""
-        return torch.cat((view_a, view_b))
+from localssl.inputs.base import Inputs
 
 
 @dataclass(frozen=True)

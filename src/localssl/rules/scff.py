@@ -1,0 +1,94 @@
+"""Self-contrastive forward-forward: goodness up for an image beside itself, down for an image beside another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from localssl.errors import UsageError, unknown
+from localssl.inputs import Inputs, Pairs
+from localssl.losses import decreasing
+from localssl.rules.base import Batch, Projections, Rule
+
+PerLayer = float | Sequence[float]
+
+
+def of_layer(values: PerLayer, layer: int) -> float:
+    """The value for a layer, of one number for all or one each; layers beyond the list take its last."""
+    return float(values) if isinstance(values, int | float) else float(values[min(layer, len(values) - 1)])
+
+
+def check_per_layer(name: str, values: object, low: float = -math.inf) -> None:
+    """Refuse what is neither a finite number nor a list of them, or lies below ``low``.
+
+    Raises:
+        UsageError: names the option.
+    """
+    listed: list[Any] = list(values) if isinstance(values, list | tuple) else [values]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if not listed or not all(type(v) in (int, float) and math.isfinite(v) and v >= low for v in listed):
+        bound = "" if low == -math.inf else f" of {low:g} or more"
+        raise UsageError(f"{name} must be a number{bound}, or a list of them, one a layer; got {values!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCFF(Rule):
+    """L^l = mean over positions and samples of softplus(θ1 - G+) + softplus(G- - θ2), + λ mean over samples |G+|.
+
+    Chen et al. 2025 and their code. G = mean over channels of ReLU(a)², at each position of the drive a (before
+    activation and pooling); |G+|: the L2 norm over positions. θ1, θ2 and λ may differ from layer to layer; θ1 < θ2 is
+    meant. Samples: n positive pairs, then n negative ones, as ``inputs.Pairs`` lays them out. A pair enters as the mean
+    of its halves, so that block 1 has half of the source's drive: a = 2 × its output, G is 4 times the mean square.
+
+    As published: pairs, goodness, thresholds, norm before every block, triangle activation in the first layers. What
+    differs in the common setting: the encoder (zero padding; the source pads by reflection before it standardises) and
+    its activation (triangle everywhere; the source ends with ReLU); layers are trained together, not one after the
+    other; and only the input is paired: both streams run on, as the source does while it trains layer 2 (its third
+    layer and its evaluation re-pair at every layer). The defaults are the source's for CIFAR-10's three layers; for
+    more layers nothing is published, they take the third's.
+
+    Args:
+        theta1: θ1 of the positive pairs; one number, or one a layer (layers beyond the list take its last).
+        theta2: θ2 of the negative pairs; likewise.
+        penalty: λ; likewise.
+        halves: "same", both halves of a pair from view a; "views", one from each view. See ``inputs.Pairs``.
+    """
+
+    name: ClassVar[str] = "scff"
+    encoder_options: ClassVar[Mapping[str, Any]] = {
+        "norm": "standardise",
+        "activation": "triangle",
+        "late": True,
+        "paired": True,
+    }
+    theta1: PerLayer = (0.0, 5.0, 6.0)
+    theta2: PerLayer = (1.0, 9.0, 10.0)
+    penalty: PerLayer = (0.0012, 0.0007, 0.0005)
+    halves: str = "same"
+
+    def __post_init__(self) -> None:
+        check_per_layer("theta1", self.theta1)
+        check_per_layer("theta2", self.theta2)
+        check_per_layer("penalty", self.penalty, 0.0)
+        if self.halves not in ("same", "views"):
+            raise unknown("choice of halves", str(self.halves), ("same", "views"))
+
+    @override
+    def inputs(self) -> Inputs:
+        return Pairs(self.halves)
+
+    @override
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        a = batch.maps[layer].flatten(2) if batch.maps[layer].ndim > 2 else batch.maps[layer][..., None]
+        drive = a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+        goodness = (4.0 if layer == 0 else 1.0) * torch.relu(drive).square().mean(1)  # (2n, positions)
+        pos, neg = goodness.chunk(2)
+        up = decreasing("softplus", pos, of_layer(self.theta1, layer)).mean()
+        down = decreasing("softplus", -neg, -of_layer(self.theta2, layer)).mean()
+        length = cast(Tensor, torch.linalg.vector_norm(pos, dim=1))  # pyright: ignore[reportUnknownMemberType]
+        return up + down + of_layer(self.penalty, layer) * length.mean()
