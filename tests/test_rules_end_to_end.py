@@ -15,6 +15,7 @@ import localssl
 from localssl import evaluate
 from localssl.learner import Learner
 
+from .sources_util import pictures, write_files
 from .train_util import run_tiny
 from .util import PATCHES, compare, run_oracle, small_learner, usage_error, views
 
@@ -131,6 +132,13 @@ def test_labels_refused() -> None:
         learner.losses(*views(), labels=torch.tensor([0, 1, 3]))
     with usage_error("LongTensor of 3"):
         learner.losses(*views(), labels=torch.zeros(6, dtype=torch.int64))
+
+
+def test_bp_on_images_without_labels(tmp_path: Path) -> None:
+    write_files(tmp_path / "stl10_binary", {"unlabeled_X.bin": pictures(4, 96, 96).tobytes()})
+    with usage_error("rule 'bp' is supervised and stl10 has no labels"):
+        run_tiny(tmp_path / "run", rule="bp", data="stl10", data_root=tmp_path, limit_images=None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bp_gives_both_views_the_label() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import localssl
 from localssl import evaluate, oracle
+from localssl.alignment import shared_negatives
 from localssl.encoders import Encoder
 from localssl.inputs import PatchGrid
 from localssl.learner import Learner
@@ -272,6 +273,12 @@ def test_images_refused() -> None:
             Learner(encoder, localssl.rules.get("clapp-illing", **options), shape)
     with usage_error("does not accept inputs of shape"):
         Learner(localssl.encoders.mlp(128), localssl.rules.get("clapp-illing"), SHAPE)
+
+
+def test_alignment_draws_its_negatives_at_random() -> None:
+    learner = learner_of(ClappIlling())
+    found = {str(shared_negatives([learner], N, torch.device("cpu"))) for _ in range(5)}
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize("variant", ["clapp", "clapp-s"])

@@ -20,7 +20,8 @@ class BpSimCLR(Rule):
     """L = -mean_i log softmax_{j≠i}(cos(p_i, p_j) / τ)[j = other view of i],  p = H₂ ReLU(H₁ z^L)  (Chen et al. 2020).
 
     z^L: (2n, channels), averaged over all positions; i and j run over all 2n views. H₁ to ``hidden``, H₂ to
-    ``projection_dim``, no biases (as in the article's formula). Gradient through all blocks. The probe reads z, not p.
+    ``projection_dim``, no biases. Gradient through all blocks. The probe reads z, not p. The head's sizes and τ are the
+    article's as far as remembered (unverified); its batches, its optimiser (LARS) and batch norm are not here.
 
     Args:
         hidden: units of the head's hidden layer; None: as many as z has.

@@ -35,9 +35,10 @@ class ClappIlling(Rule):
     those that got it. "clapp-s": both terms, 16 negatives from all images and positions that are targets at this k,
     averaged, and one matrix, L(c, z; W_k), gradient through both c and z (weight transport).
 
-    Draws are anew for every k, layer and loss. ``negatives`` given with a batch choose the image, at the position of
-    z⁺, for all of them and in both variants. Published: Adam 2e-4, no decay, batches of 32, 600 epochs ("clapp-s":
-    300).
+    Draws are anew for every k, layer and loss. ``negatives`` given with a batch (as alignment gives them) choose the
+    image, an index into the 2n, at the position of z⁺, for all of them and in both variants; coins fall all the same.
+    On STL-10 ``--image-size 64`` gives the published 7 × 7 grid. Published: Adam 2e-4, no decay, batches of 32, 600
+    epochs ("clapp-s": 300).
 
     Args:
         variant: "clapp" or "clapp-s".
@@ -49,6 +50,7 @@ class ClappIlling(Rule):
 
     name: ClassVar[str] = "clapp-illing"
     uses_negatives: ClassVar[bool] = True
+    negatives: ClassVar[str] = "random"
     variant: str = "clapp"
     coin: bool = True
     patch: int | None = None
