@@ -205,7 +205,7 @@ def test_a_layers_loss_is_connected_to_one_block(name: str) -> None:
 @pytest.mark.parametrize("name", END_TO_END)
 def test_end_to_end_losses_reach_every_block(name: str, network: str) -> None:
     learner = build(name, network)
-    losses = learner.losses(*views(), NEGATIVES)
+    losses = learner.losses(*views(), NEGATIVES, LABELS)
     assert losses.shape == (1,)
     losses[0].backward()
     for block in learner.encoder.blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,10 +82,10 @@ def weighted(block: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [m for m in block.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
-def small_encoder(name: str) -> Encoder:
+def small_encoder(name: str, shape: Sequence[int] = SHAPE) -> Encoder:
     """Three blocks, float64: "vgg" (pools), "flat" (no pools), "mlp"; unequal widths, so that no transpose passes."""
     if name == "mlp":
-        return encoders.mlp(2 * 8 * 8, widths=(7, 5, 4)).double()
+        return encoders.mlp(math.prod(shape), widths=(7, 5, 4)).double()
     pools = (True, False, True) if name == "vgg" else (False, False, False)
     channels = (SHAPE[0], 4, 5, 3)
     blocks = [encoders.conv_block(channels[i], channels[i + 1], pool) for i, pool in enumerate(pools)]
@@ -94,7 +95,7 @@ def small_encoder(name: str) -> Encoder:
 def small_learner(name: str, rule: localssl.rules.Rule, seed: int = 0) -> Learner:
     """A small network under a rule, with projections so large that scores fall on both sides of the margin."""
     torch.manual_seed(seed)
-    learner = Learner(small_encoder(name), rule, SHAPE, PATCHES[name])
+    learner = Learner(small_encoder(name, rule.inputs().shape(SHAPE)), rule, SHAPE, PATCHES[name])
     with torch.no_grad():
         for parameter in learner.encoder.parameters():
             parameter.mul_(1.5)
@@ -127,11 +128,17 @@ def run_oracle(
 
 
 def compare(
-    learner: Learner, expected: oracle.Result, a: Tensor, b: Tensor, negatives: Tensor | None, rtol: float = 1e-10
+    learner: Learner,
+    expected: oracle.Result,
+    a: Tensor,
+    b: Tensor,
+    negatives: Tensor | None,
+    rtol: float = 1e-10,
+    labels: Tensor | None = None,
 ) -> None:
     """Losses and every gradient of one batch against the oracle's, to ``rtol`` of the largest entry."""
     learner.zero_grad(set_to_none=True)
-    losses = learner.accumulate_grads(a, b, negatives)
+    losses = learner.accumulate_grads(a, b, negatives, labels)
     assert_close_report(losses, expected.losses, rtol, "losses")
     for i, (block, grads) in enumerate(zip(learner.encoder.blocks, expected.block_grads, strict=True), start=1):
         (layer,) = weighted(block)

@@ -133,7 +133,7 @@ class Reproduce:
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     scale: Literal["cpu", "paper"] = "cpu"
-    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2 and alignment-accuracy."""
+    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy and lpl-cifar10."""
 
 
 Command = (

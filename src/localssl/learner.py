@@ -39,11 +39,11 @@ class Learner(nn.Module):
         super().__init__()
         if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"Learner takes a rule object, got {rule!r}; write localssl.rules.get({str(rule)!r})")
+        self.input_shape = tuple(input_shape)
         self.encoder = encoder
-        self.rule = rule
+        self.rule = rule = rule.for_images(self.input_shape)
         self.credit = credit.of(rule.credit)
         self.inputs = rule.inputs()
-        self.input_shape = tuple(input_shape)
         self.output_shapes = encoder.output_shapes(self.inputs.shape(self.input_shape))
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):

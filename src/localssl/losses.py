@@ -23,9 +23,12 @@ def decreasing(f: str, x: Tensor, margin: float) -> Tensor:
 
 def score(z: Tensor, g: Tensor) -> Tensor:
     """Scores s_i = z_i . g_i, shape (N,), for activities z (N, d) and predictions g = B c (N, d)."""
-    if z.dtype in (torch.float16, torch.bfloat16):  # a sum of thousands of terms needs float32
-        return (z.float() * g.float()).sum(1)
-    return (z * g).sum(1)
+    return (at_least_float32(z) * at_least_float32(g)).sum(1)  # a sum of thousands of terms
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, in float32 where autocast left it in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def contrast(s_pos: Tensor, s_neg: Tensor, f: str, loss_type: int, margin: float) -> Tensor:
@@ -46,3 +49,16 @@ def info_nce(p_a: Tensor, p_b: Tensor, temperature: float) -> Tensor:
     """
     similarity = F.cosine_similarity(p_a[:, None], p_b[None], dim=2, eps=1e-9) / temperature
     return F.cross_entropy(similarity, torch.arange(len(p_a), device=p_a.device))
+
+
+def nt_xent(p: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss of both views' projections (2n, d), view a above view b: each must find its partner.
+
+    Mean over all 2n of minus the log-softmax, at the partner, of the cosine similarities (norms of at least 1e-9) with
+    the 2n - 1 others over ``temperature``.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        unit = F.normalize(at_least_float32(p), dim=1, eps=1e-9)
+        itself = torch.eye(len(p), dtype=torch.bool, device=p.device)
+        similarity = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(p), device=p.device).roll(len(p) // 2))

@@ -12,7 +12,7 @@ from torch import Tensor
 from localssl.encoders import Encoder, run_block
 from localssl.errors import UsageError
 from localssl.learner import Learner
-from localssl.rules.base import Batch, ScoreRule
+from localssl.rules.base import Batch
 
 Gradients = list[dict[str, Tensor]]  # per block, by the name of the parameter
 
@@ -148,7 +148,7 @@ def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) 
     """One draw of negatives (2n,) for all rules and layers: random where a rule draws so; None where none draws."""
     if not any(learner.rule.uses_negatives for learner in learners):
         return None
-    if any(isinstance(learner.rule, ScoreRule) and learner.rule.negatives == "random" for learner in learners):
+    if any(getattr(learner.rule, "negatives", "next") == "random" for learner in learners):
         return torch.randint(2 * n, (2 * n,), device=device)
     return (torch.arange(2 * n, device=device) + 1) % (2 * n)
 

@@ -13,6 +13,7 @@ from localssl.experiments import (
     fig3b,
     fig4c,
     fig_a1,
+    lpl_cifar10,
     scff_mnist,
     theory_decay,
     theory_explorer,
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
+    "lpl-cifar10": lpl_cifar10.run,
 }
 
-PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy"}
+PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "lpl-cifar10"}

@@ -69,6 +69,14 @@ class Rule:
         """Whether every layer has a loss of its own; else there is one, at the last layer."""
         return self.credit in PER_LAYER
 
+    def for_images(self, shape: Sequence[int]) -> Rule:
+        """The rule for images of ``shape`` (C, H, W), which the learner asks for; itself unless something follows.
+
+        Raises:
+            UsageError: images that the rule cannot take.
+        """
+        return self
+
     def inputs(self) -> Inputs:
         """What enters the encoder for a batch; the two views by default."""
         return Inputs()

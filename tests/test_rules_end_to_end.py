@@ -1,0 +1,189 @@
+"""lpl, bp-lpl, bp and bp-simclr against their slow references, what they refuse, and a run of each."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import localssl
+from localssl import evaluate
+from localssl.learner import Learner
+
+from .sources_util import pictures, write_files
+from .train_util import run_tiny
+from .util import PATCHES, compare, run_oracle, small_learner, usage_error, views
+
+LABELS = torch.tensor([2, 0, 2])
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lpl": ("lpl", {}),
+    "lpl-weighted": ("lpl", {"pull": 0.5, "push": 2.0, "decorrelation": 3.0, "eps": 0.1}),
+    "bp-lpl": ("bp-lpl", {}),
+    "bp": ("bp", {"classes": 3}),
+    "bp-simclr": ("bp-simclr", {"projection_dim": 6}),
+    "bp-simclr-cold": ("bp-simclr", {"projection_dim": 6, "hidden": 9, "temperature": 0.1}),
+}
+
+
+def learner_of(case: str, network: str = "vgg", seed: int = 0) -> Learner:
+    name, options = CASES[case]
+    learner = small_learner(network, localssl.rules.get(name, **options), seed)
+    with torch.no_grad():
+        for parameter in learner.projections.parameters():
+            parameter.mul_(3)
+    return learner
+
+
+@pytest.mark.parametrize("network", PATCHES)
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_update_equal_the_oracles(case: str, network: str) -> None:
+    learner = learner_of(case, network)
+    name, options = CASES[case]
+    a, b = views()
+    expected = run_oracle(learner, name, a, b, None, patches=PATCHES[network], labels=LABELS.numpy(), **options)
+    assert len(expected.losses) == (3 if name == "lpl" else 1)
+    assert all(grads["weight"].any() for grads in expected.block_grads)
+    compare(learner, expected, a, b, None, labels=LABELS)
+    compare(learner, expected, a, b, torch.tensor([4, 1, 1, 0, 5, 2]), labels=LABELS)  # ignored
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_oracles_gradients_are_those_of_its_losses(case: str) -> None:
+    """Central differences along one direction: all weights at once for an end-to-end loss, one block's for a local."""
+    learner, (name, options) = learner_of(case, seed=3), CASES[case]
+    a, b = views(seed=4)
+    given: dict[str, Any] = {"patches": PATCHES["vgg"], "labels": LABELS.numpy(), **options}
+    base = run_oracle(learner, name, a, b, None, **given)
+    torch.manual_seed(0)
+    for block in range(3) if name == "lpl" else [None]:
+        parts = learner.encoder.blocks if block is None else [learner.encoder.blocks[block]]
+        parameters = [p for part in parts for p in part.parameters()]
+        wanted = [g[kind] for g in (base.block_grads if block is None else [base.block_grads[block]]) for kind in g]
+        if block is None:
+            parameters += list(learner.projections.parameters())
+            wanted += [g for grads in base.projection_grads.values() for g in grads]
+        directions = [torch.randn_like(p) for p in parameters]
+        ends: list[float] = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                for p, v in zip(parameters, directions, strict=True):
+                    p.add_(v, alpha=step)
+                ends.append(float(run_oracle(learner, name, a, b, None, **given).losses[block or 0]))
+                for p, v in zip(parameters, directions, strict=True):
+                    p.sub_(v, alpha=step)
+        along = sum(float((torch.as_tensor(g) * v).sum()) for g, v in zip(wanted, directions, strict=True))
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(along, rel=1e-5), block
+
+
+def test_lpl_by_torchs_own_covariance() -> None:
+    z = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (found,) = localssl.rules.get("lpl").losses(localssl.rules.Batch([z]), {})
+    expected = F.mse_loss(z[:4], z[4:])
+    for view in (z[:4], z[4:]):
+        c = torch.cov(view.T)
+        apart = (c - torch.diag(c.diag())).square().sum() / 6
+        expected = expected - (c.diag() + 1e-4).log().mean() / 2 + 10 * apart / 2
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_lpl_of_one_unit_has_nothing_to_decorrelate() -> None:
+    z = torch.randn(6, 1)
+    assert torch.isfinite(localssl.rules.get("lpl").losses(localssl.rules.Batch([z]), {})).all()
+
+
+def test_simclr_of_equal_and_of_perfect_projections() -> None:
+    """All alike: log of the number of others. Partners alike, all else at right angles: log(1 + 2 exp(-1/τ))."""
+    alike = localssl.losses.nt_xent(torch.ones(6, 4), 0.5)
+    assert alike.item() == pytest.approx(torch.log(torch.tensor(5.0)).item())
+    p = torch.eye(2).repeat(2, 1)  # two images, both views the same unit vector
+    assert localssl.losses.nt_xent(p, 0.5).item() == pytest.approx(math.log(1 + 2 * math.exp(-2)), rel=1e-6)
+    assert torch.isfinite(localssl.losses.nt_xent(torch.zeros(6, 4), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("lpl", {"pull": -1.0}, "pull"),
+        ("lpl", {"eps": 0.0}, "eps"),
+        ("bp-lpl", {"push": float("nan")}, "push"),
+        ("lpl", {"decorrelation": "much"}, "decorrelation"),
+        ("bp", {"classes": 0}, "classes"),
+        ("bp", {"classes": 2.0}, "classes"),
+        ("bp-simclr", {"hidden": 0}, "hidden"),
+        ("bp-simclr", {"projection_dim": None}, "projection_dim"),
+        ("bp-simclr", {"temperature": 0}, "temperature"),
+    ],
+)
+def test_options_refused(name: str, options: dict[str, Any], match: str) -> None:
+    with usage_error(match):
+        localssl.rules.get(name, **options)
+
+
+def test_labels_refused() -> None:
+    learner = learner_of("bp")
+    with usage_error("supervised"):
+        learner.losses(*views())
+    with usage_error(r"0\.\.2"):
+        learner.losses(*views(), labels=torch.tensor([0, 1, 3]))
+    with usage_error("LongTensor of 3"):
+        learner.losses(*views(), labels=torch.zeros(6, dtype=torch.int64))
+
+
+def test_bp_on_images_without_labels(tmp_path: Path) -> None:
+    write_files(tmp_path / "stl10_binary", {"unlabeled_X.bin": pictures(4, 96, 96).tobytes()})
+    with usage_error("rule 'bp' is supervised and stl10 has no labels"):
+        run_tiny(tmp_path / "run", rule="bp", data="stl10", data_root=tmp_path, limit_images=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bp_gives_both_views_the_label() -> None:
+    learner = learner_of("bp")
+    a, b = views()
+    batch = learner.batch(a, b, labels=LABELS)
+    logits = batch.z[-1] @ learner.projections["head"][0].weight.T
+    expected = F.cross_entropy(logits, LABELS.repeat(2))
+    torch.testing.assert_close(learner.losses(a, b, labels=LABELS)[0], expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("case", ["lpl", "bp", "bp-simclr"])
+def test_under_autocast_losses_are_float32(case: str) -> None:
+    learner = learner_of(case).float()
+    a, b = (view.float() for view in views())
+    exact = learner.losses(a, b, labels=LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner.accumulate_grads(a, b, labels=LABELS)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact.detach(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["lpl", "bp-lpl", "bp", "bp-simclr"])
+def test_a_run_of_each(name: str, tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "run", rule=name, epochs=1, align_every=1)
+    if name == "bp":
+        assert run.config.rule_options == {"classes": 10}
+    found = evaluate.align_run(run, evaluate.AlignOptions(batches=2))
+    cosines = [row.mean for row in found.rows if row.quantity == "cosine" and row.parameter == "weights"]
+    if name == "lpl":
+        assert "lpl's own last-layer loss" in found.reference
+        assert abs(cosines[0]) < 0.999
+    else:
+        assert found.reference == f"itself ({name} is end to end)"
+        assert all(c == pytest.approx(1, abs=1e-6) for c in cosines)
+    assert cosines[-1] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_flipped_sign_is_seen() -> None:
+    class Wrong(type(localssl.rules.get("lpl"))):  # type: ignore[misc]
+        def _of_view(self, z: Tensor) -> Tensor:
+            return -super()._of_view(z)
+
+    learner = small_learner("vgg", Wrong())
+    a, b = views()
+    expected = run_oracle(learner, "lpl", a, b, None, patches=PATCHES["vgg"])
+    with pytest.raises(AssertionError, match="ratio"):
+        compare(learner, expected, a, b, None)
