@@ -260,7 +260,7 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (LostMean, "mean", "2.00 times as long"),
     (IntoOwnReference, "references", "a gradient into the reference?"),
     (IntoLastReference, "references", "the loss of block 1 has a gradient into block 3's activity"),
-    (SharesDraws, "references", "not what its targets alone give"),
+    (SharesDraws, "references", "is not what its targets alone give"),
     (PythonsRandom, "determinism", "random numbers that are not torch's"),
     (SetsTheSeed, "determinism", "sets the seed"),
     (Neighbours, "permutation", "in another order"),

@@ -28,6 +28,11 @@ def full_name(name: str) -> str:
     return f"{file}:{class_name}" if class_name else str(file)
 
 
+def short_name(name: str) -> str:
+    """The name without the file's folder, for tables; other names as they are."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1] if is_path(name) else name
+
+
 def load(name: str) -> type[Rule]:
     """The class of a rule named PATH.py:CLASS. A file is loaded once.
 
@@ -48,7 +53,7 @@ def load(name: str) -> type[Rule]:
     rule = getattr(module, class_name)
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
         raise UsageError(f"{class_name} in {file} is not a rule; it must be a subclass of localssl.rules.Rule")
-    if not rule.name:
+    if not vars(rule).get("name"):  # nor what it inherits
         rule.name = class_name
     return rule
 

@@ -41,7 +41,7 @@ def check_rule(rule: Rule | type[Rule] | str) -> dict[str, str]:
         UsageError: no such rule.
     """
     made = the_rule(rule)
-    name = made.name or type(made).__name__
+    name = vars(type(made)).get("name") or type(made).__name__  # not what it inherits
     with _aside():
         _check_exceptions(made, name)
         try:
