@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import localssl
 from localssl import losses, rules
+from localssl.credit import CREDITS
 from localssl.inputs import Inputs
+from localssl.losses import info_nce
 from localssl.references import Last, Own, Reference
 from localssl.rules import Batch, Projections, Rule, ScoreRule
 from localssl.rules.clapp_pp import ClappPP
@@ -286,6 +288,26 @@ def test_a_wrong_rule_fails_its_check(rule: type[Rule], check: str, found: str) 
 
 def test_every_check_has_a_wrong_rule() -> None:
     assert {check for _, check, _ in WRONG} == set(CHECKS)
+
+
+LEAKS: list[tuple[str, str, str, Any]] = [  # rule, check, what is replaced, by what
+    ("clapp++", "locality", "", None),
+    ("clapp++both", "references", "localssl.rules.base.take", lambda c, z, layer: z[c.source(layer, len(z))]),
+    ("bp-infonce", "mean", "localssl.losses.info_nce", lambda a, b, t: len(a) * info_nce(a, b, t)),
+]
+
+
+@pytest.mark.parametrize(("rule", "check", "place", "wrong"), LEAKS, ids=[check for _, check, _, _ in LEAKS])
+def test_a_leak_in_the_library_is_caught(
+    rule: str, check: str, place: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credit that forgets to cut the graph; references that are no constants; a loss that is a sum."""
+    if wrong is None:
+        monkeypatch.setitem(CREDITS, "local", CREDITS["backprop"])
+    else:
+        monkeypatch.setattr(place, wrong)
+    with pytest.raises(CheckFailed, match=f"check '{check}'"):
+        check_rule(rule)
 
 
 def test_a_noisy_rule_is_asked_for_its_permutation() -> None:

@@ -58,7 +58,7 @@ def _row(rule: Rule) -> tuple[str, ...]:
         rule.credit,
         ", ".join(f"{key}: {type(reference).__name__.lower()} layer" for key, reference in references.items()),
         f"{rule.f}, type {rule.loss_type}" if isinstance(rule, ScoreRule) else "",
-        "two views" if type(inputs) is Inputs else (type(inputs).__doc__ or "").split(":")[0].splitlines()[0],
+        "two views" if type(inputs) is Inputs else (type(inputs).__doc__ or "").splitlines()[0],
         "yes" if rule.uses_labels else "",
         str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",
         ", ".join(f"{key}: {value}" for key, value in rule.encoder_options.items()),
