@@ -7,7 +7,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint clean
+.PHONY: demo test test-lower lint docs clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -35,6 +35,10 @@ lint: .venv/installed-test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+
+docs: .venv/installed
+	@echo "== writing the tables of docs/ that are made from the code"
+	.venv/bin/python -m localssl.report.docs_tables docs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 
 import localssl
 from localssl import interrupts
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         command = flags.parse(arguments)
         from localssl import commands  # after parsing: --help should not wait for the heavier imports
+        from localssl.rules import own
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
         commands.run(command)
@@ -34,8 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it ends
         return 1
-    except OSError as error:
-        return _say(f"{error.strerror or error} ({error.filename})", 1)
+    except Exception as error:
+        place = own.where(error)
+        if place is not None:  # a bug in a rule of the user's own
+            traceback.print_exc()
+            return _say(f"{place}: {type(error).__name__}: {error}", 1)
+        if isinstance(error, OSError):
+            return _say(f"{error.strerror or error} ({error.filename})", 1)
+        raise
     return 0
 
 

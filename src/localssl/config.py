@@ -29,7 +29,8 @@ class TrainConfig:
     """
 
     rule: str | None = None
-    """Learning rule, e.g. clapp++dfb (misspell one to see all). Not needed with --resume."""
+    """Learning rule, e.g. clapp++dfb (misspell one to see all), or your own, PATH.py:CLASS. Not needed with
+    --resume."""
     data: str | None = None
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
     out: Path | None = None

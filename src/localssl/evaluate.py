@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import alignment, devices, readout
+from localssl import alignment, devices, readout, rules
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError, unknown
@@ -213,7 +213,9 @@ def align_run(
         f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
         f"jackknife); null: the rule's gradient of one batch against the reference's of another"
     )
-    return AlignResult(run.config.rule, rows[0].reference, step, with_facts(protocol, images), rows)
+    return AlignResult(
+        rules.own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows
+    )
 
 
 def view_batches(run: Run, images: Images, batches: int, n: int, seed: int) -> list[alignment.Pair]:
@@ -256,7 +258,7 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
     """Rows under ``PROBE_HEADER``."""
     return [
         [
-            name,
+            rules.own.short_name(name),
             r.layer,
             r.method,
             r.labels,

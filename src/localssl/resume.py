@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from localssl import checkpoint, encoders
+from localssl import checkpoint, encoders, rules
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
@@ -91,6 +91,8 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     flags = {name: value for name in fields if (value := getattr(typed, name)) != fields[name]}
     own = {field.name for field in dataclasses.fields(RunConfig)} - {"encoder"}
     changes = {name: value for name, value in flags.items() if name in own}
+    if typed.rule is not None:
+        changes["rule"] = rules.full_name(typed.rule)
     if "rule_options" in flags:
         changes["rule_options"] = parse_options(typed.rule_options)
     if "view_strength" in flags:

@@ -169,7 +169,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
     resolved = RunConfig(
-        rule=config.rule,
+        rule=rules.full_name(config.rule),
         rule_options=options,
         data=config.data,
         image_size=height,

@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, metrics, monitors
+from localssl import alignment, checkpoint, devices, metrics, monitors, rules, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -59,6 +59,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
+    if state is None and rules.is_path(resolved.rule):
+        _check_own_rule(resolved, report)
     try:
         loop = _Loop(config, resolved, images, state, report)
         out.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
+        if rules.own.where(error):  # the user's rule opened something
+            raise
         raise RunError(f"{error.strerror or error} ({error.filename or out}); {_advice(config, out)}") from error
     except (MemoryError, RuntimeError) as error:
         if not devices.out_of_memory(error):
@@ -80,6 +84,14 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
+    """Say which check a rule of the user's own fails; it trains all the same."""
+    try:
+        testing.check_rule(config.make_rule())
+    except testing.CheckFailed as error:
+        report(f"warning: {error}; it trains all the same, see docs/your-own-rule.md")
 
 
 def _advice(config: TrainConfig, out: Path) -> str:

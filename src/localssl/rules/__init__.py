@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from localssl.errors import UsageError, unknown
+from localssl.rules import own
 from localssl.rules.base import Batch, Projections, Rule, ScoreRule
+from localssl.rules.own import full_name, is_path
 
-__all__ = ["Batch", "Projections", "Rule", "ScoreRule", "get", "names", "register"]
+__all__ = ["Batch", "Projections", "Rule", "ScoreRule", "full_name", "get", "is_path", "names", "own", "register"]
 
 _RULES: dict[str, Callable[..., Rule]] = {}
 
@@ -41,14 +43,15 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str, **options: Any) -> Rule:
-    """The rule of that name with these options.
+    """The rule of that name with these options; of a file of your own: "path/my_rule.py:MyRule".
 
     Raises:
-        UsageError: unknown rule (the nearest names are given), or an option that the rule does not have.
+        UsageError: unknown rule (the nearest names are given), an option that the rule does not have, or a file that
+            holds no such rule or fails (its line is named).
     """
-    if name not in _RULES:
+    if name not in _RULES and not is_path(name):
         raise unknown("rule", name, _RULES)
-    rule = _RULES[name]
+    rule = _RULES[name] if name in _RULES else own.load(name)
     known = {field.name for field in dataclasses.fields(rule)}  # pyright: ignore[reportArgumentType]
     for option in options:
         if option not in known:

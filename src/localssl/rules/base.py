@@ -63,6 +63,7 @@ class Rule:
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
     optimizer: ClassVar[str | None] = None  # "plain-sgd" where the update is no gradient to be rescaled; None: adam
     lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
+    exceptions: ClassVar[Mapping[str, str]] = {}  # checks of localssl.testing that cannot hold, each with its reason
 
     @property
     def per_layer(self) -> bool:

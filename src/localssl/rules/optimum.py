@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,4 +20,5 @@ class Optimum(ScoreRule):
 
     name: ClassVar[str] = "optimum"
     credit: ClassVar[str] = "optimum"
+    exceptions: ClassVar[Mapping[str, str]] = {"locality": "a yardstick: B learns from the backpropagated error"}
     references: ClassVar[dict[str, Reference]] = {"feedback": Last()}

@@ -1,0 +1,70 @@
+"""Tables of the documentation that are made from the code: python -m localssl.report.docs_tables docs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from localssl import rules, testing
+from localssl.files import write_text
+from localssl.inputs import Inputs
+from localssl.references import Reference
+from localssl.rules import Rule, ScoreRule
+
+HEADER = ("rule", "credit", "references", "f", "inputs", "labels", "negatives", "encoder", "what it does")
+
+
+def rules_table() -> str:
+    """Every built-in rule by what it declares (Table 1 of the paper, with credit and inputs)."""
+    found = [rules.get(name) for name in sorted(rules.names())]
+    built_in = [rule for rule in found if type(rule).__module__.startswith("localssl.rules.")]
+    lines = [HEADER, ("---",) * len(HEADER), *(_row(rule) for rule in built_in)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
+    "rules": ("rules.md", rules_table),
+    "checks": ("your-own-rule.md", testing.table),
+}
+
+
+def updated(text: str, name: str) -> str:
+    """The text of a page with the table of that name made anew between its two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    start, end = f"<!-- table {name}: made by docs_tables -->", f"<!-- end of table {name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"no marks {start} and {end}")
+    return pattern.sub(lambda _: f"{start}\n{TABLES[name][1]()}\n{end}", text)
+
+
+def main(folder: Path) -> None:
+    """Write all tables into the pages of a folder."""
+    for name, (page, _) in TABLES.items():
+        path = folder / page
+        write_text(path, updated(path.read_text(encoding="utf-8"), name))
+
+
+def _row(rule: Rule) -> tuple[str, ...]:
+    references: Mapping[str, Reference] = getattr(rule, "references", {})
+    inputs = rule.inputs()
+    return (
+        f"`{rule.name}`",
+        rule.credit,
+        ", ".join(f"{key}: {type(reference).__name__.lower()} layer" for key, reference in references.items()),
+        f"{rule.f}, type {rule.loss_type}" if isinstance(rule, ScoreRule) else "",
+        "two views" if type(inputs) is Inputs else (type(inputs).__doc__ or "").splitlines()[0],
+        "yes" if rule.uses_labels else "",
+        str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",
+        ", ".join(f"{key}: {value}" for key, value in rule.encoder_options.items()),
+        (type(rule).__doc__ or "").splitlines()[0].replace("|", "\\|"),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

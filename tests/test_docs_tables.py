@@ -1,0 +1,43 @@
+"""The tables of the documentation that are made from the code are up to date."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from localssl.report import docs_tables
+
+from .train_util import BUILT_IN
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", docs_tables.TABLES)
+def test_up_to_date(name: str) -> None:
+    text = (DOCS / docs_tables.TABLES[name][0]).read_text(encoding="utf-8")
+    assert docs_tables.updated(text, name) == text, "write it anew: python -m localssl.report.docs_tables docs"
+
+
+def test_rules_from_their_declarations() -> None:
+    table = docs_tables.rules_table()
+    lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
+    assert sorted(BUILT_IN) == list(lines)
+    assert lines["clapp++both"].startswith(
+        "| `clapp++both` | local | lateral: own layer, feedback: last layer | hinge, type 2 | two views |  | next |  | "
+    )
+    assert lines["bp-infonce"].startswith("| `bp-infonce` | backprop |  |  | two views |  |  |  | L = ")
+    assert all(line.replace("\\|", "").count("|") == len(docs_tables.HEADER) + 1 for line in lines.values())
+
+
+def test_written_in_place(tmp_path: Path) -> None:
+    for page, _ in docs_tables.TABLES.values():
+        shutil.copy(DOCS / page, tmp_path / page)
+    page = tmp_path / "rules.md"
+    whole = page.read_text(encoding="utf-8")
+    page.write_text(whole.replace("| `clapp++both` | local |", "| `gone` | local |"), encoding="utf-8")
+    docs_tables.main(tmp_path)
+    assert page.read_text(encoding="utf-8") == whole
+    with pytest.raises(ValueError, match="no marks"):
+        docs_tables.updated("nothing", "rules")
