@@ -162,7 +162,7 @@ def test_every_rule_trains_every_block(name: str, tmp_path: Path) -> None:
     changed = {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
     assert {key for key in after.state_dict() if key.endswith("weight")} <= changed
     n_losses = sum(key.startswith("loss_") for key in rows(trained.path)[0])
-    assert n_losses == (1 if trained.config.make_rule().credit == "backprop" else 5)
+    assert n_losses == (5 if trained.config.make_rule().per_layer else 1)
 
 
 def test_precisions(run: Run, tmp_path: Path) -> None:
