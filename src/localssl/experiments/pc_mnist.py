@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 
 def run(settings: Settings) -> None:
-    """MNIST: supervised pc and ipc within a point of backpropagation, an MLP of 3 x 256 (25 core-minutes)."""
+    """MNIST: how far supervised pc and ipc are behind backpropagation, an MLP of 3 x 256 (25 core-minutes)."""
     searched = [(rule, lr) for rule, rates in RATES.items() for lr in rates]
     parts = [Part(f"search-{rule}-lr{lr:g}", train, (rule, lr, SEARCH_SEED, True)) for rule, lr in searched]
     found = run_cells(parts, settings)
