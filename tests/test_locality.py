@@ -239,7 +239,7 @@ def test_references_get_no_gradient(name: str) -> None:
     projections = nn.ModuleDict({key: nn.ModuleList(modules) for key, modules in parts.items()}).double()
     losses = rule.losses(localssl.rules.Batch(z, NEGATIVES), projections)
     partner = torch.cat((torch.arange(N, 2 * N), torch.arange(N)))
-    layers = [LAYERS - 1] if rule.credit == "backprop" else list(range(LAYERS))
+    layers = list(range(LAYERS)) if rule.per_layer else [LAYERS - 1]
     for i, layer in enumerate(layers):
         grads = torch.autograd.grad(losses[i], z, retain_graph=True, allow_unused=True)
         expected = torch.zeros_like(z[layer])

@@ -166,9 +166,11 @@ def test_every_rule_trains_every_block(name: str, tmp_path: Path) -> None:
     before, after = trained.learner(), trained.trained_learner()[0]
     assert [int(row["step"]) for row in rows(trained.path)] == [1, 2]
     changed = {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
+    fixed = {key for key, p in after.named_parameters() if not p.requires_grad}  # random feedback
+    assert not fixed & changed
     assert {key for key, p in after.named_parameters() if key.endswith("weight") and p.requires_grad} <= changed
     n_losses = sum(key.startswith("loss_") for key in rows(trained.path)[0])
-    assert n_losses == (1 if trained.config.make_rule().credit == "backprop" else 5)
+    assert n_losses == (5 if trained.config.make_rule().per_layer else 1)
 
 
 def test_precisions(run: Run, tmp_path: Path) -> None:

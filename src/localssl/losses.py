@@ -62,3 +62,22 @@ def nt_xent(p: Tensor, temperature: float) -> Tensor:
         itself = torch.eye(len(p), dtype=torch.bool, device=p.device)
         similarity = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
     return F.cross_entropy(similarity, torch.arange(len(p), device=p.device).roll(len(p) // 2))
+
+
+def lpl_terms(z_a: Tensor, z_b: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor, Tensor]:
+    """Pull, push and decorrelation of two views' readouts (n, d), scalars (Halvagal & Zenke 2023, with their erratum).
+
+    pull = mean over samples and units of (z_a - z_b)². With batch variances var_i and covariances C_ik (divisor n - 1,
+    the mean a constant), each the average of the two views: push = -mean_i log(var_i + eps), decorrelation =
+    Σ_{i≠k} C_ik² / (d² - d).
+    """
+    pull = (z_a - z_b).square().mean()
+    push, decorrelation = torch.zeros_like(pull), torch.zeros_like(pull)
+    for z in (z_a, z_b):
+        centred = z - z.mean(0).detach()
+        covariance = centred.T @ centred / (len(z) - 1)
+        variance, d = covariance.diagonal(), len(covariance)
+        push = push - torch.log(variance + eps).mean() / 2
+        others = covariance.square().sum() - variance.square().sum()
+        decorrelation = decorrelation + others / max(d * d - d, 1) / 2
+    return pull, push, decorrelation

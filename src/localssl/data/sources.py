@@ -208,8 +208,13 @@ def _choose(found: Found, split: str, limit: int | None) -> tuple[NDArray[np.int
         notes.append(f"limit {limit:,}: there are only {len(index):,} images, all are used")
     elif limit is not None and limit < len(index):
         notes.append(f"{limit:,} of {len(index):,} images, drawn at random (seed 0)")
-        index = index[np.sort(np.random.RandomState(0).permutation(len(index))[:limit])]
+        index = index[drawn(len(index), limit)]
     return index, notes
+
+
+def drawn(total: int, limit: int) -> NDArray[np.int64]:
+    """Which of ``total`` images a limit keeps, in order; drawn with seed 0."""
+    return np.sort(np.random.RandomState(0).permutation(total)[:limit])
 
 
 def _default_size(reference: EncodedRows | None, skip_bad: bool) -> int:

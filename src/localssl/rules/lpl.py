@@ -55,17 +55,8 @@ class Lpl(Rule):
         z = batch.z[layer]
         with torch.autocast(z.device.type, enabled=False):  # variances and their logarithms need more than bfloat16
             z = losses.at_least_float32(z)
-            a, b = z[: batch.n], z[batch.n :]
-            return self.pull * (a - b).square().mean() + (self._of_view(a) + self._of_view(b)) / 2
-
-    def _of_view(self, z: Tensor) -> Tensor:
-        n, d = z.shape
-        centred = z - z.mean(0).detach()
-        covariance = centred.T @ centred / (n - 1)
-        variance = covariance.diagonal()
-        others = covariance.square().sum() - variance.square().sum()
-        push = (variance + self.eps).log().mean()
-        return self.decorrelation * others / max(d * d - d, 1) - self.push * push
+            pull, push, decorrelation = losses.lpl_terms(z[: batch.n], z[batch.n :], self.eps)
+        return self.pull * pull + self.push * push + self.decorrelation * decorrelation
 
 
 @dataclass(frozen=True, kw_only=True)
