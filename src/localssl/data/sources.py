@@ -204,8 +204,13 @@ def _choose(found: Found, split: str, limit: int | None) -> tuple[NDArray[np.int
         notes.append(f"limit {limit:,}: there are only {len(index):,} images, all are used")
     elif limit is not None and limit < len(index):
         notes.append(f"{limit:,} of {len(index):,} images, drawn at random (seed 0)")
-        index = index[np.sort(np.random.RandomState(0).permutation(len(index))[:limit])]
+        index = index[np.sort(shuffled(len(index))[:limit])]
     return index, notes
+
+
+def shuffled(total: int) -> NDArray[np.int64]:
+    """The order (seed 0) whose first ``limit`` images are those that a limit keeps."""
+    return np.random.RandomState(0).permutation(total)
 
 
 def _default_size(reference: EncodedRows | None, skip_bad: bool) -> int:
