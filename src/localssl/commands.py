@@ -114,7 +114,8 @@ def compare(command: flags.Compare) -> None:
     )
     rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules())]
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    summary.check(lines, c.out)
 
 
 def theory(command: flags.Theory) -> None:

@@ -180,7 +180,7 @@ class Reproduce:
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     scale: Literal["cpu", "paper"] = "cpu"
-    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2 and alignment-accuracy."""
+    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3 and fig5."""
 
 
 Command = (

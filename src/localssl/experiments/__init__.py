@@ -12,6 +12,7 @@ from localssl.experiments import (
     fig3b,
     fig4c,
     fig_a1,
+    tables,
     theory_decay,
     theory_explorer,
     theory_figures,
@@ -35,9 +36,12 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "better-rule-final": better_rule.final,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
+    "table2": tables.table2,
+    "tableA3": tables.table_a3,
+    "fig5": tables.fig5,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
 }
 
-PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy"}
+PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5"}

@@ -65,6 +65,11 @@ class Study:
     search_lr: tuple[float, ...] = ()
     search_epochs: int = 2
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Study:
+        """As a cell keeps it."""
+        return cls(**_tuples(values))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -247,7 +252,7 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
 def _cell(settings: Settings, task: Record, module: str) -> Record:
     with suppress(ImportError):  # a rule that a program registered, where that program can be imported
         importlib.import_module(module)
-    study = Study(**_tuples(task["study"]))
+    study = Study.of(task["study"])
     row = Row(**task["row"])
     part = _part(study, row, task["seed"], task["lr"], task["trial"])
     config = _config(study, row, settings, settings.out / "runs" / part.name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from localssl import evaluate
 from localssl.errors import RunError
+from localssl.experiments import published
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared, Study
 from localssl.report import comparison, comparison_figure
@@ -51,8 +53,8 @@ def _line(c: Compared, baseline: Sequence[Record], study: Study) -> Line:
         {layer: t_interval([accuracy(r, layer, most) for r in rs]) for layer in blocks(rs[0])},
         _alignment(rs),
         mean("images_per_second"),
-        mean("peak_memory_mib") if c.baseline else None,
-        mean("gpu_memory_mib") if c.baseline else None,
+        mean("peak_memory_mib"),
+        mean("gpu_memory_mib"),
         rs[0]["parameters_encoder"],
         rs[0]["parameters_rule"] if c.baseline else None,
         rs[0]["config"]["lr"] if c.baseline else None,
@@ -104,9 +106,10 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         if aligned
         else "",
         f"Images/s: of whole training steps (views, losses, update), {side} each. Peak memory: largest resident set of "
-        f"the run's own process until training ended (VmHWM), Python, PyTorch and the data set included. "
-        f"Parameters: encoder, and what the rule adds to train or keeps fixed.",
+        f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
+        f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),
+        *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in _elsewhere(compared, study)),
         *(f"{c.row.label} failed: {c.failed}" for c in compared if c.failed),
     ]
     if study.search_lr:
@@ -115,12 +118,14 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     return [text for text in texts if text]
 
 
-def write(compared: Sequence[Compared], study: Study, settings: Settings) -> list[Line]:
-    """Show the table, and write it as CSV, Markdown and LaTeX, with the accuracies of every seed and the picture.
+def _elsewhere(compared: Sequence[Compared], study: Study) -> list[tuple[str, published.Number]]:
+    """The rules' own publications on these data."""
+    rules = [c.row.rule for c in compared if c.baseline and study.data in published.PEERS.get(c.row.rule, {})]
+    return [(rule, published.PEERS[rule][study.data]) for rule in dict.fromkeys(rules)]
 
-    Raises:
-        RunError: a row failed; everything is written before.
-    """
+
+def write(compared: Sequence[Compared], study: Study, settings: Settings) -> list[Line]:
+    """Show the table, and write it as CSV, Markdown and LaTeX, with the accuracies of every seed and the picture."""
     lines = summarise(compared, study)
     below = notes(compared, study, settings)
     header, rows = comparison.to_read(lines, study.labels)
@@ -143,7 +148,15 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     figure = comparison_figure.draw(lines, study.labels[-1], caption, out / "table.png")
     files = ", ".join(str(out / name) for name in ("table.csv", "table.md", "table.tex", "seeds.csv"))
     print(f"written: {files}, {figure}")
-    if failed := [line for line in lines if line.failed]:
-        one = f"{failed[0].label}: {failed[0].failed}"
-        raise RunError(f"{len(failed)} of {len(lines)} rows failed; {one}; logs are in {out / 'runs'}")
     return lines
+
+
+def check(lines: Sequence[Line], out: Path) -> None:
+    """After everything is written.
+
+    Raises:
+        RunError: a row failed.
+    """
+    if failed := [line for line in lines if line.failed]:
+        rows = "1 row" if len(failed) == 1 else f"{len(failed)} rows"
+        raise RunError(f"{rows} failed; {failed[0].label}: {failed[0].failed}; logs are in {out / 'runs'}")
