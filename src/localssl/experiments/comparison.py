@@ -169,7 +169,9 @@ def _untrained_row(options: str) -> Row:
 def _safe(label: str) -> str:
     """A label as a file's name; labels that would share one stay apart by a digest."""
     safe = re.sub(r"[^\w+.-]+", "_", label).strip("_")
-    return safe if safe == label else f"{safe[-40:]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+    if len(safe) > 60:
+        safe = f"{safe[:20]}..{safe[-36:]}"  # of a path its end says most
+    return safe if safe == label else f"{safe}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int | None = None) -> Part:

@@ -19,10 +19,13 @@ def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
     shown = list(lines)
     places = range(len(shown))
     blocks = list(max((line.align for line in shown), key=len))
-    wide = 0.55 * len(blocks)
-    caption = "\n".join(textwrap.wrap(caption, int(15 * (5.6 + wide))))
-    size = (5.6 + wide, 1.1 + 0.26 * len(shown) + 0.15 * caption.count("\n"))
-    ratios = {"width_ratios": [3.4, max(wide, 0.1)]}
+    names = ["\n".join(textwrap.wrap(line.label, 44, break_on_hyphens=False)) for line in shown]
+    longest = max(len(part) for name in names for part in name.split("\n"))
+    wide = max(1.2, 0.4 * len(blocks))
+    width = 0.4 + 0.07 * longest + 3.4 + wide  # inches: names, accuracies, cosines
+    caption = "\n".join(textwrap.wrap(caption, int(14 * width)))
+    size = (width, 1.1 + 0.28 * len(shown) + 0.15 * caption.count("\n"))
+    ratios = {"width_ratios": [3.4, wide]}
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, gridspec_kw=ratios)
     for place, line in zip(places, shown, strict=True):
         if line.failed or budget not in line.accuracy:
@@ -35,10 +38,10 @@ def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
         left.errorbar([mean], [place], xerr=error, color=colour, marker=marker, markersize=5, capsize=2)
         if line.label == "untrained":
             left.axvline(mean, color="0.8", linewidth=0.8, linestyle="--", zorder=0)
-    left.set_yticks(places, [line.label for line in shown])
+    left.set_yticks(places, names, fontsize=7 if longest > 30 else 8)
     left.set_ylim(len(shown) - 0.5, -0.5)
     of = "all labels" if budget == "all" else f"{budget} label{'' if budget == '1' else 's'} per class"
-    left.set(title=f"a  All blocks together, {of}", xlabel="test accuracy (%)")
+    left.set(title=f"a  All blocks, {of}", xlabel="test accuracy (%)")
     left.grid(axis="y", color="0.93", linewidth=0.6)
     left.set_axisbelow(True)
     if blocks:
@@ -47,7 +50,7 @@ def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
         for (row, column), value in np.ndenumerate(grid):
             if not math.isnan(value):
                 colour = "white" if abs(value) > 0.7 else "black"
-                text = f"{value:.2f}".replace("-", "−")
+                text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
                 right.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         right.set_xticks(range(len(blocks)), blocks)
         right.set(title="b  Cosine with BP", xlabel="block")
