@@ -61,6 +61,7 @@ COMMANDS = {
     "precision threads probe-every align-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
+    "compare": "rules data epochs seeds out jobs width labels",
     "theory": "full",
     "reproduce": "out data-root seeds",
     "export": "onnx embeddings data data-root out",

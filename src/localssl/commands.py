@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from localssl import evaluate, export, flags
 from localssl.config import TrainConfig, program
 from localssl.errors import RunError, UsageError, unknown
-from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings
+from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings, comparison, summary
 from localssl.probe import features
 from localssl.report.tables import show
 from localssl.run import open_run
@@ -29,6 +30,8 @@ def run(command: object) -> None:
         probe(command)
     elif isinstance(command, flags.Align):
         align(command)
+    elif isinstance(command, flags.Compare):
+        compare(command)
     elif isinstance(command, flags.Theory):
         theory(command)
     elif isinstance(command, flags.Export):
@@ -82,6 +85,37 @@ def align(command: flags.Align) -> None:
     path = command.run / f"align{against}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
     print(f"written: {path} (there also for every parameter)")
+
+
+def compare(command: flags.Compare) -> None:
+    """Train and measure the rules that are not there yet; show and write the table."""
+    c = command
+    for name, value, least in (("seeds", c.seeds, 1), ("jobs", c.jobs, 1), ("align-batches", c.align_batches, 0)):
+        if value < least:
+            raise UsageError(f"--{name} {value}: use {least} or more")
+    if c.probe_images is not None and c.probe_images < 1:
+        raise UsageError(f"--probe-images {c.probe_images}: use 1 or more")
+    if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
+        raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
+    _set_threads(c.threads)
+    study = comparison.Study(
+        data=c.data,
+        epochs=c.epochs,
+        width=c.width,
+        limit_images=c.limit_images,
+        batch_size=c.batch_size,
+        patches=c.patches,
+        precision=c.precision,
+        labels=c.labels,
+        probe_images=c.probe_images,
+        align_batches=c.align_batches,
+        search_lr=tuple(dict.fromkeys(c.search_lr)),
+        search_epochs=c.search_epochs,
+    )
+    rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules())]
+    settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
+    lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    summary.check(lines, c.out)
 
 
 def theory(command: flags.Theory) -> None:

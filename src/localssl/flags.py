@@ -81,6 +81,54 @@ class Align:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Rules side by side: each is trained, probed and aligned on the same data, encoder and views; one table, one plot.
+
+    Every rule and seed is a cell, a small JSON in --out; the same command goes on where it stopped, and more rules or
+    seeds may be added. The untrained encoder is always among the rows. A rule that fails leaves the others alone; its
+    row says why, and the exit status is 1.
+    """
+
+    data: str
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
+    out: Path
+    """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
+    rules: tuple[str, ...] = ()
+    """Rules to compare. Default: every registered one but yardsticks."""
+    epochs: int | None = None
+    """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
+    seeds: int = 4
+    """Number of seeds, counted from 0; the intervals are over them."""
+    jobs: int = 1
+    """Cells that run at the same time, each in its own process."""
+    threads: int | None = None
+    """CPU threads of each. Default: the machine's, shared among the jobs."""
+    width: float = 1.0
+    """Factor on the encoder's channel numbers; 1 is the paper's."""
+    labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
+    """Labels per class of the probe (fast protocol)."""
+    limit_images: int | None = None
+    """Train on this many images, drawn once with a fixed seed."""
+    probe_images: int | None = None
+    """The probe fits on this many training images. Default: all."""
+    batch_size: int = 64
+    """Images in a batch (each gives two views)."""
+    patches: tuple[int, ...] | None = None
+    """Side of the patches that share a projection, one per block; the probe's, too. Default: Table A2's."""
+    align_batches: int = 10
+    """Batches of test images on which alignment is measured; 0: not at all."""
+    search_lr: tuple[float, ...] = ()
+    """Learning rates tried for every rule on a part of the training images, judged on held-out training images.
+    Default: no search, the rule's or the data set's own rate."""
+    search_epochs: int = 2
+    """Epochs of each trial of the search."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Arithmetic of the training step."""
+    data_root: Path | None = None
+    """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Theory:
     """The paper's theorems, extensions and counterexamples, checked on random networks and batches on this machine.
 
@@ -133,13 +181,15 @@ class Reproduce:
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     scale: Literal["cpu", "paper"] = "cpu"
-    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy and lpl-cifar10."""
+    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3, fig5 and
+    lpl-cifar10."""
 
 
 Command = (
     Annotated[TrainConfig, subcommand("train")]
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Align, subcommand("align")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Export, subcommand("export")]

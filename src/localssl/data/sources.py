@@ -212,9 +212,14 @@ def _choose(found: Found, split: str, limit: int | None) -> tuple[NDArray[np.int
     return index, notes
 
 
+def shuffled(total: int) -> NDArray[np.int64]:
+    """The order (seed 0) whose first ``limit`` images are those that a limit keeps."""
+    return np.random.RandomState(0).permutation(total)
+
+
 def drawn(total: int, limit: int) -> NDArray[np.int64]:
-    """Which of ``total`` images a limit keeps, in order; drawn with seed 0."""
-    return np.sort(np.random.RandomState(0).permutation(total)[:limit])
+    """Which of ``total`` images a limit keeps, in order."""
+    return np.sort(shuffled(total)[:limit])
 
 
 def _default_size(reference: EncodedRows | None, skip_bad: bool) -> int:

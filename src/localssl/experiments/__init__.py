@@ -17,6 +17,7 @@ from localssl.experiments import (
     pc_mnist,
     scff_mnist,
     table_a4,
+    tables,
     theory_decay,
     theory_explorer,
     theory_figures,
@@ -44,10 +45,13 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "scff-mnist": scff_mnist.run,
     "pc-mnist": pc_mnist.run,
     "tableA4": table_a4.run,
+    "table2": tables.table2,
+    "tableA3": tables.table_a3,
+    "fig5": tables.fig5,
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
     "lpl-cifar10": lpl_cifar10.run,
 }
 
-PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "lpl-cifar10"}
+PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}

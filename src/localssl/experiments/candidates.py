@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl import alignment, evaluate, losses, rules
 from localssl.config import TrainConfig
-from localssl.data.sources import Images
+from localssl.data.sources import Images, shuffled
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.probe import fast_probe, features
 from localssl.projections import Dense
@@ -258,14 +257,14 @@ def _config(settings: Settings, name: str, width: float, seed: int) -> TrainConf
 def measure(run: Run, settings: Settings) -> dict[str, Any]:
     """Alignment and a linear probe on held-out training images."""
     images = run.images("train")
-    unseen = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])  # what --limit-images left out
+    unseen = torch.as_tensor(shuffled(len(images))[IMAGES:])  # what --limit-images left out
     return _measured(run, images.subset(unseen[:HELD_OUT]), images.subset(unseen[HELD_OUT:]))
 
 
 def measure_final(run: Run, settings: Settings) -> dict[str, Any]:
     """The same on test images."""
     images = run.images("train")
-    unseen = torch.as_tensor(np.random.RandomState(0).permutation(len(images))[IMAGES:])
+    unseen = torch.as_tensor(shuffled(len(images))[IMAGES:])
     return _measured(run, run.images("test"), images.subset(unseen))
 
 

@@ -147,7 +147,7 @@ def _run_group(group: list[Cell | Part], settings: Settings) -> str:
     began = time.monotonic()
     interrupts.interrupt()
     try:
-        with _output_to(log):
+        with output_to(log):
             for cell in group:
                 _run(cell, settings, lambda line: print(line, flush=True))
     except (UsageError, RunError) as error:
@@ -158,7 +158,7 @@ def _run_group(group: list[Cell | Part], settings: Settings) -> str:
 
 
 @contextmanager
-def _output_to(log: Path) -> Generator[None]:
+def output_to(log: Path) -> Generator[None]:
     """Send what this process prints to the end of a file, what libraries in C print too."""
     own = [os.dup(1), os.dup(2)]
     with log.open("a", encoding="utf-8") as file:

@@ -73,6 +73,11 @@ def finish(figure: Figure, legend_of: Axes, caption: str, path: Path, columns: i
     """One legend below, the caption that says what is shown above; written as PNG to ``path``, which is returned."""
     handles, labels = legend_of.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
+    return write(figure, caption, path)
+
+
+def write(figure: Figure, caption: str, path: Path) -> Path:
+    """As ``finish``, for a figure without a legend."""
     figure.suptitle(caption, fontsize=8, x=0.01, ha="left")
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     plt.close(figure)

@@ -1,0 +1,203 @@
+"""Parts of a study in processes of their own: one that fails leaves the others alone and says why in one line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import localssl
+from localssl import interrupts
+from localssl.errors import RunError, UsageError
+from localssl.experiments.cells import Part, Settings, output_to
+from localssl.files import write_text
+from localssl.manifest import environment
+
+FAILED = "failed"  # key of a record that holds the reason and nothing else
+ANEW = "anew"  # beside it: whether the failure was the rule's, so that its run begins again from the start
+
+
+@dataclass(frozen=True)
+class _Running:
+    part: Part
+    process: SpawnProcess
+    began: float
+
+
+def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]:
+    """The records of all parts, in order; those that are not there yet are run, ``settings.jobs`` at a time.
+
+    A part that failed before is tried again. One that fails has the record {"failed": reason, "anew": bool}.
+
+    Raises:
+        KeyboardInterrupt: stopped; what runs has saved, and the same call goes on.
+    """
+    folder = settings.out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [part for part in parts if _clear_failed(part, settings)]
+    if todo:
+        done = len(parts) - len(todo)
+        print(f"{done} of {len(parts)} parts are done; running {len(todo)}, {settings.jobs} at a time", flush=True)
+    lost: dict[str, str] = {}
+    running: dict[int, _Running] = {}
+    waiting = list(todo)
+    try:
+        while waiting or running:
+            while waiting and len(running) < settings.jobs:
+                one = _start(waiting.pop(0), settings)
+                running[one.process.sentinel] = one
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)
+                one = running.pop(sentinel)
+                one.process.join()
+                reason = _outcome(one, settings)
+                if not _file(one.part, settings).is_file():
+                    lost[one.part.name] = reason or "?"
+    except BaseException as error:
+        _stop(list(running.values()))
+        if isinstance(error, KeyboardInterrupt):
+            print("stopped; the same command goes on from here", flush=True)
+        raise
+    return [
+        {FAILED: lost[part.name], ANEW: False} if part.name in lost else read(settings.out, part.name) for part in parts
+    ]
+
+
+def read(out: Path, name: str) -> dict[str, Any]:
+    """The record of a part that has run."""
+    return json.loads((out / "cells" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _file(part: Part, settings: Settings) -> Path:
+    return settings.out / "cells" / f"{part.name}.json"
+
+
+def _clear_failed(part: Part, settings: Settings) -> bool:
+    """Whether a part is to be run; what a failure left is taken away where going on with it makes no sense."""
+    file = _file(part, settings)
+    if not file.is_file():
+        return True
+    record = read(settings.out, part.name)
+    if FAILED not in record:
+        return False
+    if record[ANEW]:
+        shutil.rmtree(settings.out / "runs" / part.name, ignore_errors=True)
+    file.unlink()
+    return True
+
+
+def _log(part: Part, settings: Settings) -> Path:
+    return settings.out / "runs" / f"{part.name}.log"
+
+
+def _start(part: Part, settings: Settings) -> _Running:
+    log = _log(part, settings)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{part.name}: begins, says more in {log}", flush=True)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(part, settings, os.getpid()))
+    with _sigint_blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
+        process.start()
+    return _Running(part, process, time.monotonic())
+
+
+@contextmanager
+def _sigint_blocked() -> Generator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Let training runs save; a second Ctrl-C does not wait for that."""
+    for one in running:
+        one.process.terminate()
+    try:
+        for one in running:
+            one.process.join()
+    except KeyboardInterrupt:
+        for one in running:
+            one.process.kill()
+
+
+def _outcome(one: _Running, settings: Settings) -> str | None:
+    """Say how a part ended; the reason where it failed."""
+    name = one.part.name
+    if _file(one.part, settings).is_file():
+        reason = read(settings.out, name).get(FAILED)
+    else:
+        code = one.process.exitcode
+        reason = f"its process ended without a word (status {code}; out of memory?), see {_log(one.part, settings)}"
+    seconds = time.monotonic() - one.began
+    print(f"{name}: {f'failed: {reason}' if reason else f'done after {seconds:.0f} s'}", flush=True)
+    return reason
+
+
+def _work(part: Part, settings: Settings, parent: int) -> None:
+    """In the process of the part, whose output goes to a log."""
+    interrupts.follow(parent)
+    torch.set_num_threads(settings.threads_per_job())
+    with output_to(_log(part, settings)):
+        try:
+            record = part.work(settings, *part.arguments)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            traceback.print_exc()
+            record = {FAILED: reason_of(error), ANEW: not isinstance(error.__cause__ or error, OSError | MemoryError)}
+    record = {"cell": part.name, **record, "task": list(part.arguments), "environment": environment()}
+    write_text(_file(part, settings), json.dumps(record, indent=1) + "\n")
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line: our own as it is; of any other its kind and where in the user's own code it was raised."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UsageError | RunError):
+        return text
+    package = str(Path(localssl.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((package, "<")) and not _installed(f.filename)]
+    place = (own or frames)[-1:]
+    where = f" ({place[0].filename}:{place[0].lineno})" if place else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def _installed(file: str) -> bool:
+    return any(part in ("site-packages", "dist-packages") for part in Path(file).parts) or file.startswith(
+        str(Path(os.__file__).parent)
+    )
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MiB.
+
+    Linux's VmHWM, which a new program begins at 0; ``getrusage`` there hands on what the parent held.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) / 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

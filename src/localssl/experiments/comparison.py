@@ -1,0 +1,374 @@
+"""Rules side by side on the same data, encoder, views and probe; a cell a rule and seed, each in its own process."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from localssl import evaluate, rules
+from localssl.config import TrainConfig, parse_options
+from localssl.data.sources import shuffled
+from localssl.data.specs import default_patches
+from localssl.errors import UsageError
+from localssl.experiments.apart import FAILED, peak_memory, run_apart
+from localssl.experiments.cells import Part, Settings
+from localssl.files import write_text
+from localssl.metrics import read
+from localssl.probe import fast_probe, features
+from localssl.run import Run, get_rule, train_split
+from localssl.train import train
+
+UNTRAINED = "untrained"
+SEARCH_SEED = 1000  # no seed of a study
+SEARCH_IMAGES, HELD_OUT = 10_000, 3_000  # at most
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows share. What is None is the data set's or the rule's own default.
+
+    Args:
+        data: as ``localssl train --data``.
+        epochs, width, limit_images, batch_size, patches, precision: as in training.
+        labels: budgets of labels per class of the fast probe.
+        probe_images: the probe fits on this many training images; None: all.
+        protocol: of the probe, "fast" or "paper".
+        align_batches: batches of test images on which alignment is measured; 0: not at all.
+        search_lr: rates tried for every rule on a part of the training images; none: the rule's default.
+        search_epochs: of each trial.
+    """
+
+    data: str
+    epochs: int | None = None
+    width: float = 1.0
+    limit_images: int | None = None
+    batch_size: int = 64
+    patches: tuple[int, ...] | None = None
+    precision: str = "32-true"
+    labels: tuple[str, ...] = ("all",)
+    probe_images: int | None = None
+    protocol: str = "fast"
+    align_batches: int = 10
+    search_lr: tuple[float, ...] = ()
+    search_epochs: int = 2
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Study:
+        """As a cell keeps it."""
+        return cls(**_tuples(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a rule, its options, and what of training differs from the other rows (plain values of TrainConfig)."""
+
+    label: str
+    rule: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row's records, one a seed, or why there are none.
+
+    Args:
+        row: the row.
+        records: by seed, see ``_measured``.
+        baseline: label of the row with the same encoder untrained; None for such a row itself.
+        budget: how many rates were tried, on what.
+        failed: the reason, in one line, or None.
+        notes: what went wrong without being fatal.
+    """
+
+    row: Row
+    records: list[Record]
+    baseline: str | None
+    budget: str
+    failed: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def default_rules() -> list[str]:
+    """Every registered rule but yardsticks, which use what no rule may."""
+    return [name for name in rules.names() if rules.get(name).credit != "optimum"]
+
+
+def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -> list[Compared]:
+    """Train and measure all rows that are not there yet; the untrained encoders come first.
+
+    Raises:
+        UsageError: an unknown rule or option, before anything is trained; data that cannot be read; a folder with
+            cells of other settings.
+        KeyboardInterrupt: stopped; the same call goes on.
+    """
+    if len({row.label for row in rows}) < len(rows):
+        raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
+    encoders = {row.label: _encoder_options(row) for row in rows}
+    untrained = {options: _untrained_row(options) for options in dict.fromkeys(["", *encoders.values()])}
+    found = {
+        options: _run([_part(study, row, seed) for seed in range(seeds)], settings)
+        for options, row in untrained.items()
+    }
+    for records in found.values():
+        if reason := _reason(records):  # every other row would fail for the same reason
+            raise UsageError(reason)
+    chosen = _search(study, rows, settings, found[""][0]["images"])
+    parts = {
+        row.label: [_part(study, row, seed, chosen[row.label].lr) for seed in range(seeds)]
+        for row in rows
+        if chosen[row.label].failed is None
+    }
+    order = [parts[label][seed] for seed in range(seeds) for label in parts]  # a whole comparison of one seed first
+    done = dict(zip([part.name for part in order], _run(order, settings), strict=True))
+    result = [Compared(row, found[options], None, "") for options, row in untrained.items()]
+    for row in rows:
+        tried = chosen[row.label]
+        records = [done[part.name] for part in parts.get(row.label, [])]
+        notes = dict.fromkeys(str(r["align_note"]) for r in records if r.get("align_note"))
+        reason = tried.failed or _reason(records)
+        baseline = untrained[encoders[row.label]].label
+        result.append(Compared(row, [] if reason else records, baseline, tried.budget, reason, tuple(notes)))
+    return result
+
+
+def _reason(records: Sequence[Record]) -> str | None:
+    failures = [(seed, r[FAILED]) for seed, r in enumerate(records) if FAILED in r]
+    if not failures:
+        return None
+    seed, reason = failures[0]
+    return f"seed {seed}: {reason}" if len(failures) < len(records) else str(reason)
+
+
+def _encoder_options(row: Row) -> str:
+    """The encoder's options under a rule, "late=true norm=length"; "" for the plain encoder."""
+    rule = get_rule(row.rule, dict(row.options))
+    typed = parse_options(row.changes.get("encoder_options", ()), "encoder options")
+    options = {**rule.encoder_options, **typed}
+    return " ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(options.items()))
+
+
+def _untrained_row(options: str) -> Row:
+    label = f"{UNTRAINED} ({options})" if options else UNTRAINED
+    return Row(label, "clapp++", changes={"epochs": 0, "encoder_options": tuple(options.split())})
+
+
+def _safe(label: str) -> str:
+    """A label as a file's name; labels that would share one stay apart by a digest."""
+    safe = re.sub(r"[^\w+.-]+", "_", label).strip("_")
+    if len(safe) > 60:
+        safe = f"{safe[:20]}..{safe[-36:]}"  # of a path its end says most
+    return safe if safe == label else f"{safe}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+
+
+def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int | None = None) -> Part:
+    """The cell of a row and seed; with ``trial``, of a rate in the search, trained on that many images."""
+    name = f"{_safe(row.label)}-s{seed}" if trial is None else f"search-{_safe(row.label)}-lr{lr:g}"
+    rule = get_rule(row.rule, dict(row.options))
+    task: Record = {
+        "study": dataclasses.asdict(study),
+        "row": dataclasses.asdict(row),
+        "seed": seed,
+        "lr": lr,
+        "trial": trial,
+        "source": _source(row.rule),
+    }
+    return Part(name, _cell, (json.loads(json.dumps(task)), type(rule).__module__))
+
+
+def _source(rule: str) -> str | None:
+    """Digest of the user's file that holds a rule named "FILE.py:Class"."""
+    path = Path(rule.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+
+
+def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
+    """As ``run_apart``; cells that are there already must be of the same settings."""
+    for part in parts:
+        file = settings.out / "cells" / f"{part.name}.json"
+        if not file.is_file():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        asked, there = part.arguments[0], record["task"][0]
+        if FAILED in record or asked == there:
+            continue
+        if {**asked, "source": None} == {**there, "source": None}:
+            rule = asked["row"]["rule"]
+            raise UsageError(f"{rule} has changed since {file} was made; delete that cell, or choose another --out")
+        mine, theirs = _flat(asked), _flat(there)
+        differences = [
+            f"{k} {mine.get(k)!r} (there: {theirs.get(k)!r})" for k in mine | theirs if mine.get(k) != theirs.get(k)
+        ]
+        raise UsageError(f"{file} is of other settings: {'; '.join(differences)}; use those, or another --out")
+    return run_apart(parts, settings)
+
+
+def _flat(task: Record) -> Record:
+    return {**task["study"], **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    lr: float | None
+    budget: str
+    failed: str | None = None
+
+
+def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) -> dict[str, _Chosen]:
+    """For every row the best rate of the common list, on held-out training images."""
+    if not study.search_lr:
+        return {row.label: _Chosen(None, "1 (default)") for row in rows}
+    trial = min(SEARCH_IMAGES, 4 * images // 5)
+    parts = {row.label: [_part(study, row, SEARCH_SEED, lr, trial) for lr in study.search_lr] for row in rows}
+    every = [part for mine in parts.values() for part in mine]
+    done = dict(zip([part.name for part in every], _run(every, settings), strict=True))
+    result: dict[str, _Chosen] = {}
+    for label, mine in parts.items():
+        records = [done[part.name] for part in mine]
+        accuracies = [(r["accuracy"], lr) for r, lr in zip(records, study.search_lr, strict=True) if FAILED not in r]
+        epochs = f"{study.search_epochs} epoch{'s' if study.search_epochs != 1 else ''}"
+        budget = f"{len(study.search_lr)} rates × {epochs} on {trial:,} images"
+        if accuracies:
+            result[label] = _Chosen(max(accuracies, key=lambda pair: pair[0])[1], budget)
+        else:
+            result[label] = _Chosen(None, budget, f"at every rate of the search: {records[0][FAILED]}")
+    return result
+
+
+# What follows runs in a cell's own process.
+
+
+def _cell(settings: Settings, task: Record, module: str) -> Record:
+    with suppress(ImportError):  # a rule that a program registered, where that program can be imported
+        importlib.import_module(module)
+    study = Study.of(task["study"])
+    row = Row(**task["row"])
+    part = _part(study, row, task["seed"], task["lr"], task["trial"])
+    config = _config(study, row, settings, settings.out / "runs" / part.name)
+    config = replace(config, seed=task["seed"])
+    if task["lr"] is not None:
+        config = replace(config, lr=task["lr"])
+    if task["trial"] is None:
+        run = train(config, print)
+        return _measured(run, study, row)
+    run = train(replace(config, epochs=study.search_epochs, limit_images=task["trial"]), print)
+    return _held_out(run, study)
+
+
+def _config(study: Study, row: Row, settings: Settings, out: Path) -> TrainConfig:
+    given: Record = {
+        "rule": row.rule,
+        "rule_options": tuple(f"{k}={json.dumps(v)}" for k, v in row.options.items()),
+        "data": study.data,
+        "data_root": settings.data_root,
+        "epochs": study.epochs,
+        "width": study.width,
+        "limit_images": study.limit_images,
+        "batch_size": study.batch_size,
+        "patches": study.patches,
+        "precision": study.precision,
+        "threads": settings.threads_per_job(),
+        "out": out,
+        "resume": True,
+        "probe_every": 0,
+    }
+    return TrainConfig(**(given | _tuples(row.changes)))
+
+
+def _tuples(values: Mapping[str, Any]) -> Record:
+    """As they were before JSON made lists of tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _measured(run: Run, study: Study, row: Row) -> Record:
+    facts = _training_facts(run)
+    probed = replace(run, config=replace(run.config, patches=_probe_patches(run, study)))
+    images, test = run.images("train", limit=study.probe_images), run.images("test")
+    options = evaluate.ProbeOptions(study.protocol, study.labels, device="auto")
+    result = evaluate.probe_encoder(probed, run.encoder(), images, test, options, row.label)
+    record: Record = {
+        "row": row.label,
+        "seed": run.config.seed,
+        **facts,
+        "probe": [r[1:] for r in evaluate.probe_rows({row.label: result})],
+        "protocol": result.protocol,
+        "facts": list(dict.fromkeys([*images.facts, *test.facts])),
+        "align": [],
+        "config": json.loads(json.dumps(dataclasses.asdict(run.config))),
+    }
+    if study.align_batches and run.config.epochs:
+        try:
+            align = evaluate.align_run(run, evaluate.AlignOptions(batches=study.align_batches))
+        except UsageError as error:  # a rule without a last-layer loss, say: no fault of its accuracy
+            record["align_note"] = f"no alignment: {error}"
+        else:
+            rows = [r for r in evaluate.align_rows(align) if r[-1] == "weights" and r[3] == "cosine"]
+            record |= {
+                "align": [[r[2], *r[4:7]] for r in rows],
+                "align_protocol": align.protocol.removeprefix(evaluate.with_facts("", test)),
+            }
+    return record
+
+
+def _probe_patches(run: Run, study: Study) -> tuple[int | None, ...] | None:
+    """The common ones, whatever patches the row's training had."""
+    c = run.config
+    return study.patches or default_patches(str(c.encoder["name"]), c.image_size)
+
+
+def _training_facts(run: Run) -> Record:
+    """Speed, memory and sizes; kept, because a cell that was stopped later measures them no more."""
+    file = run.path / "facts.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    peak = peak_memory()
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    learner = run.learner()
+    last = (read(run.path) or [{}])[-1]
+    seconds, step = float(last.get("seconds") or 0), int(last.get("step") or 0)
+    manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+    facts: Record = {
+        "images": manifest["data"]["images"],
+        "images_per_second": round(step * run.config.batch_size / seconds, 1) if seconds else None,
+        "seconds": seconds,
+        "peak_memory_mib": round(peak, 1),
+        "gpu_memory_mib": round(gpu, 1),
+        "parameters_encoder": sum(p.numel() for p in learner.encoder.parameters()),
+        "parameters_rule": sum(p.numel() for p in learner.projections.parameters()),
+    }
+    write_text(file, json.dumps(facts) + "\n")
+    return facts
+
+
+def _held_out(run: Run, study: Study) -> Record:
+    """Accuracy on training images that were not trained on; labels of a rule that uses them are not judged on."""
+    images = run.images("train")
+    order = shuffled(len(images))
+    if train_split(study.data) == "train":
+        n = run.config.limit_images or 0
+        fit, held = order[:n], order[n : min(n + HELD_OUT, study.limit_images or len(order))]
+    else:  # what is trained on lies apart and has no labels
+        n = 4 * len(order) // 5
+        fit, held = order[:n], order[n:]
+    patches, normalise = _probe_patches(run, study), run.normalise()
+    parts = [images.subset(torch.as_tensor(np.sort(index))) for index in (fit, held)]
+    z = [features(run.encoder(), part, patches=patches, normalise=normalise) for part in parts]
+    result = fast_probe(z[0], parts[0].labels, z[1], parts[1].labels, layers=("all",), knn=False)
+    return {
+        "accuracy": round(result.rows[0].accuracy, 3),
+        "lr": run.config.lr,
+        "protocol": f"{len(held):,} held-out training images, no test image. {result.protocol}",
+    }

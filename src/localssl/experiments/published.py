@@ -1,0 +1,183 @@
+"""Published accuracies beside ours: the paper's tables, where each number comes from, and what a difference means.
+
+Accuracies in percent on test images. ``half``: half of the published 95 % interval over 4 seeds, None where there is
+none. A number is "quoted" where the paper took it from the rule's own publication, measured with that one's network,
+views, labels and probe; it is comparable with no number of a common probe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localssl.encoders import VGG6_CHANNELS
+from localssl.stats import t_interval
+
+Recipe = tuple[int, int, float]  # epochs, images in a batch, learning rate
+EPOCHS, BATCH, LR = COMMON = (300, 32, 2e-4)  # the paper's, Appendix B
+A4_CE, A4_CLAPP, A4_LPL = (50, 128, 5e-5), COMMON, (800, 1024, 1e-3)  # Table A4
+
+OWN = "the paper's own runs; vgg6, linear probe on all six layers, 32,768 features"
+NOT_STATED = "network, views and probe of Table A3 are not stated"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One published accuracy, ``accuracy`` ± ``half``.
+
+    Args:
+        accuracy, half: see above.
+        how: whose runs and which probe.
+        never: why no run here can be compared with it, or "".
+        recipe: what it was trained with; None: another network's.
+    """
+
+    accuracy: float
+    half: float | None = None
+    how: str = OWN
+    never: str = ""
+    recipe: Recipe | None = COMMON
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2f}" + ("" if self.half is None else f" ± {self.half:.2f}")
+
+
+def _quoted(accuracy: float, how: str) -> Number:
+    return Number(accuracy, None, f"quoted from {how}", f"quoted; {how}", None)
+
+
+_ILLING = (
+    "Illing 2021: patches of one grey image, coin for positive or negative, 600 epochs; last layer, 1,024 features"
+)
+_LPL = "Halvagal & Zenke 2023: VGG-11, 800 epochs; last layer, 512 features, probe fitted on a fifth of the labels"
+_SFF = "Zhu 2025: 3 convolutional layers, 24,576 features of noisy copies, squared readout, best test epoch"
+_SCFF = "Chen 2025: 3 to 4 convolutional layers, up to 38,400 features of several layers; other digits in its own table"
+
+TABLE2: dict[str, dict[str, Number]] = {  # row: data: number; in the paper's order
+    "BP-CLAPP++": {
+        "cifar10": Number(80.49, 0.20),
+        "stl10": Number(80.36, 0.26),
+        "tiny-imagenet": Number(37.55, 0.61),
+    },
+    "BP-InfoNCE": {
+        "cifar10": Number(80.69, 0.84),
+        "stl10": Number(81.97, 1.23),
+        "tiny-imagenet": Number(36.78, 0.73),
+    },
+    "Naive CLAPP DFA": {"stl10": Number(52.30, how=f"{OWN}; scale of the feedback not stated")},
+    "Naive CLAPP Predictive Coding": {"stl10": Number(36.75, how=f"{OWN}; the same number as in Table A3")},
+    "CLAPP": {"stl10": _quoted(73.6, _ILLING)},
+    "LPL": {"cifar10": _quoted(59.4, _LPL), "stl10": _quoted(63.2, _LPL)},
+    "Stochastic FF": {"cifar10": _quoted(76.96, _SFF)},
+    "SCFF": {"cifar10": _quoted(80.60, _SCFF), "stl10": _quoted(77.14, _SCFF), "tiny-imagenet": _quoted(35.67, _SCFF)},
+    "CLAPP++ (no 2D spatial dependence)": {
+        "cifar10": Number(73.21),
+        "stl10": Number(75.10),
+        "tiny-imagenet": Number(28.18),
+    },
+    "CLAPP++": {"cifar10": Number(80.51, 0.27), "stl10": Number(78.66, 0.16), "tiny-imagenet": Number(36.63, 0.32)},
+    "CLAPP++DFB": {"cifar10": Number(80.65, 0.18), "stl10": Number(79.38, 0.17), "tiny-imagenet": Number(36.70, 0.24)},
+    "CLAPP++both": {"cifar10": Number(81.18, 0.18), "stl10": Number(79.62, 0.28), "tiny-imagenet": Number(37.78, 0.67)},
+}
+
+
+def _a3(accuracy: float, recipe: Recipe) -> Number:
+    return Number(accuracy, None, f"the paper's own run; {NOT_STATED}", NOT_STATED, recipe)
+
+
+TABLE_A3: dict[str, dict[str, Number]] = {
+    "cross-entropy, BP": {"cifar10": _a3(72.41, A4_CE)},
+    "cross-entropy, PC": {"cifar10": _a3(71.92, A4_CE)},
+    "CLAPP objective, BP": {"cifar10": _a3(65.68, A4_CLAPP), "stl10": _a3(78.36, A4_CLAPP)},
+    "CLAPP objective, PC": {"cifar10": _a3(45.62, A4_CLAPP), "stl10": _a3(36.75, A4_CLAPP)},
+    "LPL objective, BP": {"cifar10": _a3(73.65, A4_LPL), "stl10": _a3(70.29, A4_LPL)},
+    "LPL objective, PC": {"cifar10": _a3(47.68, A4_LPL), "stl10": _a3(51.21, A4_LPL)},
+}
+
+# Figure 5 prints no numbers; these rows of it stand in Table 2, the last two in Appendix B's text.
+FIG5: dict[str, dict[str, Number]] = {
+    "CLAPP, last layer": TABLE2["CLAPP"],
+    "+ SimCLR views, all layers": TABLE2["CLAPP++ (no 2D spatial dependence)"],
+    "+ spatial dependence (CLAPP++)": TABLE2["CLAPP++"],
+    "+ direct feedback (CLAPP++DFB)": TABLE2["CLAPP++DFB"],
+    "both references (CLAPP++both)": TABLE2["CLAPP++both"],
+    "end to end (BP-CLAPP++)": TABLE2["BP-CLAPP++"],
+    "CLAPP++, last layer averaged": {"stl10": Number(78.63, how=f"{OWN}; one number, Appendix B's text")},
+    "CLAPP++DFB, last layer averaged": {"stl10": Number(79.01, how=f"{OWN}; one number, Appendix B's text")},
+}
+
+# The rules' own publications, each under its own network, views and probe.
+PEERS: dict[str, dict[str, Number]] = {
+    "ff-supervised": {"mnist": _quoted(98.55, "a public implementation: 1.45 % error, Hinton's own 1.36 %")},
+    "ff": {"mnist": _quoted(98.63, "Hinton 2022, hybrid images (unverified): 1.37 % error")},
+    "scff": {
+        "mnist": _quoted(98.7, "Chen 2025: two layers of 2,000, 4,000 features"),
+        "cifar10": _quoted(80.8, "Chen 2025: 18,432 features of three layers (80.75 on its front page)"),
+        "stl10": _quoted(77.3, "Chen 2025: 38,400 features of two layers"),
+        "tiny-imagenet": _quoted(35.7, "Chen 2025"),
+    },
+    "softhebb": {
+        "mnist": _quoted(99.4, "Journé 2023"),
+        "cifar10": _quoted(80.3, "Journé 2023: 24,576 features"),
+        "stl10": _quoted(76.2, "Journé 2023: four layers"),
+    },
+    "stochastic-ff": {"cifar10": _quoted(76.96, _SFF)},
+    "clapp-illing": {"stl10": _quoted(73.6, _ILLING)},
+    "lpl": {"cifar10": _quoted(59.4, _LPL), "stl10": _quoted(63.2, _LPL)},
+}
+
+
+def mark(number: Number, ours: Sequence[float], differences: Sequence[str]) -> str:
+    """ "reproduced", "off", or "not comparable: why".
+
+    Reproduced: the published mean lies inside our 95 % t interval over seeds and our mean inside the published
+    interval, where there is one.
+
+    Args:
+        number: the published one.
+        ours: our accuracies, one a seed.
+        differences: how our runs differ from those that gave the number.
+    """
+    if number.never or differences:
+        return f"not comparable: {'; '.join(filter(None, (*differences, number.never)))}"
+    mean, low, high = t_interval(ours)
+    if math.isnan(low):
+        return "not comparable: one seed, no interval"
+    inside = low <= number.accuracy <= high
+    if number.half is None:
+        return "reproduced (inside our interval; the paper gives none)" if inside else f"off by {_off(mean, number)}"
+    inside = inside and abs(mean - number.accuracy) <= number.half
+    return "reproduced" if inside else f"off by {_off(mean, number)}"
+
+
+def _off(mean: float, number: Number) -> str:
+    return f"{mean - number.accuracy:+.2f}".replace("-", "−")
+
+
+def differences(number: Number, config: dict[str, Any], protocol: str, facts: Sequence[str]) -> list[str]:
+    """How a run and its probe differ from those behind a number of the paper's own, each in a few words.
+
+    Args:
+        number: the published one; nothing is said of a quoted one, which differs in everything.
+        config: the run's resolved configuration, as a cell keeps it.
+        protocol: of the probe, "fast" or "paper".
+        facts: of the images, see ``Images.facts``.
+    """
+    if number.recipe is None:
+        return []
+    encoder = config["encoder"]
+    found: list[str] = []
+    if encoder["name"] != "vgg6":
+        found.append(f"{encoder['name']} for vgg6")
+    elif encoder["width"] != list(VGG6_CHANNELS):
+        found.append(f"width {encoder['width'][0] / VGG6_CHANNELS[0]:g}")
+    for key, theirs in zip(("epochs", "batch_size", "lr"), number.recipe, strict=True):
+        if config[key] != theirs:
+            found.append(f"{key.replace('_', ' ')} {config[key]:g} for {theirs:g}")
+    if config["limit_images"]:
+        found.append(f"{config['limit_images']:,} images")
+    if protocol != "paper":
+        found.append(f"{protocol} probe")
+    return found + [fact for fact in facts if "JPEG" in fact or "not the full set" in fact]

@@ -1,0 +1,255 @@
+"""Table 2, Table A3 and Figure 5: the published number beside ours, and whether the two can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localssl import evaluate
+from localssl.data.specs import default_patches, spec_for
+from localssl.errors import UsageError
+from localssl.experiments import published, summary
+from localssl.experiments.cells import Settings
+from localssl.experiments.comparison import Compared, Row, Study, compare
+from localssl.report import ablation_figure, comparison
+from localssl.report.comparison import Interval, plus_minus
+from localssl.report.tables import show
+from localssl.run import get_rule
+from localssl.stats import t_interval
+
+CPU = Study("cifar10", epochs=2, width=0.25, probe_images=20_000)
+PAPER = Study("", epochs=published.EPOCHS, batch_size=published.BATCH, protocol="paper")
+SEEDS = {"cpu": 2, "paper": 4}
+PAPER_LR = {"lr": published.LR}
+TABLE2 = {  # the paper's row: the rule
+    "BP-CLAPP++": ("bp-clapp++", {}),
+    "BP-InfoNCE": ("bp-infonce", {}),
+    "Naive CLAPP DFA": ("dfa", {}),
+    "Naive CLAPP Predictive Coding": ("ipc", {"objective": "clapp"}),
+    "CLAPP": ("clapp-illing", {}),
+    "LPL": ("lpl", {}),
+    "Stochastic FF": ("stochastic-ff", {}),
+    "SCFF": ("scff", {}),
+    "CLAPP++ (no 2D spatial dependence)": ("clapp", {}),
+    "CLAPP++": ("clapp++", {}),
+    "CLAPP++DFB": ("clapp++dfb", {}),
+    "CLAPP++both": ("clapp++both", {}),
+}
+_CE, _CLAPP, _LPL = (  # Table A4
+    {"epochs": epochs, "batch_size": batch, "lr": lr, "weight_decay": decay}
+    for (epochs, batch, lr), decay in ((published.A4_CE, 1e-4), (published.A4_CLAPP, 0.0), (published.A4_LPL, 1e-4))
+)
+TABLE_A3: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "cross-entropy, BP": ("bp", {}, _CE),
+    "cross-entropy, PC": ("ipc", {"objective": "ce"}, _CE),
+    "CLAPP objective, BP": ("bp-clapp++", {}, _CLAPP),
+    "CLAPP objective, PC": ("ipc", {"objective": "clapp"}, _CLAPP),
+    "LPL objective, BP": ("bp-lpl", {}, _LPL),
+    "LPL objective, PC": ("ipc", {"objective": "lpl"}, _LPL),
+}
+
+
+def table2(settings: Settings) -> None:
+    """Table 2: every rule's accuracy beside the published one (CIFAR-10 at width 0.25; --scale paper: all three)."""
+    changes = PAPER_LR if settings.scale == "paper" else {}
+    rows = {name: _row(rule, options, changes) for name, (rule, options) in TABLE2.items()}
+    _beside("table2", rows, published.TABLE2, ("cifar10", "stl10", "tiny-imagenet"), settings)
+
+
+def table_a3(settings: Settings) -> None:
+    """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies."""
+    paper = settings.scale == "paper"
+    rows = {name: _row(rule, options, own if paper else {}) for name, (rule, options, own) in TABLE_A3.items()}
+    _beside("tableA3", rows, published.TABLE_A3, ("cifar10", "stl10"), settings)
+
+
+def _row(rule: str, options: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+    """Named as ``localssl compare`` does, so that its cells serve here."""
+    words = [rule, *(f"{k}={v}" for k, v in options.items())]
+    return Row(" ".join(words), rule, options, changes)
+
+
+def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, Settings]]:
+    """What to run where: by data set at the paper's scale, else the settings of the cells that are there already."""
+    if settings.scale == "paper":
+        return {d: (replace(PAPER, data=d), replace(settings, out=settings.out / "paper" / d)) for d in data}
+    study = _stored(settings.out) or CPU
+    return {study.data: (study, settings)}
+
+
+def _stored(out: Path) -> Study | None:
+    for file in sorted((out / "cells").glob("untrained*.json")):
+        task = json.loads(file.read_text(encoding="utf-8"))["task"][0]
+        study = Study.of(task["study"])
+        print(f"{out} holds a comparison on {study.data} already: its settings are kept", flush=True)
+        return study
+    return None
+
+
+def _known(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows whose rule is there; the others are said."""
+    found: dict[str, Row] = {}
+    for name, row in rows.items():
+        try:
+            get_rule(row.rule, dict(row.options))
+        except UsageError as error:
+            print(f"row {name!r} left out: {str(error).split(':')[0]}", flush=True)
+        else:
+            found[name] = row
+    return found
+
+
+def _compared(
+    rows: Mapping[str, Mapping[str, Row]], data: Sequence[str], settings: Settings
+) -> dict[str, tuple[Study, Settings, list[Compared]]]:
+    """By data set; ``rows[data]``, or where it has none ``rows[""]``."""
+    studies = _studies(data, settings)
+    seeds = settings.seeds or SEEDS[settings.scale]
+    for study, where in studies.values():  # the untrained encoders first: data that are missing are met at once
+        compare(study, [], where, seeds)
+    return {
+        d: (study, where, compare(study, _unique(rows.get(d, rows[""]).values()), where, seeds))
+        for d, (study, where) in studies.items()
+    }
+
+
+def _unique(rows: Any) -> list[Row]:
+    return list({row.label: row for row in rows}.values())
+
+
+def _beside(
+    name: str,
+    rows: Mapping[str, Row],
+    numbers: Mapping[str, Mapping[str, published.Number]],
+    data: Sequence[str],
+    settings: Settings,
+) -> None:
+    known = _known(rows)
+    with_number = {d: {n: row for n, row in known.items() if d in numbers[n]} for d in data}
+    wanted = {"": known, **(with_number if settings.scale == "paper" else {})}
+    shown: list[list[str]] = []
+    hows: dict[str, str] = {}
+    failed: list[comparison.Line] = []
+    for d, (study, where, compared) in _compared(wanted, data, settings).items():
+        failed += [line for line in summary.write(compared, study, where) if line.failed]
+        by_label = {c.row.label: c for c in compared}
+        for n in wanted.get(d, known):
+            c = by_label[known[n].label]
+            number = numbers[n].get(d)
+            values = [summary.accuracy(r, "all", study.labels[-1]) for r in c.records]
+            verdict = _verdict(number, values, c, study)
+            ours = "failed" if c.failed else plus_minus(t_interval(values))
+            shown.append([n, c.row.label, d, "" if number is None else str(number), ours, verdict])
+            if number is not None:
+                hows.setdefault(n, number.how)
+    header = ["published as", "rule", "data", "published (%)", "ours (%)", "mark"]
+    below = [
+        "Ours: linear probe on all blocks, mean ± half of the 95 % t interval over seeds. Reproduced: each mean lies "
+        "inside the other's interval.",
+        *(f"{n}: {how}." for n, how in hows.items()),
+    ]
+    _finish(name, header, shown, below, settings)
+    summary.check(failed, settings.out)
+
+
+def _verdict(number: published.Number | None, values: Sequence[float], c: Compared, study: Study) -> str:
+    if c.failed:
+        return c.failed
+    if number is None:
+        return "no published number on these data"
+    record = c.records[0]
+    return published.mark(
+        number, values, published.differences(number, record["config"], study.protocol, record["facts"])
+    )
+
+
+def _finish(name: str, header: list[str], rows: list[list[str]], below: list[str], settings: Settings) -> None:
+    show(name, header, rows, "\n".join(below), left=2)
+    evaluate.to_csv(settings.out / f"{name}.csv", header, [list[object](row) for row in rows], below[0])
+    comparison.to_markdown(settings.out / f"{name}.md", header, rows, below)
+    print(f"written: {settings.out / name}.csv, {settings.out / name}.md")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of Figure 5: a row of the comparison, which layers are read out, and what it is held against."""
+
+    name: str
+    row: Row
+    layers: str = "all"  # or "last"
+    against: str | None = None
+    guided: bool = False  # by the theory: the paper's orange bars
+
+
+def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
+    spec = spec_for(study.data)
+    patches = study.patches or default_patches(spec.encoder, spec.image_size or 32)
+    averaged = {"patches": [*(patches or ())[:-1], 1000]}  # larger than the map: as large as the map
+    illing, clapp = _row("clapp-illing", {}, changes), _row("clapp", {}, changes)
+    pp, dfb, both, bp = (_row(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
+    first, views, spatial = "CLAPP, last layer", "+ SimCLR views, all layers", "+ spatial dependence (CLAPP++)"
+    feedback, end = "+ direct feedback (CLAPP++DFB)", "end to end (BP-CLAPP++)"
+
+    def last(row: Row) -> Row:
+        return replace(row, label=f"{row.label} last-averaged", changes={**changes, **averaged})
+
+    return [
+        Bar(first, illing, "last"),
+        Bar("CLAPP, all layers", illing, "all", first),
+        Bar("+ SimCLR views, last layer", clapp, "last", first),
+        Bar(views, clapp, "all", "+ SimCLR views, last layer"),
+        Bar(spatial, pp, "all", views, True),
+        Bar(feedback, dfb, "all", spatial, True),
+        Bar("both references (CLAPP++both)", both, "all", spatial, True),
+        Bar(end, bp, "all", spatial),
+        Bar("end to end, spatial dependence", _row("bp-clapp++", {"spatial": True}, changes), "all", end),
+        Bar("CLAPP++, last layer averaged", last(pp), "all", spatial),
+        Bar("CLAPP++DFB, last layer averaged", last(dfb), "all", feedback),
+    ]
+
+
+def fig5(settings: Settings) -> None:
+    """Figures 5 and 1E: from CLAPP to CLAPP++both step by step, paired (CIFAR-10, width 0.25; paper scale: STL-10)."""
+    paper = settings.scale == "paper"
+    (study, where), *_ = _studies(("stl10",), settings).values()
+    bars = _bars(study, PAPER_LR if paper else {})
+    known = _known({bar.name: bar.row for bar in bars})
+    bars = [bar for bar in bars if bar.name in known]
+    compared = compare(study, _unique(known.values()), where, settings.seeds or SEEDS[settings.scale])
+    lines = summary.write(compared, study, where)
+    by_label = {c.row.label: c for c in compared}
+    values: dict[str, list[float]] = {}
+    rows: list[list[str]] = []
+    drawn: list[ablation_figure.Bar] = []
+    for bar in bars:
+        c = by_label[bar.row.label]
+        layer = "all" if bar.layers == "all" or not c.records else summary.blocks(c.records[0])[-1]
+        mine = values[bar.name] = [summary.accuracy(r, layer, study.labels[-1]) for r in c.records]
+        other = values.get(bar.against or "", [])
+        step = t_interval([a - b for a, b in zip(mine, other, strict=True)]) if mine and other else None
+        number = published.FIG5.get(bar.name, {}).get(study.data)
+        ours: Interval | None = t_interval(mine) if mine else None
+        verdict = "" if number is None else _verdict(number, mine, c, study)
+        shown = plus_minus(ours) if ours else "failed"
+        against = bar.against if step else ""
+        paper_says = "" if number is None else str(number)
+        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", verdict])
+        drawn.append(
+            ablation_figure.Bar(bar.name, ours, number and number.accuracy, number and number.half, bar.guided)
+        )
+    below = [
+        "Ours: linear probe, mean ± half of the 95 % t interval over seeds; step: paired differences, seed by seed, to "
+        "the row named beside it.",
+        "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
+        "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
+        "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
+        summary.setting(compared, study, where),
+    ]
+    header = ["step", "rule", "published (%)", "ours (%)", "step (points)", "against", "mark"]
+    _finish("fig5", header, rows, below, settings)
+    caption = f"{summary.setting(compared, study, where)} Linear probe, {study.protocol} protocol."
+    print(f"written: {ablation_figure.draw(drawn, caption, settings.out / 'fig5.png')}")
+    summary.check([line for line in lines if line.failed], where.out)

@@ -1,0 +1,446 @@
+"""Rules side by side: what is run, what a failure leaves alone, what is written, what goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import localssl
+from localssl import cli, rules
+from localssl.data.sources import Images
+from localssl.errors import RunError, UsageError
+from localssl.experiments import EXPERIMENTS, comparison, published, summary, tables
+from localssl.experiments.apart import FAILED, peak_memory, reason_of, run_apart
+from localssl.experiments.cells import Part, Settings
+from localssl.experiments.comparison import Row, Study, compare
+from localssl.report import comparison as report
+from localssl.stats import t_interval
+
+BREAKS = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from localssl.rules import register
+from localssl.rules.clapp_pp import ClappPP
+
+@dataclass(frozen=True, kw_only=True)
+class Breaks(ClappPP):
+    name: ClassVar[str] = "breaks_100%"
+
+    def layer_loss(self, batch, layer, projections):
+        return super().layer_loss(batch, layer, projections)
+
+    def losses(self, batch, projections):
+        if Path(__file__).with_name("broken").exists():
+            raise ValueError("so it is\\nbroken")
+        return super().losses(batch, projections)
+
+register("breaks_100%", Breaks)
+"""
+SMALL = "--data digits --epochs 1 --seeds 2 --width 0.25 --batch-size 16 --limit-images 64 --probe-images 200"
+STUDY = Study("digits", epochs=1, width=0.25, batch_size=16, limit_images=64, probe_images=200, align_batches=2)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    return list(csv.DictReader(lines[1:]))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a module whose rule fails as long as there is a file "broken"."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "breaks_of_compare.py").write_text(BREAKS)
+    (folder / "broken").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(rules, "_RULES", dict(rules._RULES))  # pyright: ignore[reportPrivateUsage]
+        sys.modules.pop("breaks_of_compare", None)
+        import_module("breaks_of_compare")
+        yield folder
+
+
+def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = broken / "study"
+    command = f"compare --rules clapp++ breaks_100% {SMALL} --labels 10 all --align-batches 2 --jobs 2 --threads 1"
+    assert cli.main([*command.split(), "--out", str(out)]) == 1
+    said, errors = capfd.readouterr()
+    line = next(i for i, text in enumerate(BREAKS.splitlines(), start=1) if "raise" in text)
+    reason = f"ValueError: so it is broken ({broken / 'breaks_of_compare.py'}:{line})"
+    assert errors == f"localssl: 1 row failed; breaks_100%: {reason}; logs are in {out / 'runs'}\n"
+    assert "0 of 4 parts are done; running 4, 2 at a time" in said
+    assert "Traceback" in (out / "runs" / "breaks_100-s0-").with_name(log_of(out, "breaks")).read_text()
+
+    table = {row["rule"]: row for row in rows_of(out / "table.csv")}
+    assert list(table) == ["untrained", "clapp++", "breaks_100%"]
+    assert [row["status"] for row in table.values()] == ["done", "done", "failed"]
+    assert table["breaks_100%"]["reason"] == reason
+    mine = table["clapp++"]
+    seeds = rows_of(out / "seeds.csv")
+    for budget in ("10", "all"):
+        of: dict[str, list[float]] = {}
+        for row in seeds:
+            if (row["layer"], row["method"], row["labels"]) == ("all", "linear", budget):
+                of.setdefault(row["rule"], []).append(float(row["accuracy"]))
+        gains = [a - b for a, b in zip(of["clapp++"], of["untrained"], strict=True)]
+        for name, values in ((f"accuracy_{budget}", of["clapp++"]), (f"gain_{budget}", gains)):
+            found = [float(mine[name + end]) for end in ("", "_low", "_high")]
+            assert found == pytest.approx(t_interval(values), abs=2e-3)
+    record = json.loads((out / "cells" / "clapp++-s0.json").read_text())
+    run = localssl.run.open_run(out / "runs" / "clapp++-s0")
+    assert int(mine["parameters_encoder"]) == sum(p.numel() for p in run.encoder().parameters())
+    assert int(mine["parameters_rule"]) == sum(p.numel() for p in run.learner().projections.parameters())
+    assert 100 < record["peak_memory_mib"] < 10_000
+    assert record["images_per_second"] > 1
+    assert float(mine["cosine_5"]) == pytest.approx(1)  # the last block's own loss is the reference
+    assert (mine["lr"], mine["rates_tried"]) == ("0.002", "1 (default)")
+
+    markdown, tex = (out / "table.md").read_text(), (out / "table.tex").read_text()
+    assert markdown.startswith("| rule | accuracy, 10 labels/class (%) |")
+    assert f"breaks_100% failed: {reason}" in markdown
+    assert r"breaks\_100\% & failed & failed &" in tex
+    assert "clapp{+}{+} & " in tex
+    compiles(out / "table.tex")
+    assert (out / "table.png").read_bytes().startswith(b"\x89PNG")
+
+    # mended: only its cells are run, from the start; then none
+    (broken / "broken").unlink()
+    before = (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns
+    assert cli.main([*command.split(), "--out", str(out)]) == 0
+    said, errors = capfd.readouterr()
+    assert errors == ""
+    assert "2 of 4 parts are done; running 2, 2 at a time" in said
+    assert (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns == before
+    assert [row["status"] for row in rows_of(out / "table.csv")] == ["done"] * 3
+    assert cli.main([*command.split(), "--out", str(out)]) == 0
+    assert "running" not in capfd.readouterr().out
+
+    # other settings are refused, and nothing is lost
+    other = command.replace("--width 0.25", "--width 0.5")
+    assert cli.main([*other.split(), "--out", str(out)]) == 2
+    errors = capfd.readouterr().err
+    assert "width 0.5 (there: 0.25); use those, or another --out" in errors
+    assert errors.count("\n") == 1
+    assert (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns == before
+
+
+def log_of(out: Path, start: str) -> str:
+    return next(path.name for path in (out / "runs").glob(f"{start}*.log"))
+
+
+def compiles(table: Path) -> None:
+    latex = shutil.which("pdflatex") or shutil.which("tectonic")
+    if latex is None:
+        return
+    document = table.with_name("document.tex")
+    document.write_text("\\documentclass{article}\n\\begin{document}\n\\input{table}\n\\end{document}\n")
+    subprocess.run([latex, document.name], cwd=table.parent, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--rules clapp++ clap++ --data digits", "unknown rule 'clap++': did you mean"),
+        ("--rules clapp++ --data digit", "unknown data set 'digit'"),
+        ("--rules clapp++ --data digits --seeds 0", "--seeds 0: use 1 or more"),
+        ("--rules clapp++ --data digits --search-lr 1e-3 -1", "--search-lr takes positive numbers"),
+    ],
+)
+def test_refused_before_anything_is_trained(
+    arguments: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", *arguments.split(), "--out", str(tmp_path / "x"), "--width", "0.25"]) == 2
+    assert says in capfd.readouterr().err
+    assert not list(tmp_path.glob("x/runs/*/config.yaml"))
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts run in this process; the names of those that were asked for."""
+    asked: list[str] = []
+
+    def run(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = []
+        for part in parts:
+            file = settings.out / "cells" / f"{part.name}.json"
+            if not file.is_file():
+                asked.append(part.name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    record = part.work(settings, *part.arguments)
+                except Exception as error:
+                    record = {FAILED: reason_of(error), "anew": True}
+                file.write_text(json.dumps({**record, "task": list(part.arguments)}))
+            records.append(json.loads(file.read_text()))
+        return records
+
+    monkeypatch.setattr(comparison, "run_apart", run)
+    return asked
+
+
+def test_the_search_never_judges_on_what_was_trained_on(
+    inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Images] = []
+    own = comparison.features
+
+    def features(encoder: Any, images: Images, **options: Any) -> list[torch.Tensor]:
+        judged.append(images)
+        return own(encoder, images, **options)
+
+    monkeypatch.setattr(comparison, "features", features)
+    study = replace(STUDY, limit_images=500, search_lr=(1e-3, 1e6), search_epochs=1, align_batches=0)
+    found = compare(study, [Row("clapp++", "clapp++")], Settings(tmp_path, threads=1), 1)
+    assert inline == ["untrained-s0", "search-clapp++-lr0.001", "search-clapp++-lr1e+06", "clapp++-s0"]
+    run = localssl.run.open_run(tmp_path / "runs" / "search-clapp++-lr0.001")
+    assert (run.config.limit_images, run.config.epochs, run.config.lr) == (400, 1, 1e-3)
+    trained = pixels(run.images("train", limit=400))
+    fit, held = judged[:2]
+    assert (len(fit), len(held)) == (400, 100)
+    assert pixels(fit) == trained
+    assert not pixels(held) & trained
+    assert pixels(held) <= pixels(run.images("train", limit=500))  # no more than the study may see
+    assert not pixels(held) & pixels(run.images("test"))
+    assert found[1].records[0]["config"]["lr"] == 1e-3  # at the other rate it is worse, or has failed
+    assert found[1].budget == "2 rates × 1 epoch on 400 images"
+
+
+def pixels(images: Images) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images.batch(torch.arange(len(images)))}
+
+
+def test_the_rate_with_the_best_accuracy_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    accuracy = {"a": (50.0, 70.0, None), "b": (60.0, 40.0, 50.0), "c": (None, None, None)}
+
+    def run(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]:
+        found = [accuracy[p.arguments[0]["row"]["label"]][(1, 2, 4).index(p.arguments[0]["lr"])] for p in parts]
+        return [{FAILED: "NaN", "anew": True} if a is None else {"accuracy": a} for a in found]
+
+    monkeypatch.setattr(comparison, "_run", run)
+    study = replace(STUDY, search_lr=(1, 2, 4))
+    rows = [Row(label, "clapp++") for label in accuracy]
+    chosen = comparison._search(study, rows, Settings(tmp_path), 100)  # pyright: ignore[reportPrivateUsage]
+    assert {label: c.lr for label, c in chosen.items()} == {"a": 2, "b": 1, "c": None}
+    assert chosen["c"].failed == "at every rate of the search: NaN"
+
+
+def test_a_rule_with_another_encoder_has_its_own_untrained_row(inline: list[str], tmp_path: Path) -> None:
+    study = replace(STUDY, align_batches=0)
+    row = Row("normed", "clapp++", changes={"encoder_options": ("norm=length",)})
+    settings = Settings(tmp_path, threads=1)
+    found = compare(study, [row], settings, 1)
+    assert [c.row.label for c in found] == ["untrained", "untrained (norm=length)", "normed"]
+    plain, untrained, normed = (c.records[0] for c in found)
+    assert untrained["config"]["encoder"] == normed["config"]["encoder"] != plain["config"]["encoder"]
+    line = summary.summarise(found, study)[2]
+    values = [summary.accuracy(r, "all", "all") for r in (normed, untrained)]
+    assert line.gain["all"][0] == pytest.approx(values[0] - values[1])
+    # an encoder that is left untrained is the same under every rule: its gain is zero
+    same = replace(row, changes={**row.changes, "epochs": 0})
+    found = compare(study, [same], replace(settings, out=tmp_path / "same"), 1)
+    assert summary.summarise(found, study)[2].gain["all"][0] == 0
+
+
+def test_every_rule_but_yardsticks_by_default() -> None:
+    assert "optimum" not in comparison.default_rules()
+    assert {"clapp", "clapp++", "bp-infonce"} <= set(comparison.default_rules())
+
+
+def test_table2_goes_on_with_the_cells_of_compare(
+    inline: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "TABLE2", {n: tables.TABLE2[n] for n in ("BP-CLAPP++", "CLAPP++", "CLAPP")})
+    monkeypatch.setitem(tables.TABLE2, "CLAPP", ("no-such-rule", {}))
+    monkeypatch.setitem(published.TABLE2["CLAPP++"], "digits", published.Number(50.0, 60.0))
+    study = replace(STUDY, align_batches=0)
+    settings = Settings(tmp_path / "table2", threads=1, seeds=1)
+    compare(study, [Row("clapp++", "clapp++")], settings, 1)
+    before = list(inline)
+    tables.table2(settings)
+    assert inline[len(before) :] == ["bp-clapp++-s0"]
+    said = capsys.readouterr().out
+    assert "row 'CLAPP' left out: unknown rule 'no-such-rule'" in said
+    shown = {row["published as"]: row for row in rows_of(settings.out / "table2.csv")}
+    assert shown["CLAPP++"]["mark"] == (
+        "not comparable: vgg5 for vgg6; epochs 1 for 300; batch size 16 for 32; lr 0.002 for 0.0002; 64 images; "
+        "fast probe"
+    )
+    assert shown["BP-CLAPP++"]["mark"] == "no published number on these data"
+
+
+def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = {name: rules.get(name).__class__ for name in rules.names() if name.startswith(("clapp+", "bp-clapp+"))}
+    monkeypatch.setattr(rules, "_RULES", {**family, "clapp": rules.get("clapp").__class__})
+    settings = Settings(tmp_path / "fig5", threads=1, seeds=2)
+    compare(replace(STUDY, align_batches=0), [], settings, 2)
+    tables.fig5(settings)
+    shown = {row["step"]: row for row in csv.DictReader((settings.out / "fig5.csv").read_text().splitlines()[1:])}
+    cells = {
+        rule: [json.loads((settings.out / "cells" / f"{rule}-s{seed}.json").read_text()) for seed in (0, 1)]
+        for rule in ("clapp", "clapp++")
+    }
+
+    def values(rule: str, layer: str) -> list[float]:
+        return [summary.accuracy(record, layer, "all") for record in cells[rule]]
+
+    step = shown["+ spatial dependence (CLAPP++)"]
+    assert step["against"] == "+ SimCLR views, all layers"
+    differences = [a - b for a, b in zip(values("clapp++", "all"), values("clapp", "all"), strict=True)]
+    assert step["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
+    last = shown["+ SimCLR views, last layer"]
+    assert last["ours (%)"] == report.plus_minus(t_interval(values("clapp", "5")))
+    averaged = json.loads(next(settings.out.glob("cells/clapp++_last-averaged*-s0.json")).read_text())
+    assert averaged["config"]["patches"][-1] == 1000
+    sizes = [{r[0]: r[7] for r in c["probe"] if r[1] == "linear"} for c in (averaged, cells["clapp"][0])]
+    assert sizes[0] == sizes[1]  # the probe's patches are the common ones
+    assert (settings.out / "fig5.png").is_file()
+
+
+def test_experiments_are_listed() -> None:
+    assert {"table2", "tableA3", "fig5"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("number", "ours", "differences", "says"),
+    [
+        (published.Number(80.5, 0.3), [80.4, 80.5, 80.7, 80.3], [], "reproduced"),
+        (published.Number(80.5, 0.3), [81.0, 81.1, 81.0, 80.9], [], "off by +0.50"),
+        (published.Number(80.5, 0.01), [80.4, 80.5, 80.7, 80.2], [], "off by −0.05"),
+        (published.Number(80.5), [80.4, 80.6], [], "reproduced (inside our interval; the paper gives none)"),
+        (published.Number(70.5), [80.4, 80.6], [], "off by +10.00"),
+        (published.Number(80.5, 0.3), [80.5], [], "not comparable: one seed, no interval"),
+        (published.Number(80.5, 0.3), [80.5, 80.5], ["width 0.25"], "not comparable: width 0.25"),
+        (published.TABLE2["SCFF"]["cifar10"], [80.6, 80.6], [], "not comparable: quoted; Chen 2025"),
+    ],
+)
+def test_marks(number: published.Number, ours: list[float], differences: list[str], says: str) -> None:
+    assert published.mark(number, ours, differences).startswith(says)
+
+
+def test_published_numbers_are_the_papers() -> None:
+    assert sum(len(numbers) for numbers in published.TABLE2.values()) == 27
+    assert str(published.TABLE2["BP-InfoNCE"]["stl10"]) == "81.97 ± 1.23"
+    assert str(published.TABLE2["CLAPP++both"]["tiny-imagenet"]) == "37.78 ± 0.67"
+    assert str(published.TABLE_A3["LPL objective, PC"]["stl10"]) == "51.21"
+    assert set(tables.TABLE2) == set(published.TABLE2)
+    assert set(tables.TABLE_A3) == set(published.TABLE_A3)
+
+
+def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
+    assert report.latex(r"a_b & 5% #1 {x} \y ~^ c++ ± −1") == (
+        r"a\_b \& 5\% \#1 \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{} c{+}{+} $\pm$ $-$1"
+    )
+    report.to_markdown(tmp_path / "t.md", ["a", "b"], [["x|y", "1"]], ["below", ""])
+    assert (tmp_path / "t.md").read_text() == "| a | b |\n|---|---|\n| x\\|y | 1 |\n\nbelow\n"
+    report.to_latex(tmp_path / "table.tex", ["c++_%", "±"], [["a_b", "−1 ± 2"]], ["one\ntwo"])
+    assert (tmp_path / "table.tex").read_text().endswith("\\end{tabular}\n% one two\n")
+    compiles(tmp_path / "table.tex")
+
+
+def test_reasons() -> None:
+    assert reason_of(RunError("one\n line")) == "one line"
+    with pytest.raises(RuntimeError) as raised:
+        torch.zeros(2) @ torch.zeros(3)
+    assert reason_of(raised.value).startswith("RuntimeError: ")
+    assert reason_of(raised.value).endswith(f"({__file__}:{raised.tb.tb_lineno})")
+
+
+def test_peak_memory_is_of_this_program_alone() -> None:
+    before = peak_memory()
+    held = bytearray(300 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert peak_memory() >= before
+    del held
+    code = (
+        "from localssl.experiments.apart import peak_memory\n"
+        "before = peak_memory(); held = bytearray(200 * 2**20); print(before, peak_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(float, done.stdout.split())
+    assert second - first == pytest.approx(200, abs=20)
+
+
+SCRIPT = """
+import os, pathlib, sys, time
+from localssl.experiments.apart import run_apart
+from localssl.experiments.cells import Part, Settings
+
+def slow(settings):
+    pathlib.Path("began").touch()
+    time.sleep(60)
+    return {}
+
+def fine(settings):
+    return {"fine": 1}
+
+def killed(settings):
+    os._exit(9)
+
+if __name__ == "__main__":
+    settings = Settings(pathlib.Path("study"), jobs=2, threads=1)
+    try:
+        print(run_apart([Part(name, globals()[name]) for name in sys.argv[1:]], settings)[:])
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def script(folder: Path, *names: str) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, "script.py", *names],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(localssl.__file__).parents[1])},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_ctrl_c(tmp_path: Path, everyone: bool) -> None:
+    process = script(tmp_path, "slow", "fine")
+    while process.poll() is None and not (tmp_path / "began").exists():
+        time.sleep(0.01)
+    if everyone:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (130, "")
+    assert said.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert not (tmp_path / "study" / "cells" / "slow.json").exists()
+
+
+def test_a_killed_process_fails_alone(tmp_path: Path) -> None:
+    process = script(tmp_path, "killed", "fine")
+    said, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (0, "")
+    assert (
+        "killed: failed: its process ended without a word (status 9; out of memory?), see study/runs/killed.log" in said
+    )
+    assert not (tmp_path / "study" / "cells" / "killed.json").exists()  # gone on with by the same command
+    assert json.loads((tmp_path / "study" / "cells" / "fine.json").read_text())["fine"] == 1
+
+
+def test_rows_are_named_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="named twice"):
+        compare(STUDY, [Row("a", "clapp"), Row("a", "clapp++")], Settings(tmp_path), 1)
+    assert run_apart([], Settings(tmp_path)) == []
