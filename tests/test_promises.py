@@ -31,11 +31,14 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
+    (localssl.testing.check_rule, "rule"),
     (localssl.alignment.measure, "encoder rules data reference patches fit"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
 
 SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0}
+LPL = {"pull": 1.0, "push": 1.0, "decorrelation": 10.0, "eps": 1e-4}
+CODING = {"eta_h": 0.1, "momentum": 0.5, "learnt_feedback": False, "classes": 10}
 RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults
     "clapp": SCORE,
     "clapp++": SCORE,
@@ -44,6 +47,22 @@ RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults
     "bp-clapp++": {**SCORE, "spatial": False},
     "bp-infonce": {"projection_dim": 1024, "temperature": 0.1},
     "optimum": SCORE,
+    "ff": {"threshold": 1.0, "peer": 0.0, "views": 2, "blurs": 8},
+    "ff-supervised": {"threshold": 1.0, "peer": 0.0, "views": 2, "classes": 10},
+    "phyll": {"theta": 4.0, "views": 2, "blurs": 8},
+    "scff": {"theta1": (0, 5, 6), "theta2": (1, 9, 10), "penalty": (0.0012, 0.0007, 0.0005), "halves": "same"},
+    "stochastic-ff": {"copies": 4, "dropout": 0.2, "channels": (30, 20, 10)},
+    "softhebb": {"t": (1, 0.65, 0.25), "rates": (8, 0.5, 1)},
+    "clapp-illing": {"variant": "clapp", "coin": True, "patch": None, "stride": None},
+    "lpl": LPL,
+    "bp-lpl": LPL,
+    "dfa": {**SCORE, "spatial": False, "per_position": False},
+    "fa": {**SCORE, "spatial": False},
+    "sign-symmetric": {**SCORE, "spatial": False, "magnitudes": "fixed"},
+    "pc": {"objective": "clapp", "steps": 8, **CODING},
+    "ipc": {"objective": "clapp", "steps": 9, **CODING},
+    "bp": {"classes": 10},
+    "bp-simclr": {"hidden": None, "projection_dim": 128, "temperature": 0.5},
 }
 
 PROJECTIONS = {
@@ -54,6 +73,22 @@ PROJECTIONS = {
     "bp-clapp++": {"lateral": 1},
     "bp-infonce": {"head": 1},
     "optimum": {"feedback": 3},
+    "ff": {},
+    "ff-supervised": {},
+    "phyll": {"direction": 3},
+    "scff": {},
+    "stochastic-ff": {"channels": 3},
+    "softhebb": {},
+    "clapp-illing": {"predict_1": 3, "retrodict_1": 3},
+    "lpl": {},
+    "bp-lpl": {},
+    "dfa": {"lateral": 1, "direct": 2},
+    "fa": {"lateral": 1, "backward": 3},
+    "sign-symmetric": {"lateral": 1, "backward": 3},
+    "pc": {"lateral": 1},
+    "ipc": {"lateral": 1},
+    "bp": {"head": 1},
+    "bp-simclr": {"hidden": 1, "head": 1},
 }
 
 COMMANDS = {
@@ -85,17 +120,28 @@ def test_rules(name: str) -> None:
     assert {key: len(modules) for key, modules in learner.projections.items()} == PROJECTIONS[name]
     a, b = torch.randn(2, 5, 3, 8, 8)
     negatives = torch.randperm(10)
-    losses = learner.losses(a, b, negatives=negatives, labels=None)
-    assert losses.shape == ((1,) if name.startswith("bp-") else (3,))
-    assert torch.equal(learner.accumulate_grads(a, b, negatives=negatives, labels=None), losses)
+    labels = torch.arange(5) if rule.uses_labels else None
+    torch.manual_seed(1)
+    losses = learner.losses(a, b, negatives=negatives, labels=labels)
+    assert losses.shape == ((3,) if rule.per_layer else (1,))
+    torch.manual_seed(1)  # rules that draw
+    assert torch.equal(learner.accumulate_grads(a, b, negatives=negatives, labels=labels), losses)
     for key, modules in learner.projections.items():
         for layer, module in enumerate(modules):
-            assert module.weight.grad is not None
+            trained = isinstance(module.weight, nn.Parameter) and module.weight.requires_grad
+            assert (module.weight.grad is not None) == trained
             if key == "lateral" and len(modules) == 3 and name != "clapp":
                 d = (16, 20, 96)[layer]
                 assert module.weight.shape == (d, d)
             if key == "feedback":
                 assert module.weight.shape == ((16, 20, 96)[layer], 96)
+
+
+def test_every_built_in_rule_is_promised() -> None:
+    built_in = {
+        n for n in localssl.rules.names() if type(localssl.rules.get(n)).__module__.startswith("localssl.rules.")
+    }
+    assert built_in == set(RULES) == set(PROJECTIONS)
 
 
 def test_encoders() -> None:
