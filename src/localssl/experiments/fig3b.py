@@ -44,11 +44,11 @@ def run(settings: Settings) -> None:
         str(EPOCHS[-1]), SOLVED, [[1 - mean for _, part, mean, *_ in parts if part == "form"] for parts in solved], []
     )
     header = ["epoch", "line", "layer", "mean", "low", "high", "seeds", "null"]
+    over = f"mean and 95 % t interval over {len(seeds)} seeds" if len(seeds) > 1 else "one seed, no interval"
     caption = (
         f"{records[0]['data']}, crops of {CROP} × {CROP}, 6 ReLU layers of {WIDTHS[0]} units, softplus type 2, "
         f"Adam {LR:g}, batch {BATCH}, {EPOCHS[-1]} epochs; each rule against backpropagation of its own "
-        f"last-layer loss, at its own weights; mean over {TEST_BATCHES} test batches, then mean and 95 % t interval "
-        f"over {len(seeds)} seeds"
+        f"last-layer loss, at its own weights; mean over {TEST_BATCHES} test batches, then {over}"
     )
     evaluate.to_csv(settings.out / "fig3b.csv", header, rows, caption)
     last = [[f"after {EPOCHS[-1]} epochs", *row[1:]] for row in rows if row[0] == str(EPOCHS[-1])]

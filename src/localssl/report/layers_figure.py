@@ -15,7 +15,7 @@ Row = Sequence[object]  # panel, line, layer, mean, low, high, batches
 
 
 def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -> Path:
-    """Write the figure; bars are the rows' intervals."""
+    """Write the figure; bars are the rows' intervals, where they have one (from one seed there is none: "")."""
     panels = list(dict.fromkeys(str(row[0]) for row in rows))
     names = list(dict.fromkeys(str(row[1]) for row in rows))
     width = 2.2 + 3.4 * len(panels)
@@ -26,7 +26,10 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
     for panel, place in zip(panels, axes[0], strict=True):
         for name, (colour, marker) in zip(names, PALETTE[: len(names)], strict=True):
             mine = [row for row in rows if row[0] == panel and row[1] == name and row[3] != ""]
-            x, mean, low, high = ([float(str(row[i])) for row in mine] for i in (2, 3, 4, 5))
+            x, mean = ([float(str(row[i])) for row in mine] for i in (2, 3))
+            low, high = (
+                [m if row[i] == "" else float(str(row[i])) for row, m in zip(mine, mean, strict=True)] for i in (4, 5)
+            )
             below = [m - a for m, a in zip(mean, low, strict=True)]
             above = [b - m for m, b in zip(mean, high, strict=True)]
             style = {"markersize": 5, "capsize": 2, "linewidth": 1.2}
