@@ -170,7 +170,7 @@ TRIED: dict[str, tuple[str, tuple[int, ...]]] = {  # label: rule and patches; ei
     "both, patches half as large": ("clapp++both", (2, 2, 2, 1, 1, 1)),
     "both, patches twice as large": ("clapp++both", (8, 8, 8, 4, 4, 2)),
 }
-FINALISTS = (  # after clapp++both the best two of the screening, by the sum of ranks in accuracy and in cosine less null
+FINALISTS = (  # and the screening's best two, by the sum of ranks in accuracy and in cosine less null
     "clapp++both",
     "own, next and last",
     "both, B 4 times as fast",
