@@ -424,3 +424,35 @@ def test_rules_whose_inputs_are_no_images_are_checked_on_linear_layers() -> None
 
 def test_it_is_where_it_is_promised() -> None:
     assert localssl.testing.check_rule is check_rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClaimsOneLoss(Rule):
+    """Reads the last block in every loss and says that it has one loss for all."""
+
+    @property
+    def per_layer(self) -> bool:
+        return False
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        peek = 1 + batch.z[-1].detach().square().mean()
+        return torch.stack([z.square().mean() * peek for z in batch.z]).sum()[None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnePartForAll(Rule):
+    """One trained scale in the losses of all layers."""
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        return {"shared": [nn.Linear(1, 1, bias=False)]}
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        scale = projections["shared"][0](torch.ones(1, dtype=batch.z[layer].dtype))
+        return ((batch.z[layer].square().mean() - scale).square()).sum()
+
+
+@pytest.mark.parametrize(("rule", "check"), [(ClaimsOneLoss, "encoders"), (OnePartForAll, "locality")])
+def test_what_is_above_finds_no_other_way_down(rule: type[Rule], check: str) -> None:
+    with pytest.raises(CheckFailed) as caught:
+        check_rule(rule)
+    assert caught.value.check == check

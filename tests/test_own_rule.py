@@ -106,6 +106,19 @@ def test_resume_is_bit_identical_and_takes_the_rule_again(tmp_path: Path, monkey
     run_tiny(tmp_path / "b", rule=name, data=None, resume=True, limit_images=None, batch_size=64, width=1.0, lr=None)
 
 
+def test_resuming_with_a_changed_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "changing.py"
+    path.write_text(EXAMPLE.read_text())
+    name, said = f"{path}:MyRule", list[str]()
+    run_tiny(tmp_path / "run", rule=name, epochs=1)
+    path.write_text(path.read_text() + "\n# another file\n")
+    run_tiny(tmp_path / "run", said, rule=name, epochs=2, resume=True)
+    assert any("is not the file that" in line for line in said)
+    said.clear()
+    run_tiny(tmp_path / "run", said, rule=name, epochs=3, resume=True)
+    assert not any("is not the file that" in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("body", "name", "expected"),
     [

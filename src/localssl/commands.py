@@ -112,7 +112,7 @@ def compare(command: flags.Compare) -> None:
         search_lr=tuple(dict.fromkeys(c.search_lr)),
         search_epochs=c.search_epochs,
     )
-    rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules())]
+    rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules(c.data))]
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
     summary.check(lines, c.out)

@@ -25,7 +25,7 @@ from localssl.learner import Learner
 from localssl.manifest import write_manifest
 from localssl.progress import Progress
 from localssl.resume import begin
-from localssl.run import Run, build, check, make_views, stored_root
+from localssl.run import Run, build, check, make_views, manifest_of, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 ALIGN_BATCHES = 4
@@ -59,8 +59,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
-    if state is None and rules.is_path(resolved.rule):
-        _check_own_rule(resolved, report)
+    if rules.is_path(resolved.rule):
+        before = manifest_of(out, "rule").get("sha256")
+        changed = before not in (None, rules.own.fingerprint(resolved.rule))
+        if state is not None and changed:
+            report(f"warning: {resolved.rule} is not the file that {out} was begun with; it goes on with the new one")
+        if state is None or changed:
+            _check_own_rule(resolved, report)
     try:
         loop = _Loop(config, resolved, images, state, report)
         out.mkdir(parents=True, exist_ok=True)

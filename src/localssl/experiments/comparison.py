@@ -26,7 +26,7 @@ from localssl.experiments.cells import Part, Settings
 from localssl.files import write_text
 from localssl.metrics import read
 from localssl.probe import fast_probe, features
-from localssl.run import Run, get_rule, train_split
+from localssl.run import Run, check, get_rule, train_split
 from localssl.train import train
 
 UNTRAINED = "untrained"
@@ -102,9 +102,11 @@ class Compared:
     notes: tuple[str, ...] = ()
 
 
-def default_rules() -> list[str]:
-    """Every registered rule but yardsticks, which use what no rule may."""
-    return [name for name in rules.names() if rules.get(name).credit != "optimum"]
+def default_rules(data: str = "") -> list[str]:
+    """Every registered rule but yardsticks, which use what no rule may, and on unlabelled data supervised ones."""
+    found = {name: rules.get(name) for name in rules.names()}
+    labelled = train_split(data) != "unlabeled"
+    return [n for n, rule in found.items() if rule.credit != "optimum" and (labelled or not rule.uses_labels)]
 
 
 def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -> list[Compared]:
@@ -117,6 +119,8 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
     """
     if len({row.label for row in rows}) < len(rows):
         raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
+    for row in rows:
+        check(_config(study, row, settings, settings.out))
     encoders = {row.label: _encoder_options(row) for row in rows}
     untrained = {options: _untrained_row(options) for options in dict.fromkeys(["", *encoders.values()])}
     found = {
@@ -184,15 +188,9 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
         "seed": seed,
         "lr": lr,
         "trial": trial,
-        "source": _source(row.rule),
+        "source": rules.own.fingerprint(row.rule) if rules.is_path(row.rule) else None,
     }
     return Part(name, _cell, (json.loads(json.dumps(task)), type(rule).__module__))
-
-
-def _source(rule: str) -> str | None:
-    """Digest of the user's file that holds a rule named "FILE.py:Class"."""
-    path = Path(rule.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
 
 
 def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from localssl.data.specs import spec_for
 from localssl.encoders import VGG6_CHANNELS
 from localssl.stats import t_interval
 
@@ -19,7 +20,10 @@ Recipe = tuple[int, int, float]  # epochs, images in a batch, learning rate
 EPOCHS, BATCH, LR = COMMON = (300, 32, 2e-4)  # the paper's, Appendix B
 A4_CE, A4_CLAPP, A4_LPL = (50, 128, 5e-5), COMMON, (800, 1024, 1e-3)  # Table A4
 
+WIDEST = 1.0  # half of our interval, in points, beyond which it says nothing
 OWN = "the paper's own runs; vgg6, linear probe on all six layers, 32,768 features"
+PLAIN = {"optimizer": "adam", "schedule": "constant", "precision": "32-true"}
+SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0, "negatives": "next"}
 NOT_STATED = "network, views and probe of Table A3 are not stated"
 
 
@@ -48,6 +52,10 @@ def _quoted(accuracy: float, how: str) -> Number:
     return Number(accuracy, None, f"quoted from {how}", f"quoted; {how}", None)
 
 
+def _unstated(accuracy: float, what: str) -> Number:
+    return Number(accuracy, None, f"the paper's own run; {what}", what)
+
+
 _ILLING = (
     "Illing 2021: patches of one grey image, coin for positive or negative, 600 epochs; last layer, 1,024 features"
 )
@@ -66,8 +74,8 @@ TABLE2: dict[str, dict[str, Number]] = {  # row: data: number; in the paper's or
         "stl10": Number(81.97, 1.23),
         "tiny-imagenet": Number(36.78, 0.73),
     },
-    "Naive CLAPP DFA": {"stl10": Number(52.30, how=f"{OWN}; scale of the feedback not stated")},
-    "Naive CLAPP Predictive Coding": {"stl10": Number(36.75, how=f"{OWN}; the same number as in Table A3")},
+    "Naive CLAPP DFA": {"stl10": _unstated(52.30, "network, probe, scale and form of the feedback are not stated")},
+    "Naive CLAPP Predictive Coding": {"stl10": _unstated(36.75, f"{NOT_STATED}, where this number stands, too")},
     "CLAPP": {"stl10": _quoted(73.6, _ILLING)},
     "LPL": {"cifar10": _quoted(59.4, _LPL), "stl10": _quoted(63.2, _LPL)},
     "Stochastic FF": {"cifar10": _quoted(76.96, _SFF)},
@@ -145,11 +153,18 @@ def mark(number: Number, ours: Sequence[float], differences: Sequence[str]) -> s
     mean, low, high = t_interval(ours)
     if math.isnan(low):
         return "not comparable: one seed, no interval"
+    if (half := mean - low) > WIDEST:
+        return f"not comparable: {len(ours)} seeds, an interval of ± {half:.2f} points"
     inside = low <= number.accuracy <= high
     if number.half is None:
         return "reproduced (inside our interval; the paper gives none)" if inside else f"off by {_off(mean, number)}"
     inside = inside and abs(mean - number.accuracy) <= number.half
     return "reproduced" if inside else f"off by {_off(mean, number)}"
+
+
+def _plain(value: object) -> object:
+    """As JSON keeps it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _off(mean: float, number: Number) -> str:
@@ -176,6 +191,20 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
     for key, theirs in zip(("epochs", "batch_size", "lr"), number.recipe, strict=True):
         if config[key] != theirs:
             found.append(f"{key.replace('_', ' ')} {config[key]:g} for {theirs:g}")
+    for key, theirs in PLAIN.items():
+        if config[key] != theirs:
+            found.append(f"{key} {config[key]} for {theirs}")
+    spec = spec_for(config["data"])
+    decay = 0.0 if config["rule"] == "bp-infonce" else spec.weight_decay
+    if config["weight_decay"] != decay:
+        found.append(f"weight decay {config['weight_decay']:g} for {decay:g}")
+    if {k: _plain(v) for k, v in config["augmentation"].items()} != {
+        k: _plain(v) for k, v in asdict(spec.augmentation).items()
+    }:
+        found.append("other views")
+    changed = [k for k, v in SCORE.items() if config["rule_options"].get(k, v) != v]
+    if changed:
+        found.append(f"another {', '.join(changed)}")
     if config["limit_images"]:
         found.append(f"{config['limit_images']:,} images")
     if protocol != "paper":

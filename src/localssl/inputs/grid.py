@@ -33,13 +33,13 @@ class PatchGrid(Inputs):
         Raises:
             UsageError: views that are no images, or smaller than one patch.
         """
-        patch, stride = self._sizes(input_shape)
+        patch, stride = self.sizes(input_shape)
         rows, columns = ((side - patch) // stride + 1 for side in input_shape[1:])
         return rows, columns
 
     @override
     def shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        patch, _ = self._sizes(input_shape)
+        patch, _ = self.sizes(input_shape)
         return (input_shape[0], patch, patch)
 
     @override
@@ -47,15 +47,20 @@ class PatchGrid(Inputs):
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         x = torch.cat((view_a, view_b))
-        patch, stride = self._sizes(x.shape[1:])
+        patch, stride = self.sizes(x.shape[1:])
         cut = x.unfold(2, patch, stride).unfold(3, patch, stride)  # (2n, C, rows, columns, p, p)
         return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 
-    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int]:
+    def sizes(self, input_shape: Sequence[int]) -> tuple[int, int]:
+        """Side of a patch and stride, in pixels.
+
+        Raises:
+            UsageError: views that are no images, or smaller than one patch.
+        """
         if len(input_shape) != 3:
             raise UsageError(f"patches are cut from images (C, H, W), got views of shape {tuple(input_shape)}")
         side = min(input_shape[1:])
-        patch = min(16, side // 2) if self.patch is None else self.patch
+        patch = min(16, side // 4 * 2) if self.patch is None else self.patch
         stride = patch // 2 if self.stride is None else self.stride
         if not (1 <= patch <= side and stride >= 1):
             raise UsageError(f"patches of {patch} at a stride of {stride} do not fit views of {tuple(input_shape)}")

@@ -44,7 +44,7 @@ class ClappIlling(Rule):
         variant: "clapp" or "clapp-s".
         coin: whether "clapp" tosses it; without, every image gets both terms, the same loss on average.
         patch: side of a patch; None: 16, and half the side of images smaller than 32.
-        stride: pixels from one patch to the next; None: half a patch.
+        stride: pixels from one patch to the next; None: half a patch; less is refused.
         rows, columns: of the grid; the learner fills them in.
     """
 
@@ -73,7 +73,14 @@ class ClappIlling(Rule):
 
     @override
     def for_images(self, shape: Sequence[int]) -> Rule:
-        rows, columns = PatchGrid(self.patch, self.stride).grid(shape)
+        grid = PatchGrid(self.patch, self.stride)
+        patch, stride = grid.sizes(shape)
+        if patch > 2 * stride:
+            raise UsageError(
+                f"{self.name} predicts k + 1 rows down: patches of {patch} at a stride of {stride} would overlap what "
+                f"they predict; use a stride of at least {-(-patch // 2)}"
+            )
+        rows, columns = grid.grid(shape)
         return replace(self, rows=rows, columns=columns)
 
     @override

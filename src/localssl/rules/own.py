@@ -58,6 +58,11 @@ def load(name: str) -> type[Rule]:
     return rule
 
 
+def fingerprint(name: str) -> str:
+    """sha256 (hex) of the file of a rule named PATH.py:CLASS."""
+    return hashlib.sha256(_parts(name)[0].read_bytes()).hexdigest()
+
+
 def where(error: BaseException, *others: str) -> str | None:
     """File, line and function of the user's own rule (or of other files) in which an error arose, else None."""
     files = {*(str(file) for file in _LOADED), *others}

@@ -17,6 +17,7 @@ import torch
 
 from localssl.errors import UsageError
 from localssl.rules import Rule, own
+from localssl.rules.base import PER_LAYER
 from localssl.testing.bench import Bench, CheckFailed, Failure, Skip, benches, the_rule
 from localssl.testing.checks import CHECKS, Check
 
@@ -106,8 +107,11 @@ def _check_exceptions(rule: Rule, name: str) -> None:
             raise CheckFailed(name, check, f"it is excepted but there is no such check; there are {', '.join(CHECKS)}")
         if not reason.strip():
             raise CheckFailed(name, check, "it is excepted without a reason")
-    if "locality" in rule.exceptions and rule.credit == "local" and type(rule).__module__.startswith("localssl.rules."):
-        raise CheckFailed(name, "locality", "a built-in rule whose credit is local may not be excepted from it")
+    built_in = type(rule).__module__.startswith("localssl.rules.")
+    if "locality" in rule.exceptions and built_in and rule.credit in PER_LAYER and rule.credit != "optimum":
+        raise CheckFailed(
+            name, "locality", f"a built-in rule whose credit is {rule.credit} may not be excepted from it"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from localssl.inputs import Inputs
 from localssl.learner import Learner
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
+from localssl.rules.base import PER_LAYER
 from localssl.testing.bench import Bench, Feed, Skip, Update, of_layer, require, same, update
 from localssl.testing.frozen import Frozen
 
@@ -54,7 +55,7 @@ def encoders(bench: Bench) -> None:
     learner, feed = bench.learner(), bench.feed()
     a, b = feed.a.clone(), feed.b.clone()
     found = update(learner, feed)
-    wanted = (len(learner.encoder.blocks) if bench.rule.per_layer else 1,)
+    wanted = (len(learner.encoder.blocks) if bench.rule.credit in PER_LAYER else 1,)
     require(tuple(found.losses.shape) == wanted, f"losses are of shape {tuple(found.losses.shape)}, expected {wanted}")
     require(bool(found.losses.isfinite().all()), f"losses are {_shown(found.losses)}")
     require(same(a, feed.a) and same(b, feed.b), "the views were changed in place")
@@ -69,6 +70,7 @@ def locality(bench: Bench) -> None:
 
     Blocks and projections above get other weights; outputs that are declared references keep their values.
     """
+    _no_part_in_common(bench)
     count = len(bench.learner().encoder.blocks)
     for layer in range(count - 1):
         before, feed = bench.learner(), bench.feed()
@@ -128,6 +130,20 @@ def references(bench: Bench) -> None:
                 f"dL/dz of block {layer + 1} is not what its targets alone give for f linear "
                 f"(off by {off:.1g} of its length): a gradient into the reference?",
             )
+
+
+def _no_part_in_common(bench: Bench) -> None:
+    """A part that is no layer's own, trained by the losses of several, carries what is above down at the next step."""
+    learner, feed = bench.learner(), bench.feed()
+    own = {name for layer in range(len(learner.encoder.blocks)) for name in of_layer(learner, layer)}
+    common = {n: p for n, p in learner.named_parameters() if n not in own and p.requires_grad}
+    if not common:
+        return
+    losses = learner.losses(feed.a, feed.b, feed.negatives, feed.labels)
+    for name, parameter in common.items():
+        grads = [torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        reached = [i + 1 for i, grad in enumerate(grads) if grad is not None and bool(grad.any())]
+        require(len(reached) < 2, f"{name} is trained by the losses of blocks {reached}: give every layer its own")
 
 
 def determinism(bench: Bench) -> None:
@@ -342,7 +358,7 @@ def labels(bench: Bench) -> None:
 
 
 def _no_layers(rule: Rule) -> str:
-    return "" if rule.per_layer else f"credit {rule.credit!r} has one loss for all blocks"
+    return "" if rule.credit in PER_LAYER else f"credit {rule.credit!r} has one loss for all blocks"
 
 
 def _no_references(rule: Rule) -> str:
@@ -462,9 +478,11 @@ def _together(grads: Iterable[Tensor | None]) -> Tensor:
 
 def _optimizer(learner: Learner) -> torch.optim.Optimizer:
     lr = learner.rule.lr or 1e-3
-    if learner.rule.optimizer == "sgd":
-        return torch.optim.SGD(learner.parameters(), lr=lr, momentum=0.9)
-    return torch.optim.AdamW(learner.parameters(), lr=lr)
+    decay = learner.rule.weight_decay or 0.0
+    if learner.rule.optimizer in ("sgd", "plain-sgd"):
+        momentum = 0.9 if learner.rule.optimizer == "sgd" else 0.0
+        return torch.optim.SGD(learner.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
+    return torch.optim.AdamW(learner.parameters(), lr=lr, weight_decay=decay)
 
 
 def _train(learner: Learner, optimizer: torch.optim.Optimizer, feeds: list[Feed]) -> list[Tensor]:
