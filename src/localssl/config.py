@@ -51,13 +51,11 @@ class TrainConfig:
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
-    """Options of the encoder, NAME=VALUE: norm=length|standardise|batch, activation=relu|gelu|tanh|triangle, late=true,
-    paired=true, init=25. Default: what suits the rule."""
+    """Options of the encoder, NAME=VALUE, e.g. norm=length activation=gelu. Default: what the rule asks for."""
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
-    """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (paper, batches of 32, 300 epochs:
-    2e-4)."""
+    """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (the paper: 2e-4)."""
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
