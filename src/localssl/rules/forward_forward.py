@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from localssl.errors import UsageError
 from localssl.inputs import Hybrids, LabelInImage
+from localssl.losses import at_least_float32
 from localssl.rules.base import Batch, Projections, Rule
 
 
@@ -61,9 +62,7 @@ class Goodness(Rule):
 
     @override
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
-        z = batch.maps[layer].flatten(1)
-        if z.dtype in (torch.float16, torch.bfloat16):  # a sum of thousands of squares needs float32
-            z = z.float()
+        z = at_least_float32(batch.maps[layer].flatten(1))  # a sum of thousands of squares
         above = z.square().sum(1) - self.threshold * z.shape[1]
         m = len(above) // 2
         loss = F.softplus(torch.cat((-above[:m], above[m:])), threshold=40).mean()  # 40: as losses.decreasing

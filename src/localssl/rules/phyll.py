@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from localssl.errors import UsageError
 from localssl.inputs import Hybrids
+from localssl.losses import at_least_float32
 from localssl.rules.base import Batch, Projections, Rule
 
 EPS = 1e-6  # the least length that an activity counts as
@@ -30,9 +31,7 @@ class Direction(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(N,) for activities z (N, d)."""
-        if z.dtype in (torch.float16, torch.bfloat16):  # a sum of thousands of terms needs float32
-            z = z.float()
-        return F.cosine_similarity(z, self.weight[None], dim=1, eps=EPS)
+        return F.cosine_similarity(at_least_float32(z), self.weight[None], dim=1, eps=EPS)
 
 
 @dataclass(frozen=True, kw_only=True)

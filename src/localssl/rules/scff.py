@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs, Pairs
-from localssl.losses import decreasing
+from localssl.losses import at_least_float32, decreasing
 from localssl.rules.base import Batch, Projections, Rule
 
 PerLayer = float | Sequence[float]
@@ -85,7 +85,7 @@ class SCFF(Rule):
     @override
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
         a = batch.maps[layer].flatten(2) if batch.maps[layer].ndim > 2 else batch.maps[layer][..., None]
-        drive = a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+        drive = at_least_float32(a)
         goodness = (4.0 if layer == 0 else 1.0) * torch.relu(drive).square().mean(1)  # (2n, positions)
         pos, neg = goodness.chunk(2)
         up = decreasing("softplus", pos, of_layer(self.theta1, layer)).mean()
