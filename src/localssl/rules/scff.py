@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -11,29 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from localssl.errors import UsageError, unknown
+from localssl.errors import unknown
 from localssl.inputs import Inputs, Pairs
 from localssl.losses import at_least_float32, decreasing
 from localssl.rules.base import Batch, Projections, Rule
-
-PerLayer = float | Sequence[float]
-
-
-def of_layer(values: PerLayer, layer: int) -> float:
-    """The value for a layer, of one number for all or one each; layers beyond the list take its last."""
-    return float(values) if isinstance(values, int | float) else float(values[min(layer, len(values) - 1)])
-
-
-def check_per_layer(name: str, values: object, low: float = -math.inf) -> None:
-    """Refuse what is neither a finite number nor a list of them, or lies below ``low``.
-
-    Raises:
-        UsageError: names the option.
-    """
-    listed: list[Any] = list(values) if isinstance(values, list | tuple) else [values]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if not listed or not all(type(v) in (int, float) and math.isfinite(v) and v >= low for v in listed):
-        bound = "" if low == -math.inf else f" of {low:g} or more"
-        raise UsageError(f"{name} must be a number{bound}, or a list of them, one a layer; got {values!r}")
+from localssl.rules.per_layer import PerLayer, check_per_layer, of_layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from localssl.inputs import Inputs, Single
 from localssl.rules.base import Batch, Projections, Rule
-from localssl.rules.scff import PerLayer, check_per_layer, of_layer
+from localssl.rules.per_layer import PerLayer, check_per_layer, of_layer
 
 
 @dataclass(frozen=True, kw_only=True)
