@@ -58,7 +58,8 @@ class Good(Rule):
 
 
 def test_a_good_one_passes_by_object_class_and_file() -> None:
-    assert set(check_rule(Good).values()) == {"passed", "not asked: it declares no references"}
+    alone = {"not asked: it declares no references", "not asked: its update has no three factors"}
+    assert set(check_rule(Good).values()) == {"passed", *alone}
     assert check_rule(Good()) == check_rule(Good)
 
 
@@ -245,6 +246,19 @@ class OneLossOnly(Good):
         return super().losses(batch, projections).sum()[None]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HookedB(ScoreRule):
+    """Its B learns twice as fast, by a hook that only autograd calls."""
+
+    references: ClassVar[dict[str, Reference]] = {"lateral": Own()}
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        parts = super().build(dims)
+        for module in parts["lateral"]:
+            module.get_parameter("weight").register_hook(lambda gradient: 2 * gradient)
+        return parts
+
+
 class Nothing(Rule):
     pass
 
@@ -271,6 +285,7 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (ThroughFloat32, "dtype", "rounded to float32"),
     (OnTheCpu, "device", "a tensor is made on the CPU"),
     (Forgets, "resume", "kept beside the learner's parameters"),
+    (HookedB, "engines", "the update of projections.lateral.0.weight is off by 0.5"),
     (LeavesOneOut, "encoders", "no update of encoder.blocks.1"),
     (OneLossOnly, "encoders", "losses are of shape (1,), expected (3,)"),
     (Nothing, "encoders", "neither layer_loss nor losses"),
@@ -304,6 +319,7 @@ def test_a_leak_in_the_library_is_caught(
     """Credit that forgets to cut the graph; references that are no constants; a loss that is a sum."""
     if wrong is None:
         monkeypatch.setitem(CREDITS, "local", CREDITS["backprop"])
+        monkeypatch.setattr("localssl.engine.choice.refusal", lambda *_: "this test wants autograd")
     else:
         monkeypatch.setattr(place, wrong)
     with pytest.raises(CheckFailed, match=f"check '{check}'"):

@@ -27,7 +27,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
     (localssl.rules.register, "name rule"),
-    (localssl.Learner, "encoder rule input_shape patches"),
+    (localssl.Learner, "encoder rule input_shape patches engine"),
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),

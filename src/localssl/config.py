@@ -76,6 +76,8 @@ class TrainConfig:
     """auto, cpu, cuda or mps."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Arithmetic of the training step."""
+    engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
+    """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
     probe_every: int = 1
@@ -127,7 +129,8 @@ class RunConfig:
     seed: int
     precision: str
     probe_every: int
-    align_every: int = 0  # younger than format 1: configurations without it are read as before
+    align_every: int = 0  # younger than format 1: configurations without them are read as before
+    engine: str = "autograd"
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""

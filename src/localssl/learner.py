@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from localssl import credit, readout
+from localssl import engine as engines
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.rules.base import Batch, Projections, Rule
@@ -23,18 +24,28 @@ class Learner(nn.Module):
         input_shape: shape of one image, (C, H, W).
         patches: side of the patches that share a projection, per block, on the block outputs; None averages over all
             positions. Larger than the map: clipped to it.
+        engine: "autograd"; "hebbian", the three factors without autograd, or "hebbian-lean", which trades time for
+            memory where references lie above; "auto": hebbian where that is equal, else autograd.
 
     Attributes:
+        engine: the one that it came to.
+        engine_note: why "auto" came to autograd; None where it did not.
         projections: by key ("lateral", "feedback", "head"), one entry per loss; ``projections[key][l].weight`` is B^l
             of shape (d_z, d_c). A key is absent where the rule has none; the credit
             assignment may add its own ("backward").
 
     Raises:
-        UsageError: patches that do not divide the maps, or inputs that the encoder does not accept.
+        UsageError: patches that do not divide the maps, inputs that the encoder does not accept, an unknown engine, or
+            one that cannot train this encoder by this rule.
     """
 
     def __init__(
-        self, encoder: Encoder, rule: Rule, input_shape: Sequence[int], patches: readout.Patches = None
+        self,
+        encoder: Encoder,
+        rule: Rule,
+        input_shape: Sequence[int],
+        patches: readout.Patches = None,
+        engine: str = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -42,7 +53,8 @@ class Learner(nn.Module):
         self.input_shape = tuple(input_shape)
         self.encoder = encoder
         self.rule = rule = rule.for_images(self.input_shape)
-        self.credit = credit.of(rule.credit)
+        chosen = engines.choose(engine, encoder, rule)
+        self.credit, self.engine, self.engine_note = chosen.credit, chosen.name, chosen.note
         self.inputs = rule.inputs()
         self.output_shapes = encoder.output_shapes(self.inputs.shape(self.input_shape))
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
@@ -115,8 +127,7 @@ class Learner(nn.Module):
 
     def read(self, z: Sequence[Tensor], negatives: Tensor | None = None, labels: Tensor | None = None) -> Batch:
         """What the rule sees of the block outputs z^l, (2n, ...), view a above view b."""
-        found = [readout.readout(h, patch) for h, patch in zip(z, self.patches, strict=True)]
-        return Batch(found, negatives, labels, z)
+        return Batch.read(z, self.patches, negatives, labels)
 
     def step(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
@@ -128,7 +139,7 @@ class Learner(nn.Module):
 
     def step_of(self, x: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None) -> credit.Step:
         """As ``step``, for samples that ``inputs`` has made already."""
-        return credit.Step(self.encoder, self.rule, self.parts, x, lambda z: self.read(z, negatives, labels))
+        return credit.Step(self.encoder, self.rule, self.parts, x, self.patches, negatives, labels)
 
     def check(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

@@ -30,8 +30,9 @@ def per_block(patches: Patches, n_blocks: int) -> list[int | None]:
     return sizes
 
 
-def _kernel(positions: tuple[int, ...], patch: int | None) -> tuple[int, ...]:
-    return positions if patch is None else tuple(min(patch, n) for n in positions)
+def kernel(positions: Sequence[int], patch: int | None) -> tuple[int, ...]:
+    """The patch as it lies on a map of these positions: clipped to it, or all of it."""
+    return tuple(positions) if patch is None else tuple(min(patch, n) for n in positions)
 
 
 def check(shape: tuple[int, ...], patch: int | None, block: int) -> None:
@@ -40,7 +41,7 @@ def check(shape: tuple[int, ...], patch: int | None, block: int) -> None:
     Raises:
         UsageError: the map's height or width is not a multiple of the patch.
     """
-    for size, k in zip(shape[1:], _kernel(shape[1:], patch), strict=True):
+    for size, k in zip(shape[1:], kernel(shape[1:], patch), strict=True):
         if size % k:
             good = [d for d in range(1, size + 1) if size % d == 0]
             raise UsageError(
@@ -52,7 +53,7 @@ def check(shape: tuple[int, ...], patch: int | None, block: int) -> None:
 def dim(shape: tuple[int, ...], patch: int | None) -> int:
     """Length of the readout of an activity of ``shape`` (C, H, W): channels times patches."""
     d = shape[0]
-    for size, k in zip(shape[1:], _kernel(shape[1:], patch), strict=True):
+    for size, k in zip(shape[1:], kernel(shape[1:], patch), strict=True):
         d *= size // k
     return d
 
@@ -66,10 +67,10 @@ def readout(z: Tensor, patch: int | None) -> Tensor:
     positions = tuple(z.shape[2:])
     if not positions:
         return z
-    kernel = _kernel(positions, patch)
-    if kernel == positions:
+    sides = kernel(positions, patch)
+    if sides == positions:
         return z.flatten(2).mean(2)
-    if all(k == 1 for k in kernel):
+    if all(k == 1 for k in sides):
         return z.flatten(1)
     pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(positions)]
-    return pool(z, kernel).flatten(1)
+    return pool(z, sides).flatten(1)

@@ -17,8 +17,8 @@ from localssl.data.specs import spec_for
 from localssl.errors import UsageError, unknown
 from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, train_split
 
-# May change on the way: they do not touch the weights, or were measured and stay as they were.
-FREE = ("skip_bad", "probe_every", "align_every", "mean", "std")
+# May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
+FREE = ("skip_bad", "probe_every", "align_every", "mean", "std", "engine")
 State = dict[str, Any]
 
 
@@ -52,7 +52,8 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
             raise UsageError(
                 f"{out} has gone beyond {resolved.epochs} epochs already (step {state['step']}); raise --epochs"
             )
-        resolved = dataclasses.replace(resolved, mean=stored.mean, std=stored.std)
+        engine = stored.engine if config.engine == "auto" else config.engine
+        resolved = dataclasses.replace(resolved, mean=stored.mean, std=stored.std, engine=engine)
         report(
             f"resuming {out} at step {state['step']}: {resolved.rule} on {resolved.data}, {resolved.epochs} epochs, "
             f"lr {resolved.lr:g}, batches of {resolved.batch_size}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localssl import checkpoint, encoders, rules
+from localssl import engine as engines
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches, spec_for
@@ -123,7 +124,7 @@ def build(config: RunConfig) -> Learner:
     torch.manual_seed(config.seed)
     encoder = encoders.from_config(config.encoder)
     shape = (config.channels, config.image_size, config.image_size)
-    learner = Learner(encoder, config.make_rule(), shape, config.patches)
+    learner = Learner(encoder, config.make_rule(), shape, config.patches, config.engine)
     return learner.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
 
 
@@ -189,6 +190,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         schedule=config.schedule,
         seed=config.seed,
         precision=config.precision,
+        engine=engines.choose(config.engine, encoder, rule).name,
         probe_every=config.probe_every,
         align_every=config.align_every,
     )

@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, metrics, monitors, rules, testing
+from localssl import alignment, checkpoint, devices, engine, metrics, monitors, rules, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -121,6 +121,8 @@ class _Loop:
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.fabric = _fabric(options.device, config.precision)
         learner = build(config)
+        if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
+            report(f"engine: autograd ({why})")
         optimizer = _optimizer(config, learner)
         self.learner = learner
         _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,14 +20,21 @@ class Step:
         rule: whose losses they are.
         projections: the rule's parts, and those that the credit assignment brought.
         x: what enters the first block, (N, ...).
-        read: from the block outputs to what the rule sees of them.
+        patches: of every block's readout.
+        negatives, labels: as given with the batch, or None.
     """
 
     encoder: Encoder
     rule: Rule
     projections: Projections
     x: Tensor
-    read: Callable[[Sequence[Tensor]], Batch]
+    patches: Sequence[int | None]
+    negatives: Tensor | None = None
+    labels: Tensor | None = None
+
+    def read(self, outputs: Sequence[Tensor]) -> Batch:
+        """What the rule sees of the block outputs."""
+        return Batch.read(outputs, self.patches, self.negatives, self.labels)
 
     def losses(self, outputs: Sequence[Tensor]) -> Tensor:
         """The rule's losses of some block outputs."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl import losses
+from localssl import losses, readout
 from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs
 from localssl.projections import Dense
@@ -36,6 +36,18 @@ class Batch:
     negatives: Tensor | None = None
     labels: Tensor | None = None
     maps: Sequence[Tensor] = ()
+
+    @classmethod
+    def read(
+        cls,
+        outputs: Sequence[Tensor],
+        patches: Sequence[int | None],
+        negatives: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Batch:
+        """The batch of these block outputs, each (2n, ...), read out over patches of these sizes."""
+        z = [readout.readout(h, patch) for h, patch in zip(outputs, patches, strict=True)]
+        return cls(z, negatives, labels, outputs)
 
     @property
     def n(self) -> int:

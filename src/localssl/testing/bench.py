@@ -106,7 +106,7 @@ class Bench:
     shape: tuple[int, ...]
     seed: int = 0
 
-    def learner(self, dtype: torch.dtype = torch.float64, other: int = 0) -> Learner:
+    def learner(self, dtype: torch.dtype = torch.float64, other: int = 0, engine: str = "auto") -> Learner:
         """A fresh learner, the same every time; ``other``: of other weights.
 
         A copy of the rule, so that what it keeps beside the learner is not shared.
@@ -116,7 +116,7 @@ class Bench:
         encoder = _encoder(self.network, rule.inputs().shape(self.shape), rule).to(dtype)
         shapes = encoder.output_shapes(rule.inputs().shape(self.shape))
         patches = [s[1] // 2 if len(s) > 1 and s[1] % 2 == 0 and s[1] == s[2] else None for s in shapes]
-        learner = Learner(encoder, rule, self.shape, patches)
+        learner = Learner(encoder, rule, self.shape, patches, engine)
         with torch.no_grad():
             for parameter in learner.parameters():
                 if parameter.requires_grad:

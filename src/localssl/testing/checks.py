@@ -357,12 +357,31 @@ def labels(bench: Bench) -> None:
         require(not changed, f"{what} the update of {_listed(changed)}, and uses_labels is not declared")
 
 
+def engines(bench: Bench) -> None:
+    """The engine without autograd gives autograd's update, in both of its modes, wherever it takes the rule."""
+    if (learner := bench.learner()).engine == "autograd":
+        raise Skip(learner.engine_note or "")
+    feed, want = bench.feed(), update(bench.learner(engine="autograd"), bench.feed())
+    for engine in ("hebbian", "hebbian-lean"):
+        found = update(bench.learner(engine=engine), feed)
+        for name, gradient in want.grads.items():
+            other = found.grads[name]
+            require((other is None) == (gradient is None), f"engine {engine}: an update of {name}, or none, alone")
+            if other is not None and gradient is not None:
+                off = float((other - gradient).norm() / (gradient.norm() + 1e-12))
+                require(off < TO_ROUNDING, f"engine {engine}: the update of {name} is off by {off:.1g}")
+
+
 def _no_layers(rule: Rule) -> str:
     return "" if rule.credit in PER_LAYER else f"credit {rule.credit!r} has one loss for all blocks"
 
 
 def _no_references(rule: Rule) -> str:
     return "" if getattr(rule, "references", {}) else "it declares no references"
+
+
+def _no_factors(rule: Rule) -> str:
+    return "" if isinstance(rule, ScoreRule) and rule.credit == "local" else "its update has no three factors"
 
 
 def _no_derivative(rule: Rule) -> str:
@@ -385,6 +404,7 @@ CHECKS: Mapping[str, Check] = {
     "device": Check(device, "all"),
     "extremes": Check(extremes, "all"),
     "resume": Check(resume, "all"),
+    "engines": Check(engines, "score rules whose credit is `local`", _no_factors),
     "differentiation": Check(differentiation, "credit `local` and `backprop`", _no_derivative),
 }
 

@@ -1,0 +1,11 @@
+"""The three-factor engine: what carries out a score rule's credit assignment without autograd.
+
+``choice`` says where it is used; ``blocks`` and ``passes`` know a block's synapses, ``factors`` the scores,
+``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time.
+"""
+
+from __future__ import annotations
+
+from localssl.engine.choice import ENGINES, Chosen, choose, refusal
+
+__all__ = ["ENGINES", "Chosen", "choose", "refusal"]

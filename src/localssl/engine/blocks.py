@@ -1,0 +1,69 @@
+"""The blocks that the engine can run: a convolution or linear layer, ReLU, perhaps a pool, and what has no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from localssl.encoders import Encoder, LengthNorm, Standardise
+
+HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise)  # nothing to learn, nothing drawn
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of a block, by what the three factors need of them."""
+
+    head: tuple[nn.Module, ...]
+    layer: nn.Conv1d | nn.Conv2d | nn.Linear
+    pool: nn.MaxPool2d | nn.AvgPool2d | None
+
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a stack of ``nn.Sequential`` runs, in order."""
+    if type(module) is nn.Sequential:
+        for part in module:
+            yield from leaves(part)
+    else:
+        yield module
+
+
+def parts(block: nn.Module) -> Block | str:
+    """The block's parts, or why the engine cannot run it."""
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in block.modules()):
+        return "it has hooks"
+    rest = list(leaves(block))
+    head: list[nn.Module] = []
+    while rest and type(rest[0]) in HEADS:
+        head.append(rest.pop(0))
+    layer = rest.pop(0) if rest else None
+    if type(layer) not in (*CONVOLUTIONS, nn.Linear):
+        return f"it begins with {type(layer).__name__}, not with a convolution or a linear layer"
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+    if not isinstance(layer, nn.Linear) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return "its convolution pads by other than a number of zeros"
+    if not rest or type(rest.pop(0)) is not nn.ReLU:
+        return "no ReLU follows its weights"
+    pool = rest.pop(0) if rest else None
+    if type(pool) not in (nn.MaxPool2d, nn.AvgPool2d, type(None)) or rest:
+        return "after the ReLU comes more than one max- or average pool"
+    assert isinstance(pool, nn.MaxPool2d | nn.AvgPool2d | None)
+    return Block(tuple(head), layer, pool)
+
+
+def plan(encoder: Encoder) -> list[Block] | str:
+    """Every block's parts, or one line that says which block the engine cannot run, and why."""
+    found: list[Block] = []
+    seen: set[int] = set()
+    for number, block in enumerate(encoder.blocks, start=1):
+        own = parts(block)
+        if isinstance(own, str):
+            return f"block {number}: {own}"
+        if seen & {id(p) for p in block.parameters()}:
+            return f"block {number} shares weights with one before"
+        seen |= {id(p) for p in block.parameters()}
+        found.append(own)
+    return found

@@ -1,0 +1,49 @@
+"""Which engine carries out a rule's credit assignment: autograd, or the three factors alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from localssl import credit
+from localssl.encoders import Encoder
+from localssl.engine.blocks import plan
+from localssl.engine.three_factor import ThreeFactor
+from localssl.errors import UsageError, unknown
+from localssl.rules.base import Rule, ScoreRule
+
+ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean")
+
+
+class Chosen(NamedTuple):
+    """A credit assignment, the engine that carries it out, and why it is not the one without autograd."""
+
+    credit: credit.Credit
+    name: str
+    note: str | None = None
+
+
+def choose(engine: str, encoder: Encoder, rule: Rule) -> Chosen:
+    """The engine of that name; "auto" takes "hebbian" where it can do the rule and the encoder.
+
+    Raises:
+        UsageError: an unknown name, or "hebbian" where it cannot.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", str(engine), ENGINES)
+    why = None if engine == "autograd" else refusal(encoder, rule)
+    if engine == "autograd" or (engine == "auto" and why):
+        return Chosen(credit.of(rule.credit), "autograd", why)
+    if why:
+        raise UsageError(f"engine {engine!r}: {why}; use engine 'auto' or 'autograd'")
+    return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)
+
+
+def refusal(encoder: Encoder, rule: Rule) -> str | None:
+    """Why the three factors cannot train this encoder by this rule, in one line; None where they can."""
+    if not isinstance(rule, ScoreRule) or rule.credit != "local":
+        return f"rule {rule.name!r} has no update of three factors"
+    for method in ("losses", "layer_loss", "scores", "draw"):
+        if getattr(type(rule), method) is not getattr(ScoreRule, method):
+            return f"rule {rule.name!r} has its own {method}"
+    found = plan(encoder)
+    return found if isinstance(found, str) else None

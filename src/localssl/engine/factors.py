@@ -1,0 +1,85 @@
+"""The factors of a score rule's update: modulators, dendritic signal at the readout, change of B (equation 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from localssl import losses
+from localssl.projections import Dense
+from localssl.references import take
+from localssl.rules.base import Batch, Projections, ScoreRule
+
+
+def modulators(s_pos: Tensor, s_neg: Tensor, f: str, loss_type: int, margin: float) -> tuple[Tensor, Tensor]:
+    """γ⁺ = −dL/ds_pos and γ⁻ = dL/ds_neg of one sample's loss, each (N,) and never negative.
+
+    Hinge: 1[s_pos < m] and 1[s_neg > −m] (type 1: both 1[s_pos − s_neg < m]); softplus: sigmoids in their place;
+    linear: 1.
+    """
+    if loss_type == 1:
+        both = modulator(s_pos - s_neg, f, margin)
+        return both, both
+    return modulator(s_pos, f, margin), modulator(-s_neg, f, margin)
+
+
+def modulator(x: Tensor, f: str, margin: float) -> Tensor:
+    """−f'(x), never negative."""
+    if f == "hinge":
+        return (x < margin).to(x.dtype)
+    return torch.sigmoid(margin - x) if f == "softplus" else torch.ones_like(x)
+
+
+def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -> tuple[Tensor, Tensor]:
+    """One layer's losses of all its references: adds dL/dB to ``.grad`` of every B.
+
+    Args:
+        rule: whose scores they are.
+        batch: the readouts; those of ``layer`` and of its references are read.
+        layer: which.
+        projections: the rule's.
+
+    Returns:
+        The loss, a scalar, and dL/dz of the readout (2n, d): Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
+        +γ⁻ Bc (as negative), over 2n.
+    """
+    z_pos = batch.positives(layer)
+    signal = torch.zeros_like(z_pos, dtype=losses.at_least_float32(z_pos[:0]).dtype)
+    loss = signal.new_zeros(())
+    for key, reference in rule.references.items():
+        projection = projections[key][layer]
+        c = take(reference, batch.z, layer)
+        g = predict(projection, c)
+        still = losses.at_least_float32(g.detach())
+        negatives = rule.draw(batch)
+        z_neg = z_pos[negatives]
+        s_pos, s_neg = losses.score(z_pos, still), losses.score(z_neg, still)
+        loss = loss + losses.contrast(s_pos, s_neg, rule.f, rule.loss_type, rule.margin)
+        pos, neg = ((m / len(z_pos))[:, None] for m in modulators(s_pos, s_neg, rule.f, rule.loss_type, rule.margin))
+        signal -= pos * still
+        signal.index_add_(0, negatives, neg * still)
+        change(projection, g, (neg * z_neg).sub_(pos * z_pos).to(g.dtype), c)
+    return loss, torch.cat((signal[batch.n :], signal[: batch.n]))  # from the positives' order to the samples'
+
+
+def predict(projection: nn.Module, c: Tensor) -> Tensor:
+    """g = Bc, (2n, d_z); with a graph as far as B where it is no dense matrix."""
+    if type(projection) is Dense:
+        return c @ projection.weight.detach().T.to(c.dtype)
+    with torch.enable_grad():
+        return projection(c)
+
+
+def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
+    """Add dL/dB to ``.grad``, from dL/dg = ``signal`` (2n, d_z) and c (2n, d_c): for a dense B Σ_i signal_i c_iᵀ."""
+    if type(projection) is not Dense:
+        if g.requires_grad:
+            g.backward(signal)  # pyright: ignore[reportUnknownMemberType]
+        return
+    weight = projection.weight
+    if not weight.requires_grad:
+        return
+    if weight.grad is None:
+        weight.grad = (signal.T @ c).to(weight.dtype)
+    else:
+        weight.grad += signal.T @ c

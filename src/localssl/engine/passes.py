@@ -1,0 +1,208 @@
+"""A block's passes without autograd: activity forward, dendritic signal to its synapses (paper equation 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from localssl.engine.blocks import Block
+
+CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time
+Route = Literal["index", "packed"] | None
+aten = torch.ops.aten
+
+
+class Passed(NamedTuple):
+    """What is kept of a block that ran.
+
+    Args:
+        x: the presynaptic activity (N, ...).
+        z: the block's output (N, ...); where a max-pooled or unpooled unit is 0, its gate ρ'(a) is closed.
+        route: where a signal at z goes in the drive a: of a max-pool, one index a unit of z; of an average pool, the
+            gates, one bool a unit of a; None without a pool, or where nobody wants it.
+        drive: shape of one sample's drive a.
+    """
+
+    x: Tensor
+    z: Tensor
+    route: Tensor | None
+    drive: tuple[int, ...]
+
+
+def run(block: Block, x: Tensor, route: Route = "index") -> Passed:
+    """The block's output for inputs ``x`` (N, ...).
+
+    A pooled block's drive is made chunk by chunk of samples, so that it is never there as a whole. ``route``: "packed"
+    takes the least memory (a byte a unit, nearly always), "index" the least time, None leaves it out.
+    """
+    for module in block.head:
+        x = module(x)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _laid_out(x)
+    layer = block.layer
+    bias = _bias(layer)
+    weight, bias = layer.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if block.pool is None:
+        a = _drive(layer, x, weight, bias)
+        return Passed(x, a.relu_(), None, tuple(a.shape[1:]))
+    z: list[Tensor] = []
+    routes: list[Tensor] = []
+    drive: tuple[int, ...] = ()
+    for part in x.split(_chunk(block, x)):
+        a = _drive(layer, part, weight, bias)
+        drive = tuple(a.shape[1:])
+        pooled, back = _pool(block.pool, a, route)
+        z.append(pooled)
+        routes += [] if back is None else [back]
+    return Passed(x, _joined(z), _joined(routes) if routes else None, drive)
+
+
+def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -> None:
+    """Add dL/dW (and of the bias) to ``.grad``: pre x gate x dendritic signal, summed over samples and positions.
+
+    Args:
+        block, passed: the block, and what is kept of its run.
+        soma: dL/d(readout), (N, d): the dendritic signal at every unit of the readout.
+        kernel: the readout's patch on the map; () where there is no map.
+    """
+    layer = block.layer
+    wanted = (layer.weight, _bias(layer))
+    mask = [p is not None and p.requires_grad for p in wanted]
+    if not any(mask):
+        return
+    count = _chunk(block, passed.x)
+    signal = _at_patches(soma, passed.z, kernel)
+    for first in range(0, len(passed.x), count):
+        part = slice(first, first + count)
+        route = None if passed.route is None else passed.route[part]
+        at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, route, passed.drive)
+        for p, change in zip(wanted, _change(layer, passed.x[part], at_a, mask), strict=True):
+            if p is not None and change is not None:
+                change = change.to(p.dtype)
+                p.grad = change if p.grad is None else p.grad.add_(change)
+
+
+def _chunk(block: Block, x: Tensor) -> int:
+    """Samples in a chunk; all, where the weights are larger than a chunk of the drive, as each adds a whole ΔW."""
+    weight = block.layer.weight
+    drive = weight.shape[0] * x[0, 0].numel()
+    fit = max(1, CHUNK // (drive * x.element_size()))
+    return len(x) if weight.numel() > fit * drive else fit
+
+
+def _bias(layer: nn.Module) -> nn.Parameter | None:
+    return layer.bias  # pyright: ignore[reportReturnType]
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+
+def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+    return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, a: Tensor, route: Route) -> tuple[Tensor, Tensor | None]:
+    """The pooled activity, and the route back."""
+    if isinstance(pool, nn.AvgPool2d):
+        return pool(a.relu_()), None if route is None else a > 0
+    if route is None:
+        return pool(a).relu_(), None
+    windows = [_pair(n) for n in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
+    z, index = F.max_pool2d_with_indices(a, *windows, ceil_mode=pool.ceil_mode)
+    if route == "packed":
+        index = _packed(pool, index, a.shape[-1])
+    return z.relu_(), index  # ReLU after the pool: the same, on fewer units
+
+
+def _packed(pool: nn.MaxPool2d, index: Tensor, width: int) -> Tensor:
+    """Indices into maps of this width, counted from their window's corner: they fit into a byte on nearly all maps."""
+    rows, columns = (d * (k - 1) for d, k in zip(_pair(pool.dilation), _pair(pool.kernel_size), strict=True))
+    largest = rows * width + columns
+    dtype = torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int64
+    return (index - _corners(pool, index, width)).to(dtype)
+
+
+def _corners(pool: nn.MaxPool2d, index: Tensor, width: int) -> Tensor:
+    """The index of every window's upper left corner, (h, w); negative in the padding."""
+    down, right = (
+        torch.arange(n, device=index.device) * s - p
+        for n, s, p in zip(index.shape[2:], _pair(pool.stride), _pair(pool.padding), strict=True)
+    )
+    return down[:, None] * width + right
+
+
+def _at_patches(soma: Tensor, z: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """The signal of a readout, shared among the positions of its patches: (N, C, h, w), as a map of patches."""
+    patches = [size // k for size, k in zip(z.shape[2:], kernel, strict=True)]
+    shared = (soma / math.prod(kernel)).view(len(z), z.shape[1], *patches).to(z.dtype)
+    return _laid_out(shared)
+
+
+def _at_drive(
+    pool: nn.MaxPool2d | nn.AvgPool2d | None,
+    signal: Tensor,
+    z: Tensor,
+    kernel: tuple[int, ...],
+    route: Tensor | None,
+    drive: tuple[int, ...],
+) -> Tensor:
+    """dL/da (N, *drive): the signal spread over its patch, through the pool, through the gate."""
+    shape = list(z.shape[:2])  # z as (N, C, h, k, w, k): the signal is the same along every k
+    for axis, k in enumerate(kernel):
+        shape += [z.shape[2 + axis] // k, k]
+        signal = signal.unsqueeze(3 + 2 * axis)
+    by_patch = z.view(shape)
+    spread = signal.expand(shape)
+    if not isinstance(pool, nn.AvgPool2d):
+        spread = aten.threshold_backward(spread, by_patch, 0)  # the gate; an average pool's lie before it
+    spread = spread.reshape(z.shape)
+    if pool is None:
+        return spread
+    assert route is not None
+    spread = _laid_out(spread)
+    at_a = torch.empty((len(z), *drive), dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
+    size, stride, padding = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding)
+    # Both calls read the shape alone of their second argument.
+    if isinstance(pool, nn.AvgPool2d):
+        counting = (pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
+        aten.avg_pool2d_backward.grad_input(spread, at_a, size, stride, padding, *counting, grad_input=at_a)
+        return at_a.mul_(route)
+    if route.dtype != torch.int64:
+        route = route.to(torch.int64).add_(_corners(pool, route, drive[-1]))
+    dilation = _pair(pool.dilation)
+    aten.max_pool2d_with_indices_backward.grad_input(
+        spread, at_a, size, stride, padding, dilation, pool.ceil_mode, route, grad_input=at_a
+    )
+    return at_a
+
+
+def _pair(n: int | tuple[int, ...]) -> list[int]:
+    return [n, n] if isinstance(n, int) else list(n)
+
+
+def _change(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dW and dL/d(bias) of these samples, where asked for."""
+    if isinstance(layer, nn.Linear):
+        return (at_a.T @ x if mask[0] else None), (at_a.sum(0) if mask[1] else None)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    sizes = None if layer.bias is None else [layer.out_channels]  # pyright: ignore[reportUnnecessaryComparison]
+    still = [0] * len(layer.stride)
+    geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), False, still, layer.groups)
+    weight = layer.weight.to(x.dtype)
+    _, change, bias = aten.convolution_backward(at_a, x, weight, sizes, *geometry, [False, *mask])
+    return change, bias

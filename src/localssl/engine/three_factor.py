@@ -1,0 +1,105 @@
+"""The three-factor engine: local credit for score rules without autograd, one block's activity and update at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from localssl import readout
+from localssl.credit import Step
+from localssl.credit.local import Local
+from localssl.engine import factors
+from localssl.engine.blocks import Block, plan
+from localssl.engine.passes import Passed, Route, learn, run
+from localssl.rules.base import Batch, ScoreRule
+
+
+class ThreeFactor(Local):
+    """The update of local credit, equal to autograd's, block by block.
+
+    Where every reference is the layer's own readout, a block runs, its gradients are yielded to be applied and freed,
+    and only then does the next one run, on the activity from before. Where a reference lies above, ``lean`` runs all
+    blocks once for the references and then does the same; otherwise they run once, and of each its input, output and
+    a packed route are kept.
+    """
+
+    def __init__(self, lean: bool = False):
+        self.lean = lean
+
+    @override
+    def updates(self, step: Step) -> Iterator[Tensor]:
+        """As ``Credit.updates``, but yields once a block, always the same losses (L,), whole after the last one."""
+        rule, blocks = step.rule, plan(step.encoder)
+        assert isinstance(rule, ScoreRule)
+        if isinstance(blocks, str):  # somebody has put other blocks into the encoder since, or hooks
+            yield from super().updates(step)
+            return
+        asked = above(rule, len(blocks))
+        if asked and not self.lean:
+            kept = list(_in_turn(blocks, step.x, "packed"))
+            known = {i: _read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
+            passes = _handed_over(kept)
+        else:
+            known = _references(step, blocks, asked)
+            passes = _in_turn(blocks, step.x)
+        losses: Tensor | None = None
+        for layer, passed in enumerate(passes):
+            loss = _learn(step, rule, blocks[layer], passed, known, layer)
+            del passed  # before the next block runs
+            losses = loss.new_zeros(len(blocks)) if losses is None else losses
+            losses[layer] = loss
+            yield losses
+
+
+def above(rule: ScoreRule, layers: int) -> set[int]:
+    """The layers whose readout is a reference of another layer."""
+    found = {(r.source(layer, layers), layer) for layer in range(layers) for r in rule.references.values()}
+    return {source for source, layer in found if source != layer}
+
+
+def _in_turn(blocks: Sequence[Block], x: Tensor, route: Route = "index") -> Iterator[Passed]:
+    """Every block's run, keeping none but its output for the next."""
+    for block in blocks:
+        with torch.no_grad():
+            passed = [run(block, x, route)]
+        x = passed[0].z
+        yield passed.pop()
+
+
+def _handed_over(kept: list[Passed]) -> Iterator[Passed]:
+    """Every run in order, held by nobody else from then on."""
+    kept.reverse()
+    while kept:
+        yield kept.pop()
+
+
+@torch.no_grad()
+def _references(step: Step, blocks: Sequence[Block], asked: set[int]) -> dict[int, Tensor]:
+    """The readouts of the layers asked for, from a run that keeps nothing else."""
+    known: dict[int, Tensor] = {}
+    x = step.x
+    for layer, block in enumerate(blocks if asked else ()):
+        x = run(block, x, None).z
+        if layer in asked:
+            known[layer] = _read(step, x, layer)
+    return known
+
+
+def _read(step: Step, z: Tensor, layer: int) -> Tensor:
+    return readout.readout(z, step.patches[layer])
+
+
+@torch.no_grad()
+def _learn(
+    step: Step, rule: ScoreRule, block: Block, passed: Passed, known: Mapping[int, Tensor], layer: int
+) -> Tensor:
+    """One block's loss; its gradients and those of its projections are added to ``.grad``."""
+    here = _read(step, passed.z, layer)
+    nothing = here[:, :0]  # in place of readouts that no reference of this layer takes
+    z = [known.get(i, here if i == layer else nothing) for i in range(len(step.patches))]
+    loss, soma = factors.learn(rule, Batch(z, step.negatives), layer, step.projections)
+    learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
+    return loss

@@ -1,0 +1,254 @@
+"""The three-factor engine against autograd over detached blocks: equal, in every block kind, rule, form and mode."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+import localssl
+from localssl import encoders, rules
+from localssl.encoders import Encoder
+from localssl.engine import refusal
+from localssl.engine.events import events
+from localssl.references import Last, Own
+from localssl.rules.base import Batch, Projections, ScoreRule
+from tests.util import usage_error
+
+SHAPE, N = (2, 12, 12), 5
+RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both")
+FORMS = tuple(itertools.product(("hinge", "softplus", "linear"), (1, 2), ("next", "random")))
+POOLS: dict[str, list[nn.Module]] = {
+    "none": [],
+    "max": [nn.MaxPool2d(2)],
+    "average": [nn.AvgPool2d(2)],
+    "overlapping": [nn.MaxPool2d(3, 2, 1)],
+    "overlapping average": [nn.AvgPool2d(3, 2, 1, count_include_pad=False)],
+}
+
+
+def stack(kind: str) -> Encoder:
+    """Three blocks: "linear", "sequence" or a name of ``POOLS``."""
+    widths = (SHAPE[0], 6, 5, 4)
+    if kind == "linear":
+        sizes = (SHAPE[0] * SHAPE[1] * SHAPE[2], 9, 7, 4)
+        blocks = [nn.Sequential(nn.Linear(i, o, bias=o != 7), nn.ReLU()) for i, o in itertools.pairwise(sizes)]
+        blocks[0] = nn.Sequential(nn.Flatten(), *blocks[0])
+    elif kind == "sequence":
+        blocks = [nn.Sequential(nn.Conv1d(i, o, 3), nn.ReLU()) for i, o in itertools.pairwise(widths)]
+    else:
+        blocks = [
+            nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=o != 5), nn.ReLU(), *POOLS[kind])
+            for i, o in itertools.pairwise(widths)
+        ]
+    return Encoder.from_blocks(blocks)
+
+
+def learner(
+    kind: str, rule: rules.Rule, engine: str, dtype: torch.dtype, patches: Sequence[int | None] | None
+) -> localssl.Learner:
+    torch.manual_seed(0)
+    shape = (2, 20) if kind == "sequence" else SHAPE
+    made = localssl.Learner(stack(kind).to(dtype), rule, shape, patches, engine=engine)
+    with torch.no_grad():
+        for parameter in made.projections.parameters():
+            parameter.mul_(4)  # scores on both sides of the margin
+    return made
+
+
+def update(made: localssl.Learner, views: Tensor) -> list[Tensor | None]:
+    """The losses and every gradient of one batch."""
+    torch.manual_seed(7)
+    dtype = next(made.parameters()).dtype
+    losses = made.accumulate_grads(*views.to(dtype))
+    return [losses, *(p.grad for p in made.parameters())]
+
+
+def batch(kind: str) -> Tensor:
+    shape = (2, 20) if kind == "sequence" else SHAPE
+    images = torch.randn(2, N, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return 5 * images  # so that activities differ by more than their common part, in which events cancel
+
+
+def joined(gradients: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def relative(found: Tensor, exact: Tensor, least: float = 0) -> float:
+    """|found - exact| / |exact|, with a floor under the latter for gradients that are nothing but rounding."""
+    return float((found - exact).norm() / exact.norm().clamp_min(least))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", ["linear", "sequence", *POOLS])
+def test_equal_to_autograd(kind: str, name: str) -> None:
+    views = batch(kind)
+    sizes: list[tuple[int | None, ...] | None] = [None]
+    if kind != "linear":
+        sizes.append((2, 2, None) if kind == "sequence" else (3, 1, 1))
+    for (f, loss_type, negatives), patches in itertools.product(FORMS, sizes):
+        rule = rules.get(name, f=f, loss_type=loss_type, negatives=negatives)
+        exact = update(learner(kind, rule, "autograd", torch.float64, patches), views)
+        single = update(learner(kind, rule, "autograd", torch.float32, patches), views)
+        least = 1e-6 * max(float(g.norm()) for g in exact if g is not None)
+        for engine, dtype in itertools.product(("hebbian", "hebbian-lean"), (torch.float64, torch.float32)):
+            made = learner(kind, rule, engine, dtype, patches)
+            assert made.engine == engine
+            found, case = update(made, views), (f, loss_type, negatives, patches, engine)
+            assert [g is None for g in found] == [g is None for g in exact]
+            if dtype == torch.float32:  # events cancel, most of all with linear f: what is left has a digit less
+                assert relative(joined(found), joined(single)) <= 3e-6, case
+                continue
+            for one, other in zip(found, exact, strict=True):
+                if one is not None and other is not None:
+                    assert relative(one, other, least) <= 1e-12, case
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", ["linear", "max", "average"])
+def test_events_sum_to_the_batch(kind: str, name: str) -> None:
+    views = batch(kind)
+    patches = None if kind == "linear" else (3, 1, 1)
+    for f in ("hinge", "softplus"):
+        rule = rules.get(name, f=f)
+        want = update(learner(kind, rule, "autograd", torch.float64, patches), views)[1:]
+        made = learner(kind, rule, "auto", torch.float64, patches)
+        seen = list(events(made.step(*views)))
+        assert len(seen) == 4 * N
+        assert all({e.sample, e.context} == {e.context, (e.context + N) % (2 * N)} for e in seen if e.sign == 1)
+        for found, exact in zip([p.grad for p in made.parameters()], want, strict=True):
+            assert found is not None
+            assert exact is not None
+            assert float((found - exact).abs().max()) <= 1e-12 * float(exact.abs().max() + 1)
+        if f == "hinge":
+            values = torch.cat([m for e in seen for m in e.modulators.values()])
+            assert set(values.tolist()) <= {-1.0, 0.0, 1.0}
+            assert len(set(values.tolist())) > 1
+
+
+def test_an_event_changes_one_place_only() -> None:
+    made = learner("linear", rules.get("clapp++"), "auto", torch.float64, None)
+    for event in events(made.step(*batch("linear"))):
+        b = made.projections["lateral"][1].weight
+        if event.modulators["lateral"][1] != 0:
+            z, c = (made.encoder(made.step(*batch("linear")).x)[1][i] for i in (event.sample, event.context))
+            expected = -event.modulators["lateral"][1] * torch.outer(z, c) / (2 * N)
+            torch.testing.assert_close(b.grad, expected.detach(), rtol=1e-12, atol=1e-14)
+        made.zero_grad()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(ScoreRule):
+    """A frozen random inner factor under a trained outer one, from two layers."""
+
+    name: ClassVar[str] = "mixed"
+    references: ClassVar[dict[str, Any]] = {"lateral": Own(), "feedback": Last()}
+
+    @override
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        def low(d_z: int, d_c: int) -> nn.Module:
+            both = nn.Sequential(nn.Linear(d_c, 3, bias=False), nn.Linear(3, d_z, bias=False))
+            both[0].requires_grad_(False)
+            return both
+
+        return {"lateral": [low(d, d) for d in dims], "feedback": [low(d, dims[-1]) for d in dims]}
+
+
+def test_other_projections_than_dense_ones() -> None:
+    views, patches = batch("max"), (3, 1, 1)
+    want = update(learner("max", Mixed(), "autograd", torch.float64, patches), views)
+    for engine in ("hebbian", "hebbian-lean"):
+        for found, exact in zip(
+            update(learner("max", Mixed(), engine, torch.float64, patches), views), want, strict=True
+        ):
+            assert (found is None) == (exact is None)
+            if found is not None and exact is not None:
+                torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)
+
+
+def test_frozen_weights_stay_without_gradient() -> None:
+    made = learner("max", rules.get("clapp++"), "hebbian", torch.float64, (3, 1, 1))
+    made.encoder.blocks[1].requires_grad_(False)
+    made.projections["lateral"][0].requires_grad_(False)
+    made.accumulate_grads(*batch("max"))
+    frozen = [*made.encoder.blocks[1].parameters(), *made.projections["lateral"][0].parameters()]
+    assert all(p.grad is None for p in frozen)
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+
+
+def test_a_block_may_be_stepped_before_the_next_one_runs() -> None:
+    """The same as one step of all of them, as the next block runs on the activity from before."""
+    for name, engine in itertools.product(("clapp++", "clapp++both"), ("hebbian", "hebbian-lean")):
+        made = [learner("max", rules.get(name), e, torch.float64, (3, 1, 1)) for e in ("autograd", engine)]
+        for one in made:
+            optimiser = torch.optim.Adam(one.parameters(), lr=0.01)
+            yielded = 0
+            for _ in one.updates(*batch("max")):
+                yielded += 1
+                optimiser.step()
+                optimiser.zero_grad()
+            assert yielded == (1 if one is made[0] else 3)
+        for p, q in zip(made[0].parameters(), made[1].parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "blocks", "reason"),
+    [
+        ("lpl", None, "no update of three factors"),
+        ("bp-clapp++", None, "no update of three factors"),
+        ("clapp++", [nn.Conv2d(2, 3, 3), nn.Tanh()], "no ReLU follows"),
+        ("clapp++", [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.ReLU()], "begins with BatchNorm2d"),
+        ("clapp++", [nn.Conv2d(2, 3, 3, padding="same"), nn.ReLU()], "pads by other"),
+        ("clapp++", [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Dropout()], "more than one"),
+    ],
+)
+def test_what_it_cannot_do(rule: str, blocks: list[nn.Module] | None, reason: str) -> None:
+    encoder = stack("max") if blocks is None else Encoder.from_blocks([nn.Sequential(*blocks)])
+    assert reason in (refusal(encoder, rules.get(rule)) or "")
+    assert localssl.Learner(encoder, rules.get(rule), SHAPE).engine == "autograd"
+    with usage_error(reason):
+        localssl.Learner(encoder, rules.get(rule), SHAPE, engine="hebbian")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squared(ScoreRule):
+    """A loss that is none of the three forms."""
+
+    name: ClassVar[str] = "squared"
+    references: ClassVar[dict[str, Any]] = {"lateral": Own()}
+
+    @override
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        return super().losses(batch, projections).square()
+
+
+def test_rules_of_a_users_own_and_hooks_go_to_autograd() -> None:
+    encoder = stack("max")
+    assert "its own losses" in (refusal(encoder, Squared()) or "")
+    assert refusal(encoder, rules.get("clapp++")) is None
+    handle = encoder.blocks[1].register_forward_hook(lambda *_: None)
+    assert "block 2: it has hooks" in (refusal(encoder, rules.get("clapp++")) or "")
+    handle.remove()
+    tied = Encoder.from_blocks([encoders.conv_block(2, 2, False)] * 2)
+    assert "block 2 shares weights" in (refusal(tied, rules.get("clapp++")) or "")
+
+
+def test_unknown_engine() -> None:
+    with usage_error("unknown engine 'hebian'"):
+        localssl.Learner(stack("max"), rules.get("clapp++"), SHAPE, engine="hebian")
+
+
+def test_events_need_two_terms_and_a_known_block() -> None:
+    made = learner("max", rules.get("clapp++", loss_type=1), "auto", torch.float64, None)
+    with usage_error("loss_type=1"):
+        next(events(made.step(*batch("max"))))
+    made = learner("max", rules.get("bp-clapp++"), "auto", torch.float64, None)
+    with usage_error("no update of three factors"):
+        next(events(made.step(*batch("max"))))
