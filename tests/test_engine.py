@@ -17,6 +17,7 @@ from localssl import encoders, rules
 from localssl.encoders import Encoder
 from localssl.engine import refusal
 from localssl.engine.events import events
+from localssl.projections import make
 from localssl.references import Last, Own
 from localssl.rules.base import Batch, Projections, ScoreRule
 from tests.util import usage_error
@@ -141,6 +142,28 @@ def test_an_event_changes_one_place_only() -> None:
             expected = -event.modulators["lateral"][1] * torch.outer(z, c) / (2 * N)
             torch.testing.assert_close(b.grad, expected.detach(), rtol=1e-12, atol=1e-14)
         made.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["low-rank", "low-rank-frozen"])
+def test_low_rank_projections(kind: str) -> None:
+    """Equal to autograd; only the frozen one's inner factor stays; B is their product and starts like a dense one."""
+    rule = rules.get("clapp++both", projection=kind, rank=3)
+    want = update(learner("max", rule, "autograd", torch.float64, (3, 1, 1)), batch("max"))
+    for engine in ("hebbian", "hebbian-lean"):
+        made = learner("max", rule, engine, torch.float64, (3, 1, 1))
+        found = update(made, batch("max"))
+        for one, other in zip(found, want, strict=True):
+            assert one is not None
+            assert other is not None
+            assert relative(one, other) <= 1e-12
+    b = made.projections["lateral"][0]
+    assert dict(b.named_parameters()).keys() == ({"outer"} if kind.endswith("frozen") else {"outer", "inner"})
+    assert (b.weight.shape, int(torch.linalg.matrix_rank(b.weight))) == ((24, 24), 3)
+    c = torch.randn(5, 24, dtype=torch.float64)
+    torch.testing.assert_close(b(c), c @ b.weight.T)
+    torch.manual_seed(0)
+    spread = [float(make(k, 400, 300, 64).weight.detach().var()) for k in (kind, "dense")]  # type: ignore[union-attr]
+    assert spread[0] == pytest.approx(spread[1], rel=0.05)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
 
-SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0}
+SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0, "projection": "dense", "rank": 64}
 LPL = {"pull": 1.0, "push": 1.0, "decorrelation": 10.0, "eps": 1e-4}
 CODING = {"eta_h": 0.1, "momentum": 0.5, "learnt_feedback": False, "classes": 10}
 RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults

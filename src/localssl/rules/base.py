@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl import losses, readout
+from localssl import losses, projections, readout
 from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs
-from localssl.projections import Dense
 from localssl.references import Reference, take
 
 PER_LAYER = ("local", "optimum", "hebbian")  # credit assignments with one loss per layer; the others have one in all
@@ -123,12 +122,16 @@ class ScoreRule(Rule):
         loss_type: 2, f(s_pos) + f(-s_neg), or 1, f(s_pos - s_neg).
         margin: the m of hinge and softplus, under both types (PhyLL's type-1 form at θ = 1 is f="softplus", margin=0).
         negatives: "next", (arange(2n) + 1) % 2n, or "random".
+        projection: "dense"; "low-rank", two trained factors; "low-rank-frozen", the inner one stays random.
+        rank: of the low-rank ones; layers whose B is no larger have a dense one.
     """
 
     f: str = "hinge"
     loss_type: int = 2
     margin: float = 1.0
     negatives: str = "next"
+    projection: str = "dense"
+    rank: int = 64
 
     references: ClassVar[dict[str, Reference]] = {}
     uses_negatives: ClassVar[bool] = True
@@ -142,6 +145,10 @@ class ScoreRule(Rule):
             raise UsageError(f"margin must be a finite number, got {self.margin!r}")
         if self.negatives not in ("next", "random"):
             raise unknown("choice of negatives", str(self.negatives), ("next", "random"))
+        if self.projection not in projections.KINDS:
+            raise unknown("projection", str(self.projection), projections.KINDS)
+        if type(self.rank) is not int or self.rank < 1:
+            raise UsageError(f"rank must be a positive whole number, got {self.rank!r}")
 
     def loss_layers(self, n_layers: int) -> list[int]:
         """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
@@ -151,7 +158,10 @@ class ScoreRule(Rule):
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         layers = self.loss_layers(len(dims))
         return {
-            key: [Dense(dims[layer], dims[reference.source(layer, len(dims))]) for layer in layers]
+            key: [
+                projections.make(self.projection, dims[layer], dims[reference.source(layer, len(dims))], self.rank)
+                for layer in layers
+            ]
             for key, reference in self.references.items()
         }
 

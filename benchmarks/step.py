@@ -1,0 +1,192 @@
+"""Whole training steps of local rules against backpropagation's, vgg6 on images of 32 x 32: ratios of times.
+
+    python benchmarks/step.py --out benchmarks/results/step.json
+
+Every repeat takes one step of every case in turn, on the same images; a row has the median over repeats of the ratio to
+``bp-clapp++`` in the same repeat, and the distribution-free 95 % interval of that median. A step: losses, update and
+the optimiser (fused AdamW, channels-last for all but "published"). The engine uses nothing of samples that are not
+active, so that its time is the same in every state. "published" is the layout of the published code: one graph over
+detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and the two beside it include the views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+from torchvision.transforms import v2
+
+import localssl
+from localssl import encoders, rules
+from localssl.data.specs import spec_for
+from localssl.data.views import Views, blur_kernel
+from localssl.files import write_text
+
+SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
+BASE = "bp-clapp++"
+LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule under an engine, on one layout."""
+
+    rule: str
+    engine: str = "auto"
+    projection: str = "dense"
+    layout: str = "ours"
+    augmented: bool = False
+
+    @property
+    def name(self) -> str:
+        """The rule as it stands in a row."""
+        return self.rule if self.projection == "dense" else f"{self.rule}, B {self.projection} {RANK}"
+
+
+RANK = 64
+
+
+def step_of(case: Case, width: float) -> Callable[[Tensor], None]:
+    """One training step on images (n, 3, 32, 32) of bytes."""
+    torch.manual_seed(0)
+    ours = case.layout == "ours"
+    options = {} if case.projection == "dense" else {"projection": case.projection, "rank": RANK}
+    learner = localssl.Learner(encoders.vgg6(width), rules.get(case.rule, **options), SHAPE, PATCHES, case.engine)
+    if ours:
+        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0, fused=True if ours else None)
+    views = _views(ours) if case.augmented else _no_views
+
+    def step(images: Tensor) -> None:
+        for _ in learner.updates(*views(images)):
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return step
+
+
+def _no_views(images: Tensor) -> tuple[Tensor, Tensor]:
+    x = (images.float() / 255).to(memory_format=torch.channels_last)
+    return x, x.flip(3)
+
+
+def _views(ours: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    spec = spec_for("cifar10")
+    mean, std = spec.mean or (0.5,) * 3, spec.std or (0.25,) * 3
+    if ours:
+        made = Views(spec.augmentation, mean, std, 3, 32)
+        return lambda images: made(images)
+    one = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, scale=spec.augmentation.crop_scale, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(blur_kernel(32), (0.1, 2.0))], p=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(mean), list(std)),
+        ]
+    )
+    return lambda images: (torch.stack([one(i) for i in images]), torch.stack([one(i) for i in images]))
+
+
+def measure(cases: list[Case], width: float, batch: int, repeats: int) -> list[list[float]]:
+    """Seconds of every case's steps, by case; the first round is not counted."""
+    steps = [step_of(case, width) for case in cases]
+    seconds: list[list[float]] = [[] for _ in cases]
+    for repeat in range(repeats + 1):
+        images = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8)
+        for step, found in zip(steps, seconds, strict=True):
+            began = time.perf_counter()
+            step(images)
+            if repeat:
+                found.append(time.perf_counter() - began)
+    return seconds
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The distribution-free 95 % interval of a median: the order statistics that the binomial gives."""
+    ordered, n = sorted(values), len(values)
+    low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+    return ordered[low], ordered[n - 1 - low]
+
+
+def rows(cases: list[Case], width: float, batch: int, repeats: int) -> list[dict[str, object]]:
+    """One row a case."""
+    seconds = measure(cases, width, batch, repeats)
+    found: list[dict[str, object]] = []
+    for case, mine in zip(cases, seconds, strict=True):
+        ratios = [a / b for a, b in zip(mine, seconds[0], strict=True)]
+        low, high = interval(ratios)
+        engine = localssl.Learner(encoders.vgg6(0.1), rules.get(case.rule), SHAPE, None, case.engine).engine
+        row = {
+            "rule": case.name,
+            "against": cases[0].name,
+            "width": width,
+            "batch": batch,
+            "engine": engine,
+            "layout": case.layout,
+            "views": case.augmented,
+            "state": "any",
+            "ratio": round(statistics.median(ratios), 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "n": len(ratios),
+            "milliseconds": round(1e3 * statistics.median(mine), 1),
+        }
+        found.append(row)
+        print(f"{case.name:34s} {engine:13s} {case.layout:9s} {row['ratio']:.3f} [{low:.3f} {high:.3f}]", flush=True)
+    return found
+
+
+def commit() -> str:
+    """The repository's state."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, nargs="+", default=[25, 9], help="for every width")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cases = [Case(BASE), *(Case(rule) for rule in LOCAL)]
+    cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]
+    cases += [Case(rule, projection="low-rank-frozen") for rule in LOCAL]
+    cases += [Case("clapp++", "autograd"), Case("clapp++dfb", "autograd")]
+    layouts = [Case(BASE, augmented=True)]
+    for rule in ("clapp++", "clapp++dfb"):
+        layouts += [Case(rule, augmented=True), Case(rule, "autograd", layout="published", augmented=True)]
+    found: list[dict[str, object]] = []
+    for width, repeats in zip(arguments.widths, arguments.repeats, strict=True):
+        print(f"width {width:g}, batch {arguments.batch}")
+        found += rows(cases, width, arguments.batch, repeats)
+        found += rows(layouts, width, arguments.batch, max(3, repeats // 2))
+    record = {
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "processor": platform.processor() or platform.machine(),
+        "commit": commit(),
+        "rows": found,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
