@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +32,21 @@ def modulator(x: Tensor, f: str, margin: float) -> Tensor:
     return torch.sigmoid(margin - x) if f == "softplus" else torch.ones_like(x)
 
 
-def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -> tuple[Tensor, Tensor]:
-    """One layer's losses of all its references: adds dL/dB to ``.grad`` of every B.
+class Change(NamedTuple):
+    """A change of B that is still two factors: dL/dg (2n, d_z) and c (2n, d_c)."""
+
+    projection: nn.Module
+    g: Tensor
+    signal: Tensor
+    c: Tensor
+
+    def add(self) -> None:
+        """Add dL/dB to ``.grad``."""
+        change(*self)
+
+
+def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -> tuple[Tensor, Tensor, list[Change]]:
+    """One layer's losses of all its references.
 
     Args:
         rule: whose scores they are.
@@ -40,12 +55,13 @@ def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -
         projections: the rule's.
 
     Returns:
-        The loss, a scalar, and dL/dz of the readout (2n, d): Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
-        +γ⁻ Bc (as negative), over 2n.
+        The loss, a scalar; dL/dz of the readout (2n, d), Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
+        +γ⁻ Bc (as negative), over 2n; the changes of every B, not yet made.
     """
     z_pos = batch.positives(layer)
     signal = torch.zeros_like(z_pos, dtype=losses.at_least_float32(z_pos[:0]).dtype)
     loss = signal.new_zeros(())
+    changes: list[Change] = []
     for key, reference in rule.references.items():
         projection = projections[key][layer]
         c = take(reference, batch.z, layer)
@@ -58,8 +74,9 @@ def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -
         pos, neg = ((m / len(z_pos))[:, None] for m in modulators(s_pos, s_neg, rule.f, rule.loss_type, rule.margin))
         signal -= pos * still
         signal.index_add_(0, negatives, neg * still)
-        change(projection, g, (neg * z_neg).sub_(pos * z_pos).to(g.dtype), c)
-    return loss, torch.cat((signal[batch.n :], signal[: batch.n]))  # from the positives' order to the samples'
+        changes.append(Change(projection, g, (neg * z_neg).sub_(pos * z_pos).to(g.dtype), c))
+    soma = torch.cat((signal[batch.n :], signal[: batch.n]))  # from the positives' order to the samples'
+    return loss, soma, changes
 
 
 def predict(projection: nn.Module, c: Tensor) -> Tensor:

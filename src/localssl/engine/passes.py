@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from localssl.engine.blocks import Block
 
 CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time
-Route = Literal["index", "packed"] | None
 aten = torch.ops.aten
 
 
@@ -23,8 +22,9 @@ class Passed(NamedTuple):
     Args:
         x: the presynaptic activity (N, ...).
         z: the block's output (N, ...); where a max-pooled or unpooled unit is 0, its gate ρ'(a) is closed.
-        route: where a signal at z goes in the drive a: of a max-pool, one index a unit of z; of an average pool, the
-            gates, one bool a unit of a; None without a pool, or where nobody wants it.
+        route: where a signal at z goes in the drive a: of a max-pool, an index into the map for every unit of z, in
+            the smallest type that holds it; of an average pool, the gates, one bool a unit of a; None without a pool,
+            or where nobody wants it.
         drive: shape of one sample's drive a.
     """
 
@@ -34,11 +34,11 @@ class Passed(NamedTuple):
     drive: tuple[int, ...]
 
 
-def run(block: Block, x: Tensor, route: Route = "index") -> Passed:
+def run(block: Block, x: Tensor, keep: bool = True) -> Passed:
     """The block's output for inputs ``x`` (N, ...).
 
-    A pooled block's drive is made chunk by chunk of samples, so that it is never there as a whole. ``route``: "packed"
-    takes the least memory (a byte a unit, nearly always), "index" the least time, None leaves it out.
+    A pooled block's drive is made chunk by chunk of samples, so that it is never there as a whole. Without ``keep``
+    there is no route.
     """
     for module in block.head:
         x = module(x)
@@ -51,16 +51,29 @@ def run(block: Block, x: Tensor, route: Route = "index") -> Passed:
     if block.pool is None:
         a = _drive(layer, x, weight, bias)
         return Passed(x, a.relu_(), None, tuple(a.shape[1:]))
-    z: list[Tensor] = []
-    routes: list[Tensor] = []
+    z: Tensor | None = None
+    route: Tensor | None = None
     drive: tuple[int, ...] = ()
-    for part in x.split(_chunk(block, x)):
-        a = _drive(layer, part, weight, bias)
+    count = _chunk(block, x)
+    for first in range(0, len(x), count):
+        a = _drive(layer, x[first : first + count], weight, bias)
         drive = tuple(a.shape[1:])
-        pooled, back = _pool(block.pool, a, route)
-        z.append(pooled)
-        routes += [] if back is None else [back]
-    return Passed(x, _joined(z), _joined(routes) if routes else None, drive)
+        pooled, back = _pool(block.pool, a, keep)
+        z = _put(z, pooled, first, len(x))
+        route = None if back is None else _put(route, back, first, len(x))
+    assert z is not None
+    return Passed(x, z, route, drive)
+
+
+def _put(whole: Tensor | None, part: Tensor, first: int, count: int) -> Tensor:
+    """``whole`` (count, ...), made if it is not there yet, with ``part`` from sample ``first`` on."""
+    if len(part) == count:
+        return part
+    if whole is None:
+        size, layout = (count, *part.shape[1:]), torch.channels_last
+        whole = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
+    whole[first : first + len(part)] = part
+    return whole
 
 
 def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -> None:
@@ -104,10 +117,6 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
 
-def _joined(chunks: list[Tensor]) -> Tensor:
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-
-
 def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
@@ -116,34 +125,17 @@ def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, a: Tensor, route: Route) -> tuple[Tensor, Tensor | None]:
+def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     """The pooled activity, and the route back."""
     if isinstance(pool, nn.AvgPool2d):
-        return pool(a.relu_()), None if route is None else a > 0
-    if route is None:
+        return pool(a.relu_()), (a > 0) if keep else None
+    if not keep:
         return pool(a).relu_(), None
     windows = [_pair(n) for n in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
     z, index = F.max_pool2d_with_indices(a, *windows, ceil_mode=pool.ceil_mode)
-    if route == "packed":
-        index = _packed(pool, index, a.shape[-1])
-    return z.relu_(), index  # ReLU after the pool: the same, on fewer units
-
-
-def _packed(pool: nn.MaxPool2d, index: Tensor, width: int) -> Tensor:
-    """Indices into maps of this width, counted from their window's corner: they fit into a byte on nearly all maps."""
-    rows, columns = (d * (k - 1) for d, k in zip(_pair(pool.dilation), _pair(pool.kernel_size), strict=True))
-    largest = rows * width + columns
-    dtype = torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int64
-    return (index - _corners(pool, index, width)).to(dtype)
-
-
-def _corners(pool: nn.MaxPool2d, index: Tensor, width: int) -> Tensor:
-    """The index of every window's upper left corner, (h, w); negative in the padding."""
-    down, right = (
-        torch.arange(n, device=index.device) * s - p
-        for n, s, p in zip(index.shape[2:], _pair(pool.stride), _pair(pool.padding), strict=True)
-    )
-    return down[:, None] * width + right
+    units = math.prod(a.shape[2:])
+    smallest = torch.uint8 if units <= 2**8 else torch.int16 if units <= 2**15 else torch.int32
+    return z.relu_(), index.to(smallest)  # ReLU after the pool: the same, on fewer units
 
 
 def _at_patches(soma: Tensor, z: Tensor, kernel: tuple[int, ...]) -> Tensor:
@@ -182,11 +174,9 @@ def _at_drive(
         counting = (pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
         aten.avg_pool2d_backward.grad_input(spread, at_a, size, stride, padding, *counting, grad_input=at_a)
         return at_a.mul_(route)
-    if route.dtype != torch.int64:
-        route = route.to(torch.int64).add_(_corners(pool, route, drive[-1]))
     dilation = _pair(pool.dilation)
     aten.max_pool2d_with_indices_backward.grad_input(
-        spread, at_a, size, stride, padding, dilation, pool.ceil_mode, route, grad_input=at_a
+        spread, at_a, size, stride, padding, dilation, pool.ceil_mode, route.to(torch.int64), grad_input=at_a
     )
     return at_a
 

@@ -13,7 +13,7 @@ from localssl.credit import Step
 from localssl.credit.local import Local
 from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
-from localssl.engine.passes import Passed, Route, learn, run
+from localssl.engine.passes import Passed, learn, run
 from localssl.rules.base import Batch, ScoreRule
 
 
@@ -23,7 +23,7 @@ class ThreeFactor(Local):
     Where every reference is the layer's own readout, a block runs, its gradients are yielded to be applied and freed,
     and only then does the next one run, on the activity from before. Where a reference lies above, ``lean`` runs all
     blocks once for the references and then does the same; otherwise they run once, and of each its input, output and
-    a packed route are kept.
+    route are kept.
     """
 
     def __init__(self, lean: bool = False):
@@ -39,7 +39,7 @@ class ThreeFactor(Local):
             return
         asked = above(rule, len(blocks))
         if asked and not self.lean:
-            kept = list(_in_turn(blocks, step.x, "packed"))
+            kept = list(_in_turn(blocks, step.x))
             known = {i: _read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
             passes = _handed_over(kept)
         else:
@@ -47,8 +47,11 @@ class ThreeFactor(Local):
             passes = _in_turn(blocks, step.x)
         losses: Tensor | None = None
         for layer, passed in enumerate(passes):
-            loss = _learn(step, rule, blocks[layer], passed, known, layer)
-            del passed  # before the next block runs
+            loss, changes = _learn(step, rule, blocks[layer], passed, known, layer)
+            del passed  # its input makes room for a dense change of B, and for the next block
+            for change in changes:
+                change.add()
+            changes.clear()
             losses = loss.new_zeros(len(blocks)) if losses is None else losses
             losses[layer] = loss
             yield losses
@@ -60,11 +63,11 @@ def above(rule: ScoreRule, layers: int) -> set[int]:
     return {source for source, layer in found if source != layer}
 
 
-def _in_turn(blocks: Sequence[Block], x: Tensor, route: Route = "index") -> Iterator[Passed]:
+def _in_turn(blocks: Sequence[Block], x: Tensor) -> Iterator[Passed]:
     """Every block's run, keeping none but its output for the next."""
     for block in blocks:
         with torch.no_grad():
-            passed = [run(block, x, route)]
+            passed = [run(block, x)]
         x = passed[0].z
         yield passed.pop()
 
@@ -82,7 +85,7 @@ def _references(step: Step, blocks: Sequence[Block], asked: set[int]) -> dict[in
     known: dict[int, Tensor] = {}
     x = step.x
     for layer, block in enumerate(blocks if asked else ()):
-        x = run(block, x, None).z
+        x = run(block, x, keep=False).z
         if layer in asked:
             known[layer] = _read(step, x, layer)
     return known
@@ -95,11 +98,11 @@ def _read(step: Step, z: Tensor, layer: int) -> Tensor:
 @torch.no_grad()
 def _learn(
     step: Step, rule: ScoreRule, block: Block, passed: Passed, known: Mapping[int, Tensor], layer: int
-) -> Tensor:
-    """One block's loss; its gradients and those of its projections are added to ``.grad``."""
+) -> tuple[Tensor, list[factors.Change]]:
+    """One block's loss and the changes of its projections; its own gradients are added to ``.grad``."""
     here = _read(step, passed.z, layer)
     nothing = here[:, :0]  # in place of readouts that no reference of this layer takes
     z = [known.get(i, here if i == layer else nothing) for i in range(len(step.patches))]
-    loss, soma = factors.learn(rule, Batch(z, step.negatives), layer, step.projections)
+    loss, soma, changes = factors.learn(rule, Batch(z, step.negatives), layer, step.projections)
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
-    return loss
+    return loss, changes
