@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from localssl.certificate.costs import Cost, costs
-from localssl.certificate.reading import ERROR, GRADIENT, INSIDE, MANY, REASONS, Read, read
+from localssl.certificate.reading import ERROR, GRADIENT, INSIDE, MANY, READS, REASONS, Read, read
 from localssl.certificate.tracing import interactions, trace
 from localssl.errors import UsageError
 from localssl.learner import Learner
@@ -56,7 +56,7 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        """"local", "block-local" (gradients stay inside blocks of several layers) or "not local"."""
+        """ "local", "block-local" (gradients stay inside blocks of several layers) or "not local"."""
         if not self.reasons:
             return "local"
         return "block-local" if self.reasons == (INSIDE,) else "not local"
@@ -68,7 +68,8 @@ class Certificate:
 
     def names(self, of: str, layer: int | None = None) -> tuple[str, ...]:
         """What ΔW or ΔB read, without repetition: of all layers, or of one."""
-        return tuple(dict.fromkeys(r.what for r in self.reads if r.of == of and layer in (None, r.layer)))
+        found = {r.what for r in self.reads if r.of == of and layer in (None, r.layer)}
+        return tuple(what for what in READS if what in found)
 
     def because(self, reason: str) -> tuple[Read, ...]:
         """What stands behind a reason."""
@@ -94,8 +95,8 @@ def certify(subject: Learner | Rule | type[Rule] | str, seed: int = 0) -> Certif
         batch = _batch(learner, _images(learner), seed)
         found = trace(copy.deepcopy(learner), *batch, seed)
         if max(found.interacting.values(), default=0) > MANY:  # a mean, or a chain of pairs that ends somewhere?
-            shares = interactions(copy.deepcopy(learner), *_batch(learner, LARGE, seed), seed)
-            found = replace(found, interacting={n: min(s, shares.get(n, 0)) for n, s in found.interacting.items()})
+            far = interactions(copy.deepcopy(learner), *_batch(learner, LARGE, seed), seed)
+            found = replace(found, far=far)
         torch.manual_seed(seed)
         cost, layer_costs = costs(copy.deepcopy(learner), *batch, found.samples)
     return Certificate(

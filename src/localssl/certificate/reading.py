@@ -16,6 +16,12 @@ SYNAPSE = "another synapse's weight"
 INSIDE = "gradient inside a block"
 REASONS = (TRANSPORT, GRADIENT, ERROR, LABELS, BATCH, SYNAPSE, INSIDE)
 
+READS = (  # what may be read, then what may not, in the order in which they are shown
+    *("pre", "post", "gate", "modulator", "own B", "own weight", "other samples", "feedback", "from below"),
+    *("labels", "batch", "W above", "gate above", "B above", "W below", "B below"),
+    *("W of the block", "gate in the block", "W in the block", "another part of B", "other neurons' weights"),
+)
+
 MANY = 0.4  # share of the other samples; a pair has its partner, its negatives and those it is a negative of
 
 
@@ -27,7 +33,7 @@ class Read:
         target: the parameter's name.
         layer: its layer, from 1.
         of: "ΔW" of a block, "ΔB" of a projection.
-        what: "pre", "post", "gate", "modulator", "other samples", "own B", "feedback", …
+        what: one of ``READS``.
         source: what was read, with its layer, e.g. "W^3", "z^3".
         distance: layers between the two.
         reason: why a local rule may not read it, one of ``REASONS``; "" where it may.
@@ -59,15 +65,17 @@ def _of(target: str, trace: Trace, learner: Learner) -> list[Read]:
         what, reason = named
         source, layer = _source(world, learner)
         away = 0 if layer is None else abs(layer - place.layer)
-        evidence = "value differs in that world" + _uses(world, trace)
+        evidence = Read.evidence + _uses(world, trace)
         if world in trace.escaped:
             evidence = f"left torch as a number ({trace.escaped[world]}), not followed further"
         found.setdefault((what, source), Read(target, place.layer, place.of, what, source, away, reason, evidence))
     share = trace.interacting[target]
     if share > 0:
-        reason = BATCH if share > MANY else ""
+        reason = BATCH if min(share, trace.far.get(target, 1.0)) > MANY else ""
         mixers = ", ".join(f"{kind} in block {number}" for kind, number in trace.crossing)
-        evidence = f"interacts with {share:.0%} of the other samples tried" + (f"; {mixers}" if mixers else "")
+        evidence = f"interacts with {share:.0%} of the other samples tried"
+        evidence += f", {trace.far[target]:.0%} in a larger batch" if target in trace.far else ""
+        evidence += f"; {mixers}" if mixers else ""
         what = "batch" if reason else "other samples"
         found[what, what] = Read(target, place.layer, place.of, what, what, 0, reason, evidence)
     return list(found.values())
@@ -81,6 +89,7 @@ class _Place:
         self.layer = layer_of(target, learner)
         self.of = "ΔW" if target.startswith("encoder.") else "ΔB"
         self.module = target.rpartition(".")[0]
+        self.above = _above(self.module, trace)
 
     def name(self, world: World, elsewhere: bool) -> tuple[str, str] | None:
         """What it read in that world, and why it may not ("": it may); None for nothing worth a name."""
@@ -108,7 +117,7 @@ class _Place:
             return "from below", ""
         if self.of == "ΔB" or world.name == self.module:
             return "gate", ""
-        return ("gate in the block", INSIDE) if self._meets(world.name, self.target) else ("pre", "")
+        return ("gate in the block", INSIDE) if world.name in self.above else ("pre", "")
 
     def _weight(self, world: World, elsewhere: bool) -> tuple[str, str] | None:
         module = world.name.rpartition(".")[0]
@@ -125,20 +134,26 @@ class _Place:
         if self.of == "ΔW" and world.kind == "part":
             return "own B", ""
         if self.of == "ΔW":
-            inside = self._meets(self.module, world.name)
-            return ("W in the block", INSIDE) if inside else ("W of the block", SYNAPSE)
+            return ("W in the block", INSIDE) if module in self.above else ("W of the block", SYNAPSE)
         if world.kind == "part" and self._upstream(world):
             return "pre", ""
         return ("W of the block" if world.kind == "weight" else "another part of B"), SYNAPSE
 
-    def _meets(self, module: str, name: str) -> bool:
-        """Whether the drive of a module comes together with a parameter, further up in its block."""
-        gates = [w for w in self.trace.order if w.kind == "gate" and w.name == module]
-        return any(name in self.trace.order[w] for w in gates)
-
     def _upstream(self, world: World) -> bool:
         """Whether a part's value comes together with the target on the way up: it is read as what precedes it."""
         return self.target in self.trace.order.get(world, set())
+
+
+def _above(module: str, trace: Trace) -> set[str]:
+    """Layers with weights that a module's drive comes to in its own block, one through the other."""
+    found, left = set[str](), [module]
+    while left:
+        at = left.pop()
+        names = {n for w, met in trace.order.items() if (w.kind, w.name) == ("gate", at) for n in met}
+        new = {n.rpartition(".")[0] for n in names if n.startswith("encoder.")} - found - {module}
+        found |= new
+        left += new
+    return found
 
 
 def _source(world: World, learner: Learner) -> tuple[str, int | None]:

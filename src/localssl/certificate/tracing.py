@@ -7,9 +7,10 @@ update still reads of another weight, it reads past the activities.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Trace:
         used: by parameter, operations that read it outside of its own layer's forward pass, and whether backward.
         crossing: kinds of modules that mix samples in the forward pass, with their block.
         interacting: by parameter, share of the other samples with which the first one interacts in its update.
+        far: the same for samples far from the first in a larger batch; empty where nobody looked.
         labels_enter: whether the encoder's input depends on the labels.
         escaped: operations whose results left torch as Python numbers and differed.
         zero: names of trainable parameters with no update, or one of zeros.
@@ -74,6 +76,7 @@ class Trace:
     escaped: dict[World, str]
     zero: list[str]
     samples: int
+    far: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,7 +94,7 @@ class _Tracer(Worlds):
         Worlds.__init__(self)
         self.generator = torch.Generator().manual_seed(0)
         self.parameters = sources(self.learner)
-        self.fixed: list[World] = []  # worlds of weights and labels: cut at modulators, too
+        self.fixed: list[World] = []  # worlds of weights: cut at modulators, too
         self.activities: list[World] = []
         self.modulator = World("modulator")
         self.halves: list[World] = []  # of parts: cut at their outputs, too, to see what a part reads of itself
@@ -110,8 +113,7 @@ class _Tracer(Worlds):
                 if rows is not None and kind == "part":
                     self.halves.append(world)
             self.used[memory(tensor)] = set()
-        self.fixed.append(World("labels"))
-        self.put(self.fixed[-1], self.labels, self.labels.roll(1))
+        self.put(World("labels"), self.labels, self.labels.roll(1))
 
     def moved(self, tensor: Tensor) -> Tensor:
         """Another value of the same size."""
@@ -132,14 +134,14 @@ class _Tracer(Worlds):
         """A copy of what leaves a module, which all worlds take from this one but its own (and those of samples)."""
         copy = signal.clone()
         with _disable_current_modes():
-            self.hold(copy, [*self.fixed, *self.activities, self.modulator])
+            self.hold(copy, [*self.fixed, *self.activities, self.modulator, World("labels")])
             if world not in self.activities:
                 self.activities.append(world)
             self.put(world, copy, self.moved(copy))
         return copy
 
-    def leave(self, prediction: Tensor) -> None:
-        """What leaves a part."""
+    def leave(self, prediction: Tensor, _world: None) -> None:
+        """What leaves a part: the worlds that tell its own rows apart take it from this one."""
         with _disable_current_modes():
             self.hold(prediction, self.halves)
 
@@ -150,7 +152,7 @@ class _Tracer(Worlds):
                 return
             self.samples = len(x)
             self.labels_enter |= self.see(World("labels"), x) is not None
-            self.hold(x, self.fixed)
+            self.hold(x, [*self.fixed, World("labels")])
             world = World("activity")
             self.activities.insert(0, world)
             value = self.moved(x)
@@ -175,12 +177,12 @@ class _Tracer(Worlds):
                 for name, module in block.named_modules(prefix=f"encoder.blocks.{number - 1}"):
                     handles += self._hooks(name, module, number)
                 world = World("activity", number)
-                handles.append(block.register_forward_hook(lambda _m, _a, out, w=world: self.cut(out, w)))
+                handles.append(block.register_forward_hook(partial(_passed, self.cut, world)))
             first = self.learner.encoder.blocks[0]
-            handles.append(first.register_forward_pre_hook(lambda _m, args: self.enter(args[0])))
+            handles.append(first.register_forward_pre_hook(partial(_entered, self)))
             for module in self.learner.projections.modules():
                 if dict(module.named_parameters(recurse=False)):
-                    handles.append(module.register_forward_hook(lambda _m, _a, out: self.leave(out)))
+                    handles.append(module.register_forward_hook(partial(_passed, self.leave, None)))
             yield
         finally:
             for handle in handles:
@@ -243,7 +245,7 @@ def interactions(learner: Learner, a: Tensor, b: Tensor, labels: Tensor, seed: i
     for i in range(FEW):
         other = round((i + 0.5) / FEW * samples)
         worlds = _Tracer(learner, labels, pairs=[(0,), (other,), (0, other)])
-        handle = learner.encoder.blocks[0].register_forward_pre_hook(lambda _m, args, w=worlds: w.enter(args[0]))
+        handle = learner.encoder.blocks[0].register_forward_pre_hook(partial(_entered, worlds))
         try:
             _update(worlds, a, b, seed)
         finally:
@@ -261,6 +263,16 @@ def _update(worlds: _Tracer, a: Tensor, b: Tensor, seed: int) -> None:
     worlds.learner.zero_grad(set_to_none=True)
     with worlds, Leaks(worlds):
         worlds.learner.accumulate_grads(a, b, None, worlds.labels)
+
+
+def _passed(cut: Callable[..., Tensor | None], world: World | None, module: Any, args: Any, output: Any) -> Any:
+    """A forward hook that hands the output to a cut."""
+    return cut(output, world)
+
+
+def _entered(worlds: _Tracer, module: Any, args: Any) -> None:
+    """A hook in front of the first block."""
+    worlds.enter(args[0])
 
 
 def sources(learner: Learner) -> dict[str, Tensor]:
@@ -289,7 +301,7 @@ def pairs(samples: int) -> list[tuple[int, ...]]:
 def _changed(worlds: _Tracer, name: str, update: Tensor) -> dict[World, bool]:
     """The worlds, but those of samples, in which an update differs, and whether in rows that are not the world's."""
     found: dict[World, bool] = {}
-    for world in [*worlds.fixed, *worlds.activities, worlds.modulator]:
+    for world in [*worlds.fixed, *worlds.activities, worlds.modulator, World("labels")]:
         value = worlds.see(world, update)
         if value is None and world not in worlds.escaped:
             continue

@@ -7,6 +7,7 @@ only numerical dependence is left: reading a shape, a product with zero or x - x
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
@@ -33,7 +34,9 @@ def same(one: Tensor, other: Tensor) -> bool:
     """Equal to the last bit, NaN to NaN."""
     if torch.equal(one, other):
         return True
-    return one.is_floating_point() and torch.equal(one.nan_to_num(0.12345), other.nan_to_num(0.12345))
+    if not one.is_floating_point() or not math.isnan(float(one.sum())):  # a sum costs less than looking for NaN
+        return False
+    return torch.equal(one.nan_to_num(0.12345), other.nan_to_num(0.12345))
 
 
 def backward_runs() -> bool:
@@ -137,13 +140,22 @@ class Worlds(TorchDispatchMode):
                 self.escaped.setdefault(world, str(func))
             elif memory(here) not in memories:
                 if not same(here.detach(), other.detach()):
-                    self.put(world, here.detach(), other)
+                    self._adopt(world, here.detach(), other)
                     changed = True
             else:
                 changed = True
         if changed and self.watching:
             for key in memories & self.used.keys() & self._values[world].keys():
                 self.used[key].add((str(func.overloadpacket), backward_runs()))
+
+    def _adopt(self, world: Hashable, here: Tensor, other: Tensor) -> None:
+        """As ``put`` for what has just been made: its memory is taken as it is, where it is laid out alike."""
+        one, two = here.untyped_storage(), other.untyped_storage()
+        alike = (here.stride(), here.storage_offset()) == (other.stride(), other.storage_offset())
+        if alike and one.nbytes() == two.nbytes() and memory(here) not in self._values[world]:
+            self._values[world][self._keep(here)] = two
+        else:
+            self.put(world, here, other)
 
     def _value(self, world: Hashable, tensor: Tensor) -> Tensor:
         found = self._values[world].get(memory(tensor))
