@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import localssl
-from localssl import certificate
-from localssl.certificate import Certificate, certify
+from localssl import certificate, cli
+from localssl.certificate import Certificate, certify, listing
 from localssl.certificate.reading import BATCH, ERROR, GRADIENT, INSIDE, LABELS, READS, SYNAPSE, TRANSPORT
 from localssl.certificate.worlds import Leaks, Worlds
 from localssl.credit import CREDITS, Step
@@ -40,12 +41,22 @@ EXPECTED: dict[str, tuple[str, ...]] = {  # every built-in rule and why it is no
 }
 
 
-@pytest.mark.parametrize("name", localssl.rules.names())
-def test_built_in_rules(name: str) -> None:
+def test_built_in_rules() -> None:
+    """By the table of the documentation, of which ``test_docs_tables.py`` says that it is what the code finds."""
+    page = (Path(__file__).parents[1] / "docs" / "certificate.md").read_text(encoding="utf-8")
+    lines = page.split("made by docs_tables -->")[1].split("<!--")[0].strip().splitlines()[2:]
+    cells = {line.split("`")[1]: line.split(" | ") for line in lines}
+    assert cells.keys() == EXPECTED.keys() == set(listing.built_in())
+    for name, (_, verdict, why, *_rest) in cells.items():
+        assert tuple(part.rpartition(" (")[0] for part in why.split("; ") if part) == EXPECTED[name], name
+        assert verdict == ("not local" if EXPECTED[name] else "local")
+
+
+@pytest.mark.parametrize("name", ["clapp", "clapp++both", "ff", "lpl", "fa", "sign-symmetric", "dfa", "softhebb"])
+def test_quick_rules_themselves(name: str) -> None:
     found = certify(name)
     assert found.reasons == EXPECTED[name]
-    assert found.verdict == ("not local" if found.reasons else "local")
-    assert found.cost.operations > 0
+    assert found.untraced == ()
     assert len(found.layer_costs) == found.layers == 3
 
 
@@ -415,3 +426,40 @@ def test_only_numbers_that_matter_are_read() -> None:
 def test_names_are_known() -> None:
     assert {r.what for name in ("pc", "softhebb", "bp-simclr") for r in certify(name).reads} <= set(READS)
     assert set(certificate.REASONS) == {BATCH, ERROR, GRADIENT, INSIDE, LABELS, SYNAPSE, TRANSPORT}
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = Path(__file__).parents[1] / "examples" / "my_rule.py"
+    out = tmp_path / "reads.csv"
+    arguments = ["certify", "--rule", "clapp++dfb", "--rule", f"{own}:MyRule", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "MyRule │ not local │ batch statistics" in shown
+    lines = out.read_text(encoding="utf-8").splitlines()
+    assert lines[1] == ",".join(listing.LONG)
+    assert any(line.startswith("clapp++dfb,1,encoder.blocks.0.0.weight,ΔW,feedback,z^3,2,,") for line in lines)
+    assert any(line.startswith("MyRule,all,,,cost,") for line in lines)
+
+
+def test_the_command_on_a_named_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["certify", "--rule", "clapp++", "--rule-options", "f=softplus", "--encoder", "mlp"]
+    assert cli.main([*arguments, "--width", "0.02", "--image-size", "6"]) == 0
+    assert "clapp++ │ local" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--rule", "clap"], "unknown rule 'clap'"),
+        (["--rule", "clapp", "lpl", "--rule-options", "eps=1"], "--rule-options goes with one --rule"),
+        (["--rule", "clapp", "--width", "2"], "--width and --image-size go with --encoder"),
+        (["--rule", "clapp", "--encoder", "vgg7"], "unknown encoder 'vgg7'"),
+        (["--rule", "clapp", "--encoder", "vgg6", "--image-size", "0"], "--image-size 0: use 1 or more"),
+        (["--rule", "clapp", "--out", "/nowhere/x.csv"], "there is no folder /nowhere"),
+    ],
+)
+def test_bad_input(arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["certify", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert found in error
+    assert error.count("\n") == 1

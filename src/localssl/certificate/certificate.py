@@ -66,6 +66,12 @@ class Certificate:
         """Layers between a weight and the farthest thing that its update read."""
         return max((r.distance for r in self.reads), default=0)
 
+    @property
+    def untraced(self) -> tuple[int, ...]:
+        """Blocks without an update, of which nothing can be said."""
+        traced = {r.layer for r in self.reads if r.of == "ΔW"}
+        return tuple(layer for layer in range(1, self.layers + 1) if layer not in traced)
+
     def names(self, of: str, layer: int | None = None) -> tuple[str, ...]:
         """What ΔW or ΔB read, without repetition: of all layers, or of one."""
         found = {r.what for r in self.reads if r.of == of and layer in (None, r.layer)}

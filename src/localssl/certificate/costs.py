@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from typing_extensions import override
 
-from localssl.certificate.tracing import layer_of
+from localssl.certificate.cuts import layer_of
 from localssl.certificate.worlds import memory
 from localssl.learner import Learner
 

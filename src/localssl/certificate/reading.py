@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localssl.certificate.tracing import Trace, World, layer_of
+from localssl.certificate.cuts import World, layer_of
+from localssl.certificate.tracing import Trace
 from localssl.learner import Learner
 
 TRANSPORT = "weight transport"
@@ -47,7 +48,7 @@ class Read:
     source: str
     distance: int
     reason: str = ""
-    evidence: str = "value differs in that world"
+    evidence: str = "with another value of it the update is another"
 
 
 def read(trace: Trace, learner: Learner) -> list[Read]:

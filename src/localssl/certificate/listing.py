@@ -1,4 +1,4 @@
-"""Certificates as rows: for the terminal, for CSV and for the documentation."""
+"""Certificates as they are listed: for the terminal, for CSV and for the documentation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def short(certificate: Certificate) -> list[str]:
     """One row under ``SHORT``."""
     c = certificate
     seen = [f"{reason} ({_places(c, reason)})" for reason in c.reasons]
+    seen += [f"no update of block {layer} to trace" for layer in c.untraced]
     entering = ["labels (in the image)"] if c.labels_enter else []
     return [
-        rules.own.short_name(c.rule),
+        c.rule,
         c.verdict,
         "; ".join(seen),
         ", ".join([*c.names("ΔW"), *entering]),
