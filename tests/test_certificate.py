@@ -52,7 +52,7 @@ def test_built_in_rules() -> None:
         assert verdict == ("not local" if EXPECTED[name] else "local")
 
 
-@pytest.mark.parametrize("name", ["clapp", "clapp++both", "ff", "lpl", "fa", "sign-symmetric", "dfa", "softhebb"])
+@pytest.mark.parametrize("name", ["clapp", "clapp++both", "bp", "lpl", "fa", "sign-symmetric", "dfa", "softhebb"])
 def test_quick_rules_themselves(name: str) -> None:
     found = certify(name)
     assert found.reasons == EXPECTED[name]
@@ -76,7 +76,9 @@ def test_what_a_local_rule_reads() -> None:
 
 
 def test_labels_in_the_image_are_no_reason() -> None:
-    assert certify("ff-supervised").labels_enter
+    found = certify("ff-supervised")
+    assert found.labels_enter
+    assert found.reasons == ()
     assert not certify("ff").labels_enter
 
 
@@ -350,9 +352,14 @@ def test_blocks_of_several_layers() -> None:
 
 
 def test_learnt_feedback_of_predictive_coding_transports_no_weights() -> None:
-    found = certify(localssl.rules.get("pc", learnt_feedback=True, steps=3))
+    """And its pairs, though their states settle together, are no statistics of the batch."""
+    rule = localssl.rules.get("pc", learnt_feedback=True)
+    torch.manual_seed(0)
+    found = certify(Learner(localssl.encoders.mlp(128, widths=(7, 6, 5)), rule, (2, 8, 8)))
     assert TRANSPORT not in found.reasons
     assert GRADIENT in found.reasons
+    assert BATCH not in found.reasons
+    assert any("in a larger batch" in r.evidence for r in found.reads if r.what == "other samples")
 
 
 def test_costs_are_counted_from_the_products() -> None:
@@ -379,7 +386,7 @@ def test_a_learner_is_left_as_it_is() -> None:
     certify(learner)
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in learner.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in learner.state_dict().items())
+    assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in learner.state_dict().items())
     assert not any(block._forward_hooks for block in learner.encoder.blocks)
 
 
@@ -421,6 +428,31 @@ def test_only_numbers_that_matter_are_read() -> None:
     assert all(worlds.see("there", t) is None for t in nothing)
     assert worlds.escaped
     assert number == float(x[0, 0])
+
+
+def test_a_faint_mean_is_seen() -> None:
+    assert certify(localssl.rules.get("ff", peer=0.03)).reasons == (BATCH,)
+
+
+class Bare(nn.Module):
+    """A block that calls no module: a linear layer without a derivative."""
+
+    def __init__(self, c_in: int, c: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(c, c_in, 3, 3) / (9 * c_in) ** 0.5)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, padding=1)
+
+
+@pytest.mark.parametrize(("name", "reasons"), [("clapp++", ()), ("bp-clapp++", ABOVE)])
+def test_blocks_without_modules(name: str, reasons: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder.from_blocks([Bare(2, 4), Bare(4, 5)])
+    found = certify(Learner(encoder, localssl.rules.get(name), (2, 8, 8)))
+    assert found.reasons == reasons
+    assert {r.source for r in found.because(TRANSPORT)} == ({"W^2"} if reasons else set())
 
 
 def test_names_are_known() -> None:

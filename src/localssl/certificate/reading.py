@@ -70,6 +70,9 @@ def _of(target: str, trace: Trace, learner: Learner) -> list[Read]:
         if world in trace.escaped:
             evidence = f"left torch as a number ({trace.escaped[world]}), not followed further"
         found.setdefault((what, source), Read(target, place.layer, place.of, what, source, away, reason, evidence))
+        if what == "W above" and any(backward for _, backward in trace.used.get(world.name, ())):
+            down = Read(target, place.layer, place.of, what, source, away, GRADIENT, evidence)
+            found.setdefault((GRADIENT, source), down)  # also where there is no derivative to be read
     share = trace.interacting[target]
     if share > 0:
         reason = BATCH if min(share, trace.far.get(target, 1.0)) > MANY else ""
@@ -165,7 +168,7 @@ def _source(world: World, learner: Learner) -> tuple[str, int | None]:
     if world.kind == "gate":
         return f"u^{world.layer}", world.layer
     if world.kind == "weight":
-        letter = "W" if world.name.endswith("weight") else "b"
+        letter = "b" if world.name.endswith("bias") else "W"
         several = len({n.rpartition(".")[0] for n, _ in learner.encoder.blocks[world.layer - 1].named_parameters()}) > 1
         return f"{letter}^{world.layer}" + (f" ({world.name.split('.', 3)[-1]})" if several else ""), world.layer
     key = world.name.split(".")[1]

@@ -12,8 +12,8 @@ from localssl.certificate.cuts import Cuts, World, entered
 from localssl.certificate.worlds import Leaks, memory
 from localssl.learner import Learner
 
-FEW = 4  # that are tried in a large batch
-ROUNDING = 1e-8  # of the largest entry: what a mixed difference of an update must exceed
+FEW = 4  # samples that are tried in a large batch
+ROUNDING = 1e-12  # of the largest entry: what a mixed difference of an update must exceed, in float64
 
 
 @dataclass(frozen=True)
