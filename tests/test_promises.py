@@ -32,6 +32,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
     (localssl.testing.check_rule, "rule"),
+    (localssl.certificate.certify, "subject seed"),
     (localssl.alignment.measure, "encoder rules data reference patches fit"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
@@ -98,6 +99,7 @@ COMMANDS = {
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels",
     "theory": "full",
+    "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
     "export": "onnx embeddings data data-root out",
 }
@@ -154,6 +156,20 @@ def test_encoders() -> None:
 
 def test_alignment_quantities() -> None:
     assert localssl.alignment.QUANTITIES[:4] == ("cosine", "relative_error", "norm_ratio", "sign_agreement")
+
+
+def test_certificates() -> None:
+    fields = [field.name for field in dataclasses.fields(localssl.certificate.Certificate)]
+    assert fields[:5] == ["rule", "reads", "layers", "samples", "cost"]
+    assert {"verdict", "reasons", "distance"} <= set(dir(localssl.certificate.Certificate))
+    assert localssl.certificate.REASONS[:6] == (
+        "weight transport",
+        "gradient through a layer above",
+        "error of a layer above",
+        "labels",
+        "batch statistics",
+        "another synapse's weight",
+    )
 
 
 def test_a_rule_of_ones_own_is_known_everywhere() -> None:

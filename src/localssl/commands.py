@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-from localssl import evaluate, export, flags
-from localssl.config import TrainConfig, program
+from localssl import certificate, encoders, evaluate, export, flags, rules
+from localssl.certificate import Certificate, listing
+from localssl.config import TrainConfig, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings, comparison, summary
+from localssl.learner import Learner
 from localssl.probe import features
 from localssl.report.tables import show
+from localssl.rules import Rule
 from localssl.run import open_run
 from localssl.slow import Slow
 from localssl.theory.checks import verify_all
@@ -32,6 +35,8 @@ def run(command: object) -> None:
         align(command)
     elif isinstance(command, flags.Compare):
         compare(command)
+    elif isinstance(command, flags.Certify):
+        certify(command)
     elif isinstance(command, flags.Theory):
         theory(command)
     elif isinstance(command, flags.Export):
@@ -116,6 +121,40 @@ def compare(command: flags.Compare) -> None:
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
     summary.check(lines, c.out)
+
+
+def certify(command: flags.Certify) -> None:
+    """Certify rules, show the table and keep the details as CSV."""
+    names = list(dict.fromkeys(name for group in command.rule for name in group))
+    if command.rule_options and len(names) != 1:
+        raise UsageError("--rule-options goes with one --rule")
+    if command.encoder is None and (command.width is not None or command.image_size is not None):
+        raise UsageError("--width and --image-size go with --encoder")
+    if command.out is not None:
+        _check_folder(command.out)
+    options = parse_options(command.rule_options)
+    chosen = [rules.get(name, **options) for name in names or listing.built_in()]  # first: one may be misspelt
+    slow = Slow("{done} of {total} rules certified")
+    found: list[Certificate] = []
+    for rule in chosen:
+        found.append(certificate.certify(_subject(rule, command)))
+        slow(len(found), len(chosen))
+    show("What one update reads", listing.SHORT, [listing.short(c) for c in found], listing.CAPTION, left=5)
+    if command.out is not None:
+        evaluate.to_csv(command.out, listing.LONG, [row for c in found for row in listing.long(c)], listing.CAPTION)
+        print(f"written: {command.out} (every parameter, what it read and what that rests on)")
+
+
+def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
+    """What is certified: the rule on a small network, or on the encoder that was named."""
+    if command.encoder is None:
+        return rule
+    size = 32 if command.image_size is None else command.image_size
+    if size < 1:
+        raise UsageError(f"--image-size {size}: use 1 or more")
+    shape, width = (3, size, size), 0.0625 if command.width is None else command.width
+    encoder = encoders.build(command.encoder, rule.inputs().shape(shape), width, rule.encoder_options)
+    return Learner(encoder, rule, shape)
 
 
 def theory(command: flags.Theory) -> None:

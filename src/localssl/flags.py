@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, UseAppendAction, subcommand
 
 import localssl
 from localssl.config import TrainConfig
@@ -129,6 +129,29 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Certify:
+    """What a rule's updates really read, and whether that is local: from the trace of one update, never from a tag.
+
+    verdict: local; block-local, gradients stay inside blocks of several layers; not local, and why. layers: from a
+    weight to the farthest thing that its update read. operations (multiply-accumulates), bytes: of what learning adds
+    to the forward pass, one sample. docs/certificate.md says what counts as local and what each finding rests on.
+    """
+
+    rule: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = ()
+    """Rules to certify, built-in or your own, PATH.py:CLASS. Default: all built-in ones."""
+    rule_options: tuple[str, ...] = ()
+    """Options of the rule, NAME=VALUE, where it is one alone."""
+    encoder: str | None = None
+    """vgg6, vgg5, mlp, or a net of a publication. Default: a small network of three blocks that the rule takes."""
+    width: float | None = None
+    """Factor on the encoder's channel numbers, with --encoder. Default: 0.0625; costs grow with it."""
+    image_size: int | None = None
+    """Side of the random images, with --encoder. Default: 32."""
+    out: Path | None = None
+    """CSV file for everything that was read, parameter by parameter, and the costs of every layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Theory:
     """The paper's theorems, extensions and counterexamples, checked on random networks and batches on this machine.
 
@@ -190,6 +213,7 @@ Command = (
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Align, subcommand("align")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Certify, subcommand("certify")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Export, subcommand("export")]

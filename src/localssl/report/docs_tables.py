@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from localssl import rules, testing
+from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
 from localssl.references import Reference
@@ -27,6 +29,7 @@ def rules_table() -> str:
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
     "rules": ("rules.md", rules_table),
     "checks": ("your-own-rule.md", testing.table),
+    "certificates": ("certificate.md", cache(listing.table)),  # half a minute
 }
 
 
