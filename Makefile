@@ -1,4 +1,5 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
+# make bench: time and memory of a training step into benchmarks/results, on an idle machine.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
@@ -7,7 +8,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs clean
+.PHONY: demo test test-lower lint docs bench clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -19,6 +20,11 @@ test: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/python -m pytest -n 2
+
+bench: .venv/installed
+	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"
+	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
+	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"

@@ -28,6 +28,7 @@ import localssl
 from localssl import encoders, rules
 from localssl.encoders import Encoder
 from localssl.files import write_text
+from localssl.optimizer import FactoredAdamW
 
 MIB = 2**20
 
@@ -67,11 +68,11 @@ def one(case: dict[str, object]) -> dict[str, float]:
     engine = "autograd" if case["engine"] == "checkpointing" else str(case["engine"])
     learner = localssl.Learner(net, rules.get(str(case["rule"]), **options), SHAPE, patches, engine)
     learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], weight_decay=0, fused=True)
+    optimiser = FactoredAdamW([p for p in learner.parameters() if p.requires_grad], weight_decay=0)
     views = torch.rand(2, int(str(case["batch"])), *SHAPE)
 
     def step() -> None:
-        for _ in learner.updates(views[0], views[1]):
+        for _ in learner.updates(views[0], views[1], factored=True):
             optimiser.step()
             optimiser.zero_grad()
 
@@ -137,7 +138,7 @@ def main() -> None:
         print(*rows[-1].values(), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(
-        arguments.out, json.dumps({"torch": torch.__version__, "commit": commit(), "rows": rows}, indent=1) + "\n"
+        arguments.out, json.dumps({"torch": torch.__version__, "threads": 2, "commit": commit(), "rows": rows}, indent=1) + "\n"
     )
 
 

@@ -31,6 +31,7 @@ from localssl import encoders, rules
 from localssl.data.specs import spec_for
 from localssl.data.views import Views, blur_kernel
 from localssl.files import write_text
+from localssl.optimizer import FactoredAdamW
 
 SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
 BASE = "bp-clapp++"
@@ -65,11 +66,11 @@ def step_of(case: Case, width: float) -> Callable[[Tensor], None]:
     if ours:
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0, fused=True if ours else None)
+    optimiser = FactoredAdamW(parameters, lr=1e-4, weight_decay=0) if ours else torch.optim.AdamW(parameters, 1e-4)
     views = _views(ours) if case.augmented else _no_views
 
     def step(images: Tensor) -> None:
-        for _ in learner.updates(*views(images)):
+        for _ in learner.updates(*views(images), factored=ours):
             optimiser.step()
             optimiser.zero_grad()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -89,14 +90,22 @@ class Learner(nn.Module):
         return step.losses(self.credit.activities(self.encoder, step.x))
 
     def updates(
-        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+        self,
+        view_a: Tensor,
+        view_b: Tensor,
+        negatives: Tensor | None = None,
+        labels: Tensor | None = None,
+        factored: bool = False,
     ) -> Iterator[Tensor]:
         """Add the rule's update to ``.grad`` and yield the losses (detached); the optimiser descends what is in there.
 
-        Nearly every rule yields once a batch. Rules that step their weights while they still infer (``ipc``) yield
-        several times: step the optimiser and zero the gradients each time. Arguments and errors as in ``losses``.
+        Under autograd nearly every rule yields once a batch, the engine once a block, and rules that step their weights
+        while they still infer (``ipc``) several times: step the optimiser and zero the gradients each time. The losses
+        of the first are complete after the last. With ``factored``, for ``optimizer.FactoredAdamW``, gradients of dense
+        projections are left as factors where the engine has them. Other arguments and errors as in ``losses``.
         """
-        return self.credit.updates(self.step(view_a, view_b, negatives, labels))
+        step = self.step(view_a, view_b, negatives, labels)
+        return self.credit.updates(dataclasses.replace(step, factored=factored))
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

@@ -23,6 +23,7 @@ from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
 from localssl.learner import Learner
 from localssl.manifest import write_manifest
+from localssl.optimizer import FactoredAdamW
 from localssl.progress import Progress
 from localssl.resume import begin
 from localssl.run import Run, build, check, make_views, manifest_of, stored_root
@@ -125,6 +126,7 @@ class _Loop:
             report(f"engine: autograd ({why})")
         optimizer = _optimizer(config, learner)
         self.learner = learner
+        self.factored = isinstance(optimizer, FactoredAdamW)
         _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
@@ -206,7 +208,7 @@ class _Loop:
             group["lr"] = self.lr()
         first: Tensor | None = None
         with self.fabric.autocast():
-            for losses in self.learner.updates(view_a, view_b, labels=labels):
+            for losses in self.learner.updates(view_a, view_b, labels=labels, factored=self.factored):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 first = losses if first is None else first
@@ -328,9 +330,9 @@ def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
-    # AdamW is Adam where the decay is 0; fused halves the memory traffic of the projections' update.
-    return torch.optim.AdamW(
-        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay, fused=True
+    # AdamW is Adam where the decay is 0.
+    return FactoredAdamW(
+        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
     )
 
 

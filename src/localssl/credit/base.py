@@ -22,6 +22,7 @@ class Step:
         x: what enters the first block, (N, ...).
         patches: of every block's readout.
         negatives, labels: as given with the batch, or None.
+        factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
     """
 
     encoder: Encoder
@@ -31,6 +32,7 @@ class Step:
     patches: Sequence[int | None]
     negatives: Tensor | None = None
     labels: Tensor | None = None
+    factored: bool = False
 
     def read(self, outputs: Sequence[Tensor]) -> Batch:
         """What the rule sees of the block outputs."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localssl import losses
+from localssl.optimizer import leave_factors
 from localssl.projections import Dense
 from localssl.references import take
 from localssl.rules.base import Batch, Projections, ScoreRule
@@ -40,9 +41,13 @@ class Change(NamedTuple):
     signal: Tensor
     c: Tensor
 
-    def add(self) -> None:
-        """Add dL/dB to ``.grad``."""
-        change(*self)
+    def add(self, factored: bool = False) -> None:
+        """Add dL/dB to ``.grad``; ``factored``: leave a dense one as the factors that it has."""
+        weight = self.projection.weight if type(self.projection) is Dense else None
+        if factored and weight is not None and weight.requires_grad and weight.grad is None:
+            leave_factors(weight, self.signal, self.c)
+        else:
+            change(*self)
 
 
 def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -> tuple[Tensor, Tensor, list[Change]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localssl.engine.blocks import Block
 
-CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time
+CHUNK = 2 * 2**20  # bytes of drive that a block makes at a time
 aten = torch.ops.aten
 
 

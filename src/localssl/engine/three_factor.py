@@ -50,7 +50,7 @@ class ThreeFactor(Local):
             loss, changes = _learn(step, rule, blocks[layer], passed, known, layer)
             del passed  # its input makes room for a dense change of B, and for the next block
             for change in changes:
-                change.add()
+                change.add(step.factored)
             changes.clear()
             losses = loss.new_zeros(len(blocks)) if losses is None else losses
             losses[layer] = loss

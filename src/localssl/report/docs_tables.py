@@ -13,6 +13,7 @@ from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
 from localssl.references import Reference
+from localssl.report import benchmark_tables
 from localssl.rules import Rule, ScoreRule
 
 HEADER = ("rule", "credit", "references", "f", "inputs", "labels", "negatives", "encoder", "what it does")
@@ -29,6 +30,8 @@ def rules_table() -> str:
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
     "rules": ("rules.md", rules_table),
     "checks": ("your-own-rule.md", testing.table),
+    "step": ("engine.md", benchmark_tables.step),
+    "memory": ("engine.md", benchmark_tables.memory),
     "certificates": ("certificate.md", cache(listing.table)),  # half a minute
 }
 
