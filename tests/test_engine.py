@@ -275,3 +275,14 @@ def test_events_need_two_terms_and_a_known_block() -> None:
     made = learner("max", rules.get("bp-clapp++"), "auto", torch.float64, None)
     with usage_error("no update of three factors"):
         next(events(made.step(*batch("max"))))
+
+
+def test_mixed_precision_follows_autocast() -> None:
+    """bf16: as near to float32 as autograd under the same autocast is."""
+    rule, views = rules.get("clapp++both"), batch("max").float()
+    exact = update(learner("max", rule, "autograd", torch.float32, (3, 1, 1)), views)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [update(learner("max", rule, e, torch.float32, (3, 1, 1)), views) for e in ("autograd", "hebbian")]
+    errors = [relative(joined(one), joined(exact)) for one in found]
+    assert all(g is None or g.dtype == torch.float32 for g in found[1][1:])
+    assert 0 < errors[1] < max(0.05, 1.5 * errors[0])

@@ -12,6 +12,7 @@ import torch
 
 from localssl import checkpoint
 from localssl.errors import RunError
+from localssl.optimizer import FactoredAdamW
 from localssl.run import open_run
 
 from .train_util import (
@@ -155,17 +156,17 @@ def test_nan_is_never_saved(tmp_path: Path) -> None:
 
 def test_nan_after_the_last_loss_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of an epoch's last step is finite, the update it makes is not."""
-    original = torch.optim.AdamW.step
+    original = FactoredAdamW.step
     count = 0
 
-    def step(self: torch.optim.AdamW) -> None:
+    def step(self: FactoredAdamW) -> None:
         nonlocal count
         count += 1
         if count == 4:
             self.param_groups[0]["params"][0].grad.fill_(float("inf"))
         original(self)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(FactoredAdamW, "step", step)
     with pytest.raises(RunError, match=r"^encoder.blocks.0.0.weight became NaN or infinite by step 4"):
         run_tiny(tmp_path / "x", engine="autograd")  # which steps once a batch
     assert steps(tmp_path / "x") == [0]

@@ -22,6 +22,7 @@ from localssl import checkpoint, encoders, metrics, monitors, rules
 from localssl.config import RunConfig
 from localssl.errors import RunError
 from localssl.learner import Learner
+from localssl.optimizer import FactoredAdamW
 from localssl.run import Run, build, open_run
 from localssl.train import train
 
@@ -202,13 +203,13 @@ def test_a_step_is_one_gradient_step(tmp_path: Path) -> None:
 
 def test_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[float] = []
-    original = torch.optim.AdamW.step
+    original = FactoredAdamW.step
 
-    def step(self: torch.optim.AdamW) -> None:
+    def step(self: FactoredAdamW) -> None:
         used.append(self.param_groups[0]["lr"])
         original(self)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(FactoredAdamW, "step", step)
     cosine = run_tiny(tmp_path / "x", schedule="cosine", lr=0.01, engine="autograd")  # which steps once a batch
     assert used == pytest.approx([0.01 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
     lr = {int(row["step"]): float(row["lr"]) for row in rows(cosine.path)}
