@@ -137,9 +137,8 @@ def main() -> None:
         rows.append({**case, **figures, **ratios})
         print(*rows[-1].values(), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        arguments.out, json.dumps({"torch": torch.__version__, "threads": 2, "commit": commit(), "rows": rows}, indent=1) + "\n"
-    )
+    record = {"torch": torch.__version__, "threads": 2, "commit": commit(), "rows": rows}
+    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

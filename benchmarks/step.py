@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, nargs="+", default=[25, 9], help="for every width")
+    parser.add_argument("--repeats", type=int, nargs="+", default=[21, 5], help="for every width")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localssl.engine.blocks import Block
 
-CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time; half of it costs a tenth of the time of a step
+CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time; half of it costs a twentieth of a step
 aten = torch.ops.aten
 
 

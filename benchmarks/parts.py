@@ -1,0 +1,116 @@
+"""Where the time of an engine's step goes, and what other sizes of its chunks and tiles take.
+
+    python benchmarks/parts.py --out benchmarks/results/parts.json
+
+"parts": milliseconds of every ATen operation of steps of a rule, by torch.profiler, grouped by what they are for.
+"variants": the step's time against ``bp-clapp++`` (median of ratios, in turn, one process) with other bytes of drive a
+chunk, and with ΔB as a whole ("dense") or in tiles ("tiled").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from step import BASE, LOCAL, PATCHES, SHAPE, commit
+from torch.profiler import ProfilerActivity, profile
+
+import localssl
+from localssl import encoders, rules
+from localssl.engine import passes
+from localssl.files import write_text
+from localssl.optimizer import FactoredAdamW
+
+PURPOSES = {  # of operations that do work themselves
+    "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d", "thnn_conv2d"),
+    "g and ΔB": ("mm", "addmm"),
+    "optimiser": ("_fused_adamw_",),
+    "pool, gate, spreading": (
+        "relu_",
+        "relu",
+        "max_pool2d_with_indices",
+        "max_pool2d_with_indices_backward",
+        "threshold_backward",
+        "avg_pool2d",
+        "avg_pool2d_backward",
+    ),
+}
+MIB = 2**20
+Made = tuple[localssl.Learner, FactoredAdamW]
+
+
+def make(rule: str, width: float) -> Made:
+    torch.manual_seed(0)
+    learner = localssl.Learner(encoders.vgg6(width), rules.get(rule), SHAPE, PATCHES)
+    learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return learner, FactoredAdamW(learner.parameters(), lr=1e-4, weight_decay=0)
+
+
+def step(made: Made, batch: int, tiled: bool = True) -> float:
+    """Seconds of one step on random views."""
+    learner, optimiser = made
+    views = [torch.rand(batch, *SHAPE).to(memory_format=torch.channels_last) for _ in range(2)]
+    began = time.perf_counter()
+    for _ in learner.updates(*views, factored=tiled):
+        optimiser.step()
+        optimiser.zero_grad()
+    return time.perf_counter() - began
+
+
+def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
+    """Milliseconds a step, by purpose."""
+    step(made, batch)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        total = sum(step(made, batch) for _ in range(repeats))
+    found = dict.fromkeys([*PURPOSES, "other"], 0.0)
+    for event in profiled.key_averages():
+        name = event.key.removeprefix("aten::")
+        purpose = next((p for p, names in PURPOSES.items() if name in names), "other")
+        if event.key.startswith("aten::"):
+            found[purpose] += event.self_cpu_time_total / 1e3 / repeats
+    return {k: round(v, 1) for k, v in {**found, "step": 1e3 * total / repeats}.items()}
+
+
+def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Ratios to backpropagation's step."""
+    base, mine, usual = make(BASE, width), make(rule, width), passes.CHUNK
+    tried = [(chunk, tiled) for chunk in (2, 4, 8, 1024) for tiled in (True, False)]
+    ratios: list[list[float]] = [[] for _ in tried]
+    for repeat in range(repeats + 1):
+        against = step(base, batch)
+        for (chunk, tiled), found in zip(tried, ratios, strict=True):
+            passes.CHUNK = chunk * MIB
+            seconds = step(mine, batch, tiled)
+            if repeat:
+                found.append(seconds / against)
+    passes.CHUNK = usual
+    return [
+        {"rule": rule, "chunk_mib": chunk, "b": "tiled" if tiled else "dense", "ratio": round(statistics.median(r), 3)}
+        for (chunk, tiled), r in zip(tried, ratios, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    torch.set_num_threads(2)
+    found = {rule: parts(make(rule, a.width), a.batch, a.repeats) for rule in (BASE, *LOCAL)}
+    tried = [row for rule in (LOCAL[0], LOCAL[2]) for row in variants(rule, a.width, a.batch, a.repeats)]
+    record = {"torch": torch.__version__, "threads": 2, "commit": commit(), "width": a.width, "batch": a.batch}
+    text = json.dumps({**record, "parts": found, "variants": tried}, indent=1)
+    print(text)
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(a.out, text + "\n")
+
+
+if __name__ == "__main__":
+    main()
