@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from localssl import checkpoint
-from localssl.config import TrainConfig
+from localssl.config import RunConfig, TrainConfig
 from localssl.data.specs import Augmentation
 from localssl.train import train
 
@@ -55,6 +55,21 @@ def test_resume_without_rule_and_data(tmp_path: Path) -> None:
         with usage_error(match):
             train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, **changes), lambda line: None)
         assert before == (encoder_bytes(more.path), rows(more.path), (more.path / "config.yaml").read_text())
+
+
+def test_a_run_keeps_its_engine_unless_another_is_named(tmp_path: Path) -> None:
+    """And a configuration from before there was a choice goes on under autograd."""
+    said: list[str] = []
+    assert run_tiny(tmp_path / "new", said, rule="clapp++", epochs=1).config.engine == "hebbian"
+    assert not any("engine" in line for line in said)
+    old = run_tiny(tmp_path / "old", rule="clapp++", epochs=1, engine="autograd")
+    text = (old.path / "config.yaml").read_text()
+    assert RunConfig.from_yaml(text.replace("engine: autograd\n", ""), "x").engine == "autograd"
+    assert run_tiny(old.path, rule="clapp++", epochs=2, resume=True).config.engine == "autograd"
+    lean = run_tiny(old.path, rule="clapp++", epochs=3, resume=True, engine="hebbian-lean")
+    assert lean.config.engine == "hebbian-lean"
+    run_tiny(tmp_path / "lpl", said, rule="lpl", epochs=1)
+    assert "engine: autograd (rule 'lpl' has no update of three factors)" in said
 
 
 def test_the_strength_of_the_views_is_kept(tmp_path: Path) -> None:
