@@ -195,6 +195,35 @@ def test_other_projections_than_dense_ones() -> None:
                 torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared(ScoreRule):
+    """One B for all layers, which a step after every block would move under the next one's feet."""
+
+    name: ClassVar[str] = "shared"
+    references: ClassVar[dict[str, Any]] = {"lateral": Own()}
+
+    @override
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        return {"lateral": [make("dense", dims[0], dims[0], 1)] * len(dims)}
+
+
+def test_layers_that_share_a_projection_are_stepped_together() -> None:
+    blocks = [nn.Sequential(nn.Flatten(), nn.Linear(288, 7), nn.ReLU()), nn.Sequential(nn.Linear(7, 7), nn.ReLU())]
+    made = localssl.Learner(Encoder.from_blocks(blocks).double(), Shared(), SHAPE)
+    assert len(list(made.updates(*batch("max")))) == 1
+
+
+def test_a_linear_layer_on_every_row_of_a_map() -> None:
+    """Its weights are shared among channels: (N, C, d) in and out."""
+    found: list[Tensor] = []
+    for engine in ("autograd", "hebbian"):
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(20, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 6), nn.ReLU())]
+        made = localssl.Learner(Encoder.from_blocks(blocks).double(), rules.get("clapp++"), (2, 20), engine=engine)
+        found.append(joined(update(made, batch("sequence"))))
+    assert relative(found[1], found[0]) <= 1e-12
+
+
 def test_frozen_weights_stay_without_gradient() -> None:
     made = learner("max", rules.get("clapp++"), "hebbian", torch.float64, (3, 1, 1))
     made.encoder.blocks[1].requires_grad_(False)
@@ -230,6 +259,7 @@ def test_a_block_may_be_stepped_before_the_next_one_runs() -> None:
         ("clapp++", [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.ReLU()], "begins with BatchNorm2d"),
         ("clapp++", [nn.Conv2d(2, 3, 3, padding="same"), nn.ReLU()], "pads by other"),
         ("clapp++", [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Dropout()], "more than one"),
+        ("clapp++", [nn.Linear(12, 12), nn.ReLU(), nn.MaxPool2d(2)], "a pool of maps follows a Linear"),
     ],
 )
 def test_what_it_cannot_do(rule: str, blocks: list[nn.Module] | None, reason: str) -> None:

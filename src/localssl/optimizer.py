@@ -14,7 +14,9 @@ TILE = 4 * 2**20  # bytes of a gradient that are there at a time
 
 
 def leave_factors(p: Tensor, signal: Tensor, c: Tensor) -> None:
-    """Leave the gradient Σ_i signal_i c_iᵀ of ``p`` (d_z, d_c) as its factors (N, d_z) and (N, d_c), for ``step``."""
+    """Add Σ_i signal_i c_iᵀ to the gradient of ``p`` (d_z, d_c) as its factors (N, d_z) and (N, d_c), for ``step``."""
+    if (before := factors_of(p)) is not None:
+        signal, c = torch.cat((before[0], signal)), torch.cat((before[1], c))
     p.factors = (signal, c)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -55,8 +57,7 @@ class FactoredAdamW(torch.optim.AdamW):
     def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:  # as AdamW begins
-            state["step"] = torch.zeros((), dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)
-            state["step"] = state["step"].to(p.device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)

@@ -51,6 +51,8 @@ def parts(block: nn.Module) -> Block | str:
     if type(pool) not in (nn.MaxPool2d, nn.AvgPool2d, type(None)) or rest:
         return "after the ReLU comes more than one max- or average pool"
     assert isinstance(pool, nn.MaxPool2d | nn.AvgPool2d | None)
+    if pool is not None and not isinstance(layer, nn.Conv2d):
+        return f"a pool of maps follows a {type(layer).__name__}"
     return Block(tuple(head), layer, pool)
 
 

@@ -188,6 +188,7 @@ def _pair(n: int | tuple[int, ...]) -> list[int]:
 def _change(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """dL/dW and dL/d(bias) of these samples, where asked for."""
     if isinstance(layer, nn.Linear):
+        at_a, x = at_a.flatten(0, -2), x.flatten(0, -2)
         return (at_a.T @ x if mask[0] else None), (at_a.sum(0) if mask[1] else None)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     sizes = None if layer.bias is None else [layer.out_channels]  # pyright: ignore[reportUnnecessaryComparison]

@@ -34,7 +34,9 @@ class ThreeFactor(Local):
         """As ``Credit.updates``, but yields once a block, always the same losses (L,), whole after the last one."""
         rule, blocks = step.rule, plan(step.encoder)
         assert isinstance(rule, ScoreRule)
-        if isinstance(blocks, str):  # somebody has put other blocks into the encoder since, or hooks
+        if isinstance(blocks, str) or _shared(
+            step, rule
+        ):  # other blocks or hooks since; or no block can be stepped alone
             yield from super().updates(step)
             return
         asked = above(rule, len(blocks))
@@ -61,6 +63,13 @@ def above(rule: ScoreRule, layers: int) -> set[int]:
     """The layers whose readout is a reference of another layer."""
     found = {(r.source(layer, layers), layer) for layer in range(layers) for r in rule.references.values()}
     return {source for source, layer in found if source != layer}
+
+
+def _shared(step: Step, rule: ScoreRule) -> bool:
+    """Whether layers have a projection in common."""
+    layers = range(len(step.encoder.blocks))
+    owned = [{id(p) for key in rule.references for p in step.projections[key][i].parameters()} for i in layers]
+    return sum(map(len, owned)) != len(set().union(*owned))
 
 
 def _in_turn(blocks: Sequence[Block], x: Tensor) -> Iterator[Passed]:
