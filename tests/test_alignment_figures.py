@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
-from localssl.experiments import EXPERIMENTS, Settings, fig3b, fig4c
+from localssl.experiments import EXPERIMENTS, Settings, fig3b, fig4c, prediction
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -55,3 +56,21 @@ def test_fig4c_fig_a2_and_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {row["n"] for row in found} == {"4"}
     for name in ("fig4c/fig4c.png", "figA2/figA2.png", "accuracy/accuracy.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_the_correlation_across_ablations_follows_from_the_committed_cells(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[1] / "docs" / "results" / "better-rule"
+    shutil.copytree(committed / "cells", tmp_path / "better-rule" / "cells")
+    EXPERIMENTS["better-rule"](Settings(tmp_path / "better-rule", threads=1))
+    for name in ("screen.csv", "correlation.csv"):
+        assert (tmp_path / "better-rule" / name).read_text() == (committed / name).read_text()
+
+
+def test_a_rank_correlation_per_column(tmp_path: Path) -> None:
+    path = tmp_path / "correlation.csv"
+    cosines = {"cosine_1": [0.1, 0.2, 0.3, 0.4], "cosine_2": [0.4, 0.3, 0.2, 0.1]}
+    prediction.write(path, cosines, [50.0, 51.0, 60.0, 61.0], ["a", "a", "b", "b"], "runs")
+    assert [(row["cosine"], row["correlation"], row["groups"]) for row in table(path)] == [
+        ("cosine_1", "1.0", "2"),
+        ("cosine_2", "-1.0", "2"),
+    ]

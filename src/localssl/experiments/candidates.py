@@ -16,10 +16,12 @@ from typing_extensions import override
 from localssl import alignment, evaluate, losses, rules
 from localssl.config import TrainConfig
 from localssl.data.sources import Images, shuffled
+from localssl.experiments import prediction
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.probe import fast_probe, features
 from localssl.projections import Dense
 from localssl.references import Last, Own, Reference, take
+from localssl.report import scatter_figure
 from localssl.rules.base import Batch, Projections, ScoreRule
 from localssl.run import Run
 from localssl.stats import t_interval
@@ -195,7 +197,15 @@ def screen(settings: Settings) -> None:
         f"accuracy (%): {records[0]['protocol']}; both on held-out training images, no test image"
     )
     evaluate.to_csv(settings.out / "screen.csv", header, rows, comment)
-    print(f"written: {settings.out / 'screen.csv'}")
+    measured = [row for row in rows if all(float(str(v)) == float(str(v)) for v in row[2 : 3 + len(blocks)])]
+    cosines = {name: [float(str(row[i])) for row in measured] for i, name in enumerate(header) if "cosine" in name}
+    names = [str(row[0]) for row in measured]
+    prediction.write(
+        settings.out / "correlation.csv", cosines, [float(str(row[1])) for row in measured], names, "rules"
+    )
+    points = [[row[0], 0, EPOCHS, row[1], *row[3 : 3 + len(blocks)], row[2]] for row in measured]
+    path = scatter_figure.draw(points, settings.out / "accuracy.png", comment.split("; cosine")[0])
+    print(f"written: {settings.out / 'screen.csv'}, {settings.out / 'correlation.csv'}, {path}")
 
 
 def final(settings: Settings) -> None:

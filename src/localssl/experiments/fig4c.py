@@ -12,12 +12,12 @@ from typing import Any
 
 from localssl import alignment, evaluate
 from localssl.config import TrainConfig
+from localssl.experiments import prediction
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.cifar10 import LEARNING_RATES
 from localssl.probe import fast_probe, features
 from localssl.report import layers_figure, scatter_figure
 from localssl.run import Run
-from localssl.stats import cluster_rank_correlation
 
 LINES = {  # rule: its label
     "clapp": "no spatial dependence (clapp)",
@@ -106,20 +106,12 @@ def accuracy(settings: Settings) -> None:
     header = ["rule", "seed", "epochs", "accuracy", *(f"cosine_{b}" for b in blocks), "cosine_mean"]
     evaluate.to_csv(settings.out / "points.csv", header, rows, f"{_caption(found, settings)}. {found[0]['protocol']}")
     trained = [row for row in rows if row[2] != 0]  # before training every rule has the same encoder
+    cosines = {name: [float(str(row[i])) for row in trained] for i, name in enumerate(header) if i > 3}
     groups = [f"{row[0]}-{row[1]}" for row in trained]
-    result: list[list[object]] = []
-    for column, name in enumerate(header[4:], start=4):
-        x, y = ([float(str(row[i])) for row in trained] for i in (column, 3))
-        correlation = cluster_rank_correlation(x, y, groups)
-        result.append([name, *(round(v, 3) for v in correlation), len(x), len(set(groups))])
-    comment = (
-        "Spearman's rank correlation of cosine and accuracy over trained checkpoints; 95 % interval: bootstrap over "
-        "runs (2,000 draws)"
-    )
-    columns = ["cosine", "correlation", "low", "high", "n", "runs"]
-    evaluate.to_csv(settings.out / "correlation.csv", columns, result, comment)
+    correlation = settings.out / "correlation.csv"
+    prediction.write(correlation, cosines, [float(str(row[3])) for row in trained], groups, "runs")
     path = scatter_figure.draw(rows, settings.out / "accuracy.png", _caption(found, settings))
-    print(f"written: {path}, {settings.out / 'points.csv'}, {settings.out / 'correlation.csv'}")
+    print(f"written: {path}, {settings.out / 'points.csv'}, {correlation}")
 
 
 def _config(settings: Settings, scale: Scale, rule: str, seed: int, epochs: int) -> TrainConfig:
