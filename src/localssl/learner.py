@@ -13,7 +13,11 @@ from localssl import credit, readout
 from localssl import engine as engines
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
+from localssl.inputs import Inputs
+from localssl.parallel import Processes
 from localssl.rules.base import Batch, Projections, Rule
+
+SPREAD = ("local", "backprop")  # credit assignments whose change of W is a sum over samples, given dL/dz
 
 
 class Learner(nn.Module):
@@ -96,16 +100,38 @@ class Learner(nn.Module):
         negatives: Tensor | None = None,
         labels: Tensor | None = None,
         factored: bool = False,
+        processes: Processes | None = None,
     ) -> Iterator[Tensor]:
         """Add the rule's update to ``.grad`` and yield the losses (detached); the optimiser descends what is in there.
 
         Under autograd nearly every rule yields once a batch, the engine once a block, and rules that step their weights
         while they still infer (``ipc``) several times: step the optimiser and zero the gradients each time. The losses
         of the first are complete after the last. With ``factored``, for ``optimizer.FactoredAdamW``, gradients of dense
-        projections are left as factors where the engine has them. Other arguments and errors as in ``losses``.
+        projections are left as factors where the engine has them. With ``processes`` the views are this process's part
+        of a batch that is spread over all of them, negatives index the whole batch, the losses are the whole batch's,
+        and so is the update. Other arguments and errors as in ``losses``.
         """
-        step = self.step(view_a, view_b, negatives, labels)
-        return self.credit.updates(dataclasses.replace(step, factored=factored))
+        if processes is None:
+            step = self.step(view_a, view_b, negatives, labels)
+            return self.credit.updates(dataclasses.replace(step, factored=factored))
+        if reason := self.not_spread():
+            raise UsageError(f"rule {self.rule.name!r} cannot compare samples across processes: {reason}")
+        step = self.step(view_a, view_b, None, labels)
+        return self._spread(dataclasses.replace(step, negatives=negatives, factored=factored, processes=processes))
+
+    def _spread(self, step: credit.Step) -> Iterator[Tensor]:
+        assert step.processes is not None
+        for losses in self.credit.updates(step):
+            step.processes.add_up(self.encoder.parameters())
+            yield losses
+
+    def not_spread(self) -> str | None:
+        """Why a batch of this rule cannot be spread over processes as one batch; None where it can."""
+        if type(self.inputs) is not Inputs:
+            return "its samples are not two views of the images"
+        if self.rule.credit not in SPREAD:
+            return f"its credit assignment ({self.rule.credit}) works on a whole batch"
+        return None
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

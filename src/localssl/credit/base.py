@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from localssl.encoders import Encoder
+from localssl.parallel import Processes
 from localssl.rules.base import Batch, Projections, Rule
 
 
@@ -23,6 +24,7 @@ class Step:
         patches: of every block's readout.
         negatives, labels: as given with the batch, or None.
         factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
+        processes: those that the batch is spread over; x is then this process's part, the losses are the whole's.
     """
 
     encoder: Encoder
@@ -33,10 +35,15 @@ class Step:
     negatives: Tensor | None = None
     labels: Tensor | None = None
     factored: bool = False
+    processes: Processes | None = None
 
     def read(self, outputs: Sequence[Tensor]) -> Batch:
         """What the rule sees of the block outputs."""
-        return Batch.read(outputs, self.patches, self.negatives, self.labels)
+        batch = Batch.read(outputs, self.patches, self.negatives, self.labels)
+        if self.processes is None:
+            return batch
+        labels = None if self.labels is None else self.processes.gather(self.labels, views=1)
+        return Batch([self.processes.gather(z) for z in batch.z], self.negatives, labels)
 
     def losses(self, outputs: Sequence[Tensor]) -> Tensor:
         """The rule's losses of some block outputs."""

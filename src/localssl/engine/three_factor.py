@@ -101,7 +101,8 @@ def _references(step: Step, blocks: Sequence[Block], asked: set[int]) -> dict[in
 
 
 def _read(step: Step, z: Tensor, layer: int) -> Tensor:
-    return readout.readout(z, step.patches[layer])
+    read = readout.readout(z, step.patches[layer])
+    return read if step.processes is None else step.processes.gather(read)
 
 
 @torch.no_grad()
@@ -109,9 +110,11 @@ def _learn(
     step: Step, rule: ScoreRule, block: Block, passed: Passed, known: Mapping[int, Tensor], layer: int
 ) -> tuple[Tensor, list[factors.Change]]:
     """One block's loss and the changes of its projections; its own gradients are added to ``.grad``."""
-    here = _read(step, passed.z, layer)
+    here = known[layer] if layer in known else _read(step, passed.z, layer)
     nothing = here[:, :0]  # in place of readouts that no reference of this layer takes
-    z = [known.get(i, here if i == layer else nothing) for i in range(len(step.patches))]
+    z = [here if i == layer else known.get(i, nothing) for i in range(len(step.patches))]
     loss, soma, changes = factors.learn(rule, Batch(z, step.negatives), layer, step.projections)
+    if step.processes is not None:
+        soma = step.processes.own(soma)
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
     return loss, changes

@@ -1,0 +1,127 @@
+"""Several processes with parts of a batch train as one process with the whole of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from localssl import rules
+from localssl.encoders import Encoder
+from localssl.errors import UsageError
+from localssl.learner import Learner
+from localssl.optimizer import FactoredAdamW
+from localssl.parallel import Processes
+
+IMAGES, STEPS = 6, 10
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "clapp": ("clapp", {}, "auto"),
+    "clapp++": ("clapp++", {}, "hebbian"),
+    "clapp++ under autograd": ("clapp++", {}, "autograd"),
+    "clapp++, type 1, softplus": ("clapp++", {"f": "softplus", "loss_type": 1}, "auto"),
+    "clapp++, low rank": ("clapp++", {"projection": "low-rank", "rank": 2}, "auto"),
+    "clapp++dfb": ("clapp++dfb", {}, "hebbian"),
+    "clapp++dfb, lean": ("clapp++dfb", {}, "hebbian-lean"),
+    "clapp++both": ("clapp++both", {}, "hebbian"),
+    "lpl": ("lpl", {}, "auto"),
+    "bp-clapp++": ("bp-clapp++", {}, "auto"),
+    "bp-infonce": ("bp-infonce", {"projection_dim": 4}, "auto"),
+    "bp-lpl": ("bp-lpl", {}, "auto"),
+    "bp-simclr": ("bp-simclr", {}, "auto"),
+    "bp": ("bp", {"classes": 3}, "auto"),
+}
+
+
+def learner_of(case: str) -> Learner:
+    torch.manual_seed(0)
+    name, options, engine = CASES[case]
+    encoder = Encoder.from_blocks(
+        [
+            nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        ]
+    )
+    return Learner(encoder.double(), rules.get(name, **options), (2, 8, 8), [2, 2, 1], engine).double()
+
+
+def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both views, labels, and negatives for the whole batch."""
+    g = torch.Generator().manual_seed(step)
+    view_a, view_b = torch.randn(2, IMAGES, 2, 8, 8, generator=g, dtype=torch.float64)
+    negatives = torch.randint(2 * IMAGES, (2 * IMAGES,), generator=g)
+    return view_a, view_b, torch.randint(3, (IMAGES,), generator=g), negatives
+
+
+def trained(case: str, processes: Processes | None) -> dict[str, Any]:
+    """Losses and gradients of the first step (as one update), weights after ten."""
+    learner = learner_of(case)
+    optimiser = FactoredAdamW(learner.parameters(), lr=1e-3, weight_decay=0.0)
+    found: dict[str, Any] = {"gradients": {}, "losses": []}
+    for step in range(STEPS):
+        view_a, view_b, labels, negatives = batch_of(step)
+        if processes is not None:
+            part = slice(processes.rank * IMAGES // processes.size, (processes.rank + 1) * IMAGES // processes.size)
+            view_a, view_b, labels = view_a[part], view_b[part], labels[part]
+        drawn = negatives if step % 2 else None  # "next" in the order of the whole batch, and given ones
+        first: Tensor | None = None
+        for losses in learner.updates(view_a, view_b, drawn, labels, factored=step > 0, processes=processes):
+            if step == 0:
+                for name, p in learner.named_parameters():
+                    if p.grad is not None:
+                        found["gradients"][name] = p.grad.clone()
+            optimiser.step()
+            optimiser.zero_grad()
+            first = losses if first is None else first
+        found["losses"].append(first)
+    found["weights"] = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    return found
+
+
+def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
+    try:
+        processes = Processes()
+        ff = Learner(learner_of("clapp").encoder, rules.get("ff"), (2, 8, 8))
+        with pytest.raises(UsageError, match="cannot compare samples across processes: its samples"):
+            ff.updates(*batch_of(0)[:2], processes=processes)
+        found = {case: trained(case, processes) for case in cases}
+        torch.save(found | {"sent": processes.sent}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("size", "cases"), [(2, list(CASES)), (3, ["clapp++both", "bp-simclr"])])
+def test_as_one_process(size: int, cases: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (size, folder, cases), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+        results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
+    for case in cases:
+        one = trained(case, None)
+        for result in results:
+            many = result[case]
+            assert many["gradients"].keys() == one["gradients"].keys() != set()
+            for name, gradient in one["gradients"].items():
+                close(many["gradients"][name], gradient, 1e-9, f"{case}: gradient of {name}")
+            for mine, theirs in zip(many["losses"], one["losses"], strict=True):
+                close(mine, theirs, 1e-9, f"{case}: losses")
+            for name, weight in one["weights"].items():
+                close(many["weights"][name], weight, 1e-6, f"{case}: {name} after ten steps")
+    assert all(result["sent"] == results[0]["sent"] > 0 for result in results)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    difference = (found - expected).norm()
+    assert difference <= tolerance * expected.norm(), f"{what} differs by {float(difference / expected.norm()):.1e}"
+
+
+def test_no_group() -> None:
+    with pytest.raises(UsageError, match="init_process_group"):
+        Processes()
