@@ -130,7 +130,7 @@ def test_the_advice_is_one_line_on_a_terminal(
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
     run = run_tiny(tmp_path / "x", epochs=1)
-    with held(run.path), usage_error("another process is training in .*; wait for it"):
+    with held(run.path), usage_error(f"process {os.getpid()} on .* is training in .*; wait for it"):
         run_tiny(tmp_path / "x", resume=True)
     assert len(rows(run.path)) == 2
     run_tiny(tmp_path / "x", resume=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import platform
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from localssl.errors import UsageError
@@ -44,21 +46,66 @@ def write_text(path: Path, text: str) -> None:
 def held(folder: Path) -> Generator[None]:
     """Keep other processes that ask for it out of a folder; the system lets go of it even if this process is killed.
 
+    ``owner.json`` says which process of which machine it is. Where the file system has no locks that file is the lock:
+    one that a dead process of this machine left is taken over, another machine's is not.
+
     Raises:
         UsageError: another process holds it.
     """
     if fcntl is None:
         yield
         return
+    owner = folder / "owner.json"
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UsageError(f"another process is training in {folder}; wait for it, or choose another --out") from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{_named(owner)} is training in {folder}; wait for it, or choose another --out"
+            ) from error
+        except OSError as error:
+            if _alive(owner):
+                raise UsageError(
+                    f"{_named(owner)} is training in {folder}, which has no locks: wait for it, choose another --out, "
+                    f"or delete {owner} if it is gone"
+                ) from error
+        with suppress(OSError):  # a full disk: the run will meet it where it matters
+            owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                owner.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _read(owner: Path) -> tuple[int, str] | None:
+    """Number and machine of the process that holds a folder, as far as it can be known."""
+    try:
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        return int(found["pid"]), str(found["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _named(owner: Path) -> str:
+    found = _read(owner)
+    return "another process" if found is None else f"process {found[0]} on {found[1]}"
+
+
+def _alive(owner: Path) -> bool:
+    """Whether the owner may still be there: of another machine nobody here can know."""
+    found = _read(owner)
+    if found is None or found[0] == os.getpid():
+        return False
+    if found[1] != platform.node():
+        return True
+    try:
+        os.kill(found[0], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
