@@ -22,6 +22,7 @@ class Step:
         x: what enters the first block, (N, ...).
         patches: of every block's readout.
         negatives, labels: as given with the batch, or None.
+        drawn: choices of negatives that were drawn beforehand, as in ``Batch``, or None.
         factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
     """
 
@@ -33,6 +34,7 @@ class Step:
     negatives: Tensor | None = None
     labels: Tensor | None = None
     factored: bool = False
+    drawn: Iterator[Tensor] | None = None
 
     def read(self, outputs: Sequence[Tensor]) -> Batch:
         """What the rule sees of the block outputs."""
