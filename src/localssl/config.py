@@ -79,7 +79,13 @@ class TrainConfig:
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's own choice."""
+    """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
+    pipeline: int | None = None
+    """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
+    split: tuple[int, ...] | None = None
+    """Blocks of every process, e.g. 2 4, with --pipeline. Default: balanced by estimated work."""
+    staleness: int = 0
+    """Batches that a block may run before it has learnt from an earlier one; for rules with feedback. 0: none."""
     probe_every: int = 1
     """Epochs between rows of the online monitors (kNN, effective rank, dead units, active hinges); 0: never."""
     align_every: int = 0
@@ -92,10 +98,10 @@ class TrainConfig:
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "checkpoint_every"):
+        for flag in ("device", "threads", "checkpoint_every", "pipeline", "split"):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                words += [f"--{flag.replace('_', '-')}", str(value)]
+                words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
         return f"{program()} {shlex.join(words)}"
 
 
@@ -131,6 +137,7 @@ class RunConfig:
     probe_every: int
     align_every: int = 0  # younger than format 1: configurations without them are read as before
     engine: str = "autograd"
+    staleness: int = 0
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""

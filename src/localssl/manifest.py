@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> None:
+def write_manifest(run: Path, config: RunConfig, images: Images, root: Path, processes: int = 1) -> None:
     """Write ``manifest.json`` into the run's folder."""
     manifest = {
         "format": FORMAT,
@@ -44,7 +44,7 @@ def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> 
             "notes": images.notes,
         },
         "rule": None if not rules.is_path(config.rule) else {"sha256": rules.own.fingerprint(config.rule)},
-        "processes": 1,
+        "processes": processes,
         "environment": environment(),
     }
     write_text(run / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -193,6 +193,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         engine=engines.choose(config.engine, encoder, rule).name,
         probe_every=config.probe_every,
         align_every=config.align_every,
+        staleness=config.staleness,
     )
     return resolved, images
 
@@ -219,12 +220,16 @@ def check(config: TrainConfig) -> None:
         ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
         ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
         ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
+        ("pipeline", c.pipeline is None or c.pipeline >= 1, "use a number of processes, 1 or more"),
+        ("staleness", c.staleness >= 0, "use 0 or more"),
         ("probe_every", c.probe_every >= 0, "use 0 (never) or more"),
         ("align_every", c.align_every >= 0, "use 0 (never) or more"),
         ("checkpoint_every", c.checkpoint_every > 0, "use a positive number of minutes"),
     ):
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
+    if c.split is not None and c.pipeline is None:
+        raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 
 
 def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:

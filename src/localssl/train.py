@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, metrics, monitors, rules, testing
+from localssl import alignment, checkpoint, devices, engine, metrics, monitors, pipeline, rules, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
 from localssl.learner import Learner
 from localssl.manifest import write_manifest
-from localssl.optimizer import FactoredAdamW
+from localssl.prepared import prepare, rate
 from localssl.progress import Progress
 from localssl.resume import begin
-from localssl.run import Run, build, check, make_views, manifest_of, stored_root
+from localssl.run import Run, check, make_views, manifest_of, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 ALIGN_BATCHES = 4
@@ -53,8 +51,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
     devices.choose(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.threads is not None or config.pipeline is not None:
+        torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (config.pipeline or 1)))
     if config.resume and config.data_root is None:
         config = dataclasses.replace(config, data_root=stored_root(out))
     resolved, images, state = begin(config, out, report)
@@ -73,8 +71,10 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         with held(out):
             write_text(out / "config.yaml", resolved.to_yaml())
             root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-            write_manifest(out, resolved, images, root)
+            write_manifest(out, resolved, images, root, config.pipeline or 1)
             finished = loop.run()
+    except pipeline.Lost as error:
+        raise RunError(f"{error}; {_advice(config, out)}") from error
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
@@ -120,17 +120,19 @@ class _Loop:
         assert options.out is not None
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.checkpoint_seconds = 60 * options.checkpoint_every
-        self.fabric = _fabric(options.device, config.precision)
-        learner = build(config)
+        self.prepared = prepare(config, options.device)
+        self.fabric, self.learner, self.optimizer = (p := self.prepared).fabric, p.learner, p.optimizer
+        learner, optimizer = self.learner, self.optimizer
         if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
-        optimizer = _optimizer(config, learner)
-        self.learner = learner
-        self.factored = isinstance(optimizer, FactoredAdamW)
-        _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
+        apart = (options.pipeline or 1) > 1 or config.staleness
+        self.divided = pipeline.divide(learner, options, config) if apart else []
+        self.device = options.device
+        self.first: pipeline.First | None = None  # while blocks learn apart
+        self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
-        if state is not None:  # after setup, which may have made them float64
+        if state is not None:  # after they were prepared, which may have made them float64
             checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
             optimizer.load_state_dict(state["optimizer"])
         self.resumed = state is not None
@@ -163,13 +165,22 @@ class _Loop:
             _stop_signals() as stopped,
             closing(metrics.Metrics(self.out, columns, self.step if self.resumed else None)) as rows,
             progress,
+            ExitStack() as stack,
         ):
             if self.step in (0, self.last_step):  # a finished run: mends an encoder that was deleted or damaged
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
+            if self.divided and self.step < self.last_step:
+                self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
             self.train(stopped, rows, progress)
         return self.step == self.last_step
+
+    def setup(self) -> pipeline.Setup:
+        """What the processes that train the blocks are told."""
+        bounds = [*(layers.start for layers in self.divided), self.divided[-1].stop]
+        text, sums = self.config.to_yaml(), self.sum.tolist()
+        return pipeline.Setup(text, self.device, bounds, self.step, self.last_step, sums, self.resumed)
 
     def train(self, stopped: Callable[[], bool], rows: metrics.Metrics, progress: Progress) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
@@ -204,28 +215,39 @@ class _Loop:
         images = self.images.batch(index).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         view_a, view_b = self.views(images)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
+        if self.first is None:
+            self.learn(view_a, view_b, labels)
+        else:
+            with self.fabric.autocast():
+                x = self.learner.step(view_a, view_b, labels=labels).x
+            self.first.feed(x)
+        self.step += 1
+        self.count += 1
+
+    def learn(self, view_a: Tensor, view_b: Tensor, labels: Tensor | None) -> None:
+        """All of it here and now."""
+        self.prepared.set_rate(self.step, self.last_step)
         first: Tensor | None = None
         with self.fabric.autocast():
-            for losses in self.learner.updates(view_a, view_b, labels=labels, factored=self.factored):
+            for losses in self.learner.updates(view_a, view_b, labels=labels, factored=self.prepared.factored):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 first = losses if first is None else first
-        self.step += 1
         self.sum += 0 if first is None else first
-        self.count += 1
 
-    def lr(self) -> float:
-        """Learning rate of the coming step."""
-        if self.config.schedule == "cosine":
-            return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.last_step))
-        return self.config.lr
+    def settle(self, row: bool = False, weights: bool = False, states: bool = False) -> None:
+        """Where blocks learn apart: wait until all batches are learnt, and gather what is asked for."""
+        if self.first is None:
+            return
+        began = time.monotonic()
+        report = self.first.settle(row, weights, states)
+        self.sum, self.bad = report.sums, report.bad
+        self.seconds += time.monotonic() - began
 
     def guard(self) -> None:
         """Refuse to go on, and above all to write a checkpoint, once a loss or a weight is not finite."""
         bad = monitors.not_finite(dict(zip(self.loss_names, self.sum, strict=True)))
-        bad = bad or monitors.not_finite(dict(self.learner.named_parameters()))
+        bad = bad or monitors.not_finite(dict(self.learner.named_parameters())) or self.bad
         if bad:
             raise RunError(
                 f"{', '.join(bad)} became NaN or infinite by step {self.step}; the last checkpoint is from before: "
@@ -233,9 +255,14 @@ class _Loop:
             )
 
     def log(self, rows: metrics.Metrics, progress: Progress) -> None:
-        self.guard()
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
+        observes, aligns = (
+            bool(every) and epoch_end and epoch % every == 0
+            for every in (self.config.probe_every, self.config.align_every)
+        )
+        self.settle(row=True, weights=observes or aligns)
+        self.guard()
         mean = (self.sum / max(1, self.count)).tolist()
         n = self.config.batch_size
         row = {
@@ -243,20 +270,18 @@ class _Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(progress.rate() or n * self.step / max(self.seconds, 1e-9), 1),
-            "lr": self.lr(),
+            "lr": rate(self.config, self.step, self.last_step),
             "loss": sum(mean),
             **dict(zip(self.loss_names, mean, strict=True)),
         }
-        every = self.config.probe_every
-        if every and epoch_end and epoch % every == 0:
+        if observes:
             values = self.observe()
             row.update(values)
             for place, warning in monitors.collapse(values).items():
                 if place not in self.warned:
                     self.report(f"warning: {warning}")
                 self.warned.add(place)
-        every = self.config.align_every
-        if every and epoch_end and epoch % every == 0:
+        if aligns:
             row.update(self.align())
         rows.log(row)
         shown = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
@@ -307,33 +332,22 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint and the encoder."""
+        self.settle(states=True)
         self.guard()
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "rng": checkpoint.rng_state(),
             "sum": self.sum.cpu(),
             "count": self.count,
         }
         checkpoint.save(self.out, state)
+        if self.first is not None:
+            self.first.forget()
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
-
-
-def _fabric(device: str, precision: str) -> Fabric:
-    return Fabric(accelerator=device, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
-
-
-def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
-    if config.optimizer in ("sgd", "plain-sgd"):
-        momentum = 0.9 if config.optimizer == "sgd" else 0.0
-        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
-    # AdamW is Adam where the decay is 0.
-    return FactoredAdamW(
-        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
-    )
 
 
 def _shown(row: alignment.LayerAlignment) -> bool:
