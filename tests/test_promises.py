@@ -94,7 +94,8 @@ PROJECTIONS = {
 
 COMMANDS = {
     "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
-    "precision threads pipeline split staleness probe-every align-every limit-images resume skip-bad download",
+    "precision threads devices nodes across pipeline split staleness probe-every align-every limit-images resume "
+    "skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels",

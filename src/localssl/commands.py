@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, encoders, evaluate, export, flags, rules
+from localssl import certificate, encoders, evaluate, export, flags, launch, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -28,6 +28,8 @@ def run(command: object) -> None:
     if isinstance(command, TrainConfig):
         finished = train(command)
         path, localssl = shlex.quote(str(finished.path)), program()
+        if not launch.speaks():
+            return
         print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
     elif isinstance(command, flags.Probe):
         probe(command)

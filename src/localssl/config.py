@@ -80,6 +80,12 @@ class TrainConfig:
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
+    devices: int = 1
+    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes."""
+    nodes: int = 1
+    """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
+    across: bool = True
+    """Negatives, and all that compares samples, from the whole batch; --no-across: from each process's own part."""
     pipeline: int | None = None
     """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
     split: tuple[int, ...] | None = None
@@ -98,7 +104,7 @@ class TrainConfig:
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "checkpoint_every", "pipeline", "split"):
+        for flag in ("device", "threads", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
@@ -138,6 +144,7 @@ class RunConfig:
     align_every: int = 0  # younger than format 1: configurations without them are read as before
     engine: str = "autograd"
     staleness: int = 0
+    across: bool = True
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""

@@ -194,6 +194,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         probe_every=config.probe_every,
         align_every=config.align_every,
         staleness=config.staleness,
+        across=config.across,
     )
     return resolved, images
 
@@ -220,6 +221,8 @@ def check(config: TrainConfig) -> None:
         ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
         ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
         ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
+        ("devices", c.devices >= 1, "use a number of processes, 1 or more"),
+        ("nodes", c.nodes >= 1, "use a number of machines, 1 or more"),
         ("pipeline", c.pipeline is None or c.pipeline >= 1, "use a number of processes, 1 or more"),
         ("staleness", c.staleness >= 0, "use 0 or more"),
         ("probe_every", c.probe_every >= 0, "use 0 (never) or more"),
@@ -228,6 +231,13 @@ def check(config: TrainConfig) -> None:
     ):
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
+    if c.devices * c.nodes > 1 and (c.pipeline or 1) > 1:
+        raise UsageError("--pipeline and --devices do not go together yet; leave one of them out")
+    if c.batch_size % (c.devices * c.nodes) or c.batch_size < 2 * c.devices * c.nodes:
+        raise UsageError(
+            f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
+            f"2 images or more for each"
+        )
     if c.split is not None and c.pipeline is None:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, metrics, monitors, pipeline, rules, testing
+from localssl import alignment, checkpoint, devices, engine, launch, metrics, monitors, pipeline, rules, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
 from localssl.learner import Learner
 from localssl.manifest import write_manifest
+from localssl.parallel import Lost, Processes
 from localssl.prepared import prepare, rate
 from localssl.progress import Progress
 from localssl.resume import begin
-from localssl.run import Run, check, make_views, manifest_of, stored_root
+from localssl.run import Run, check, make_views, manifest_of, open_run, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 ALIGN_BATCHES = 4
@@ -51,8 +54,33 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
     devices.choose(config.device)
-    if config.threads is not None or config.pipeline is not None:
-        torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (config.pipeline or 1)))
+    if config.devices * config.nodes == 1:
+        return _train(config, out, report, None)
+    try:
+        launch.launch(config, functools.partial(_share, config))
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            report(str(stopped))
+        raise
+    return open_run(out)
+
+
+def _share(config: TrainConfig, processes: Processes, number: int) -> None:
+    """The part of one of several processes; the first one speaks and writes."""
+    assert config.out is not None
+    said: list[str] = []
+    try:
+        _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt("") from stopped
+
+
+def _train(
+    config: TrainConfig, out: Path, report: Callable[[str], None], processes: Processes | None, number: int = 0
+) -> Run:
+    here = config.devices if processes is not None else config.pipeline
+    if config.threads is not None or here is not None:
+        torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (here or 1)))
     if config.resume and config.data_root is None:
         config = dataclasses.replace(config, data_root=stored_root(out))
     resolved, images, state = begin(config, out, report)
@@ -65,15 +93,19 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
             report(f"warning: {resolved.rule} is not the file that {out} was begun with; it goes on with the new one")
         if state is None or changed:
             _check_own_rule(resolved, report)
+    if processes is not None:
+        _compare(processes, resolved, state)
     try:
-        loop = _Loop(config, resolved, images, state, report)
-        out.mkdir(parents=True, exist_ok=True)
-        with held(out):
-            write_text(out / "config.yaml", resolved.to_yaml())
-            root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-            write_manifest(out, resolved, images, root, config.pipeline or 1)
+        loop = _Loop(config, resolved, images, state, report, processes, number)
+        if loop.speaks:
+            out.mkdir(parents=True, exist_ok=True)
+        with held(out) if loop.speaks else nullcontext():
+            if loop.speaks:
+                write_text(out / "config.yaml", resolved.to_yaml())
+                root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
+                write_manifest(out, resolved, images, root, config.devices * config.nodes * (config.pipeline or 1))
             finished = loop.run()
-    except pipeline.Lost as error:
+    except (Lost, pipeline.Lost) as error:
         raise RunError(f"{error}; {_advice(config, out)}") from error
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
@@ -90,6 +122,16 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | None) -> None:
+    """Refuse processes that do not see the same run; nothing is written before all have looked.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not processes.agree(zlib.crc32(config.to_yaml().encode()), -1 if state is None else state["step"]):
+        raise UsageError("the processes see different data or checkpoints: --out and the data must be shared by all")
 
 
 def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
@@ -116,17 +158,26 @@ class _Loop:
         images: Images,
         state: dict[str, Any] | None,
         report: Callable[[str], None],
+        processes: Processes | None = None,
+        number: int = 0,
     ):
         assert options.out is not None
+        self.processes, self.speaks = processes, processes is None or processes.rank == 0
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.checkpoint_seconds = 60 * options.checkpoint_every
-        self.prepared = prepare(config, options.device)
+        self.prepared = prepare(config, options.device, number)
         self.fabric, self.learner, self.optimizer = (p := self.prepared).fabric, p.learner, p.optimizer
         learner, optimizer = self.learner, self.optimizer
         if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
+        self.across: Processes | None = None  # where samples are compared across processes
+        if processes is not None and config.across:
+            why = learner.not_spread()
+            self.across = None if why else processes
+            if why:
+                report(f"every process compares its own samples only ({why})")
         self.device = options.device
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
@@ -157,24 +208,26 @@ class _Loop:
 
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
-        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
-        columns += monitors.names(len(self.learner.encoder.blocks))
-        columns += [f"align_{block}" for block in range(1, len(self.learner.encoder.blocks) + 1)]
-        progress = Progress(self.step, self.last_step, self.config.batch_size)
-        with (
-            _stop_signals() as stopped,
-            closing(metrics.Metrics(self.out, columns, self.step if self.resumed else None)) as rows,
-            progress,
-            ExitStack() as stack,
-        ):
-            if self.step in (0, self.last_step):  # a finished run: mends an encoder that was deleted or damaged
+        with _stop_signals() as stopped, ExitStack() as stack:
+            shown = stack.enter_context(self.shown()) if self.speaks else None
+            if self.speaks and self.step in (0, self.last_step):  # a finished run: mends a damaged encoder
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
             if self.divided and self.step < self.last_step:
                 self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
-            self.train(stopped, rows, progress)
+            self.train(stopped, shown)
         return self.step == self.last_step
+
+    @contextmanager
+    def shown(self) -> Generator[tuple[metrics.Metrics, Progress]]:
+        """Where the rows of metrics.csv go, and what the user sees."""
+        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
+        columns += monitors.names(len(self.learner.encoder.blocks))
+        columns += [f"align_{block}" for block in range(1, len(self.learner.encoder.blocks) + 1)]
+        progress = Progress(self.step, self.last_step, self.config.batch_size)
+        with closing(metrics.Metrics(self.out, columns, self.step if self.resumed else None)) as rows, progress:
+            yield rows, progress
 
     def setup(self) -> pipeline.Setup:
         """What the processes that train the blocks are told."""
@@ -182,7 +235,7 @@ class _Loop:
         text, sums = self.config.to_yaml(), self.sum.tolist()
         return pipeline.Setup(text, self.device, bounds, self.step, self.last_step, sums, self.resumed)
 
-    def train(self, stopped: Callable[[], bool], rows: metrics.Metrics, progress: Progress) -> None:
+    def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
         saved_at = time.monotonic()
         while self.step < self.last_step:
@@ -191,12 +244,13 @@ class _Loop:
                 began = time.monotonic()
                 self.train_step(index)
                 self.seconds += time.monotonic() - began
-                progress.advance(self.step)
+                if shown is not None:
+                    shown[1].advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
                 if self.step == 1 or epoch_end or self.step % self.log_every == 0:
-                    self.log(rows, progress)
+                    self.log(shown)
                 due = time.monotonic() - saved_at > self.checkpoint_seconds
-                stop = stopped()
+                stop = stopped() if self.processes is None else self.processes.any(stopped())
                 if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                     self.save()
                     saved_at = time.monotonic()
@@ -212,9 +266,16 @@ class _Loop:
 
     def train_step(self, index: Tensor) -> None:
         """One batch, one update."""
+        drawn_alike: int | None = None
+        if self.processes is not None:
+            index = self.processes.own(index, views=1)
+            own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
+            torch.manual_seed(own)
         images = self.images.batch(index).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         view_a, view_b = self.views(images)
+        if drawn_alike is not None:
+            torch.manual_seed(drawn_alike)
         if self.first is None:
             self.learn(view_a, view_b, labels)
         else:
@@ -228,8 +289,13 @@ class _Loop:
         """All of it here and now."""
         self.prepared.set_rate(self.step, self.last_step)
         first: Tensor | None = None
+        apart = None if self.across is not None else self.processes
+        factored = self.prepared.factored and apart is None  # a mean is taken of gradients, not of factors
+        updates = self.learner.updates(view_a, view_b, None, labels, factored, self.across)
         with self.fabric.autocast():
-            for losses in self.learner.updates(view_a, view_b, labels=labels, factored=self.prepared.factored):
+            for losses in updates:
+                if apart is not None:
+                    apart.average(self.learner.parameters())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 first = losses if first is None else first
@@ -254,7 +320,16 @@ class _Loop:
                 f"start anew with a lower --lr and another --out"
             )
 
-    def log(self, rows: metrics.Metrics, progress: Progress) -> None:
+    def log(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
+        """A row of metrics.csv, with what was to be measured; only the process that speaks writes and measures."""
+        if self.processes is not None and self.across is None:
+            self.sum = self.processes.sum(self.sum) / self.processes.size
+        if shown is None:
+            self.guard()
+            self.sum.zero_()
+            self.count = 0
+            return
+        rows, progress = shown
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
         observes, aligns = (
@@ -284,8 +359,8 @@ class _Loop:
         if aligns:
             row.update(self.align())
         rows.log(row)
-        shown = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
-        progress.line([*shown, f"kNN {row['knn']:.1f} %"] if "knn" in row else shown)
+        words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
+        progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
         self.sum.zero_()
         self.count = 0
 
@@ -334,6 +409,8 @@ class _Loop:
         """Write a checkpoint and the encoder."""
         self.settle(states=True)
         self.guard()
+        if not self.speaks:
+            return
         state = {
             "step": self.step,
             "seconds": self.seconds,
