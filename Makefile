@@ -25,6 +25,7 @@ bench: .venv/installed
 	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
+	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"

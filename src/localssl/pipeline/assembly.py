@@ -12,6 +12,7 @@ from torch import Tensor
 
 from localssl import readout
 from localssl.config import RunConfig
+from localssl.engine.three_factor import above
 from localssl.pipeline.link import Link, Shapes, groups
 from localssl.pipeline.stage import Stage
 from localssl.prepared import Prepared
@@ -87,7 +88,7 @@ def _link(prepared: Prepared, setup: Setup) -> Link:
 
     own = setup.layers(rank)
     dim = readout.dim(tuple(outputs[-1].shape[1:]), learner.patches[-1])
-    context = Shapes((), (samples, dim), outputs[-1].dtype)
+    context = Shapes((), (samples, dim), outputs[-1].dtype) if above(rule, blocks) else None
     return Link(
         groups(prepared.device),
         prepared.device,

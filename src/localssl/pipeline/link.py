@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from localssl.errors import RunError
 
+T = TypeVar("T")
 AHEAD = 2  # messages that a stage may have sent before the first of them is taken
 ACTIVITY, CONTEXT, REPORT = 1, 2, 3  # tags
+ALIGNMENT = 64  # bytes, PyTorch's own: from another place the same product may have other last digits
 BATCH, END = 0, 1  # orders; all others are the business of those who give and take them
 
 
@@ -47,13 +49,21 @@ class Message:
 
     def __init__(self, shapes: Shapes, device: torch.device, pinned: bool):
         draws = math.prod(shapes.negatives) if shapes.negatives else 0
-        size = 8 * (1 + draws) + math.prod(shapes.activity) * shapes.dtype.itemsize
+        middle = -(-8 * (1 + draws) // ALIGNMENT) * ALIGNMENT
+        size = middle + math.prod(shapes.activity) * shapes.dtype.itemsize
         self.whole = torch.zeros(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         self.order = self.whole[:8].view(torch.int64)
-        middle = 8 * (1 + draws)
-        self.negatives = self.whole[8:middle].view(torch.int64).view(shapes.negatives) if draws else None
+        self.negatives = self.whole[8 : 8 * (1 + draws)].view(torch.int64).view(shapes.negatives) if draws else None
         self.activity = laid_out(self.whole[middle:].view(shapes.dtype), shapes.activity)
         self.work: dist.Work | None = None
+
+    def send(self, rank: int, group: dist.ProcessGroup | None, tag: int) -> None:
+        """Begin to send it."""
+        self.work = guarded(lambda: dist.isend(self.whole, rank, group, tag))
+
+    def receive(self, rank: int, group: dist.ProcessGroup | None, tag: int) -> None:
+        """Begin to receive it."""
+        self.work = guarded(lambda: dist.irecv(self.whole, rank, group, tag))
 
     def wait(self) -> None:
         """Until it has gone, or come."""
@@ -70,14 +80,14 @@ def laid_out(flat: Tensor, shape: Sequence[int]) -> Tensor:
     return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def guarded(call: Callable[[], object]) -> None:
+def guarded(call: Callable[[], T]) -> T:
     """Call what may find that another process is gone.
 
     Raises:
         Lost: it is.
     """
     try:
-        call()
+        return call()
     except RuntimeError as error:
         raise Lost("another process of the run ended before its time") from error
 
@@ -149,7 +159,7 @@ class Link:
 
     def _expect(self) -> Message:
         message = _next(self.incoming)
-        message.work = dist.irecv(message.whole, self.rank - 1, self.groups.activity, ACTIVITY)
+        message.receive(self.rank - 1, self.groups.activity, ACTIVITY)
         return message
 
     def send(self, z: Tensor, negatives: Tensor | None) -> None:
@@ -160,7 +170,7 @@ class Link:
         message.activity.copy_(z)
         if message.negatives is not None and negatives is not None:
             message.negatives.copy_(negatives)
-        message.work = dist.isend(message.whole, self.rank + 1, self.groups.activity, ACTIVITY)
+        message.send(self.rank + 1, self.groups.activity, ACTIVITY)
 
     def send_order(self, order: int) -> None:
         """An order to the stage behind, which reaches it after all activity."""
@@ -169,7 +179,7 @@ class Link:
         message = _next(self.outgoing)
         message.wait()
         message.order.fill_(order)
-        message.work = dist.isend(message.whole, self.rank + 1, self.groups.activity, ACTIVITY)
+        message.send(self.rank + 1, self.groups.activity, ACTIVITY)
 
     def send_context(self, c: Tensor) -> None:
         """The last layer's readout (2n, d) to all other stages."""
@@ -177,12 +187,12 @@ class Link:
             message = _next(self.contexts)
             message.wait()
             message.activity.copy_(c)
-            message.work = dist.isend(message.whole, rank, self.groups.context, CONTEXT)
+            message.send(rank, self.groups.context, CONTEXT)
 
     def expect_context(self) -> Callable[[], Tensor]:
         """Begin to receive the context of the batch that has just run; the answer waits for it."""
         message = _next(self.contexts)
-        message.work = dist.irecv(message.whole, self.last, self.groups.context, CONTEXT)
+        message.receive(self.last, self.groups.context, CONTEXT)
 
         def context() -> Tensor:
             message.wait()

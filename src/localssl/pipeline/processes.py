@@ -52,16 +52,16 @@ class Workers:
         until = time.monotonic() + GRACE
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
-        said: list[str] = []
+        said: list[tuple[int, str]] = []  # the lowest first: who ended because another did has little to say
         for process, pipe, blocks in zip(self.processes, self.pipes, self.blocks, strict=True):
             text, code = _last_words(pipe), process.exitcode
             if text:
-                said.insert(0, f"the process of {blocks}: {text}")
+                said.append((0, f"the process of {blocks}: {text}"))
             elif code is not None and code < 0:
-                said.append(f"the process of {blocks} was ended by signal {-code} (out of memory?)")
+                said.append((1, f"the process of {blocks} was ended by signal {-code} (out of memory?)"))
             elif code:
-                said.append(f"the process of {blocks} ended with status {code}")
-        return Lost(said[0] if said else str(lost))
+                said.append((2, f"the process of {blocks} ended with status {code}"))
+        return Lost(min(said)[1] if said else str(lost))
 
     def end(self, kill: bool) -> None:
         """Wait for their end, or bring it about."""

@@ -36,6 +36,23 @@ def memory() -> str:
     return "\n".join([*lines, "", _source("memory")])
 
 
+def pipeline() -> str:
+    """Throughput of layer-parallel training against one process."""
+    if not (RESULTS / "pipeline.json").is_file():
+        return "Not measured yet: `python benchmarks/pipeline.py --out benchmarks/results/pipeline.json`, idle machine."
+    lines = [
+        "| rule | staleness | processes | blocks of each | width | images/s | of one | times | 95 % | repeats |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['rule']} | {r['staleness']} | {r['processes']} | {' + '.join(map(str, r['split']))} | {r['width']:g} "
+        f"| {r['images_per_second']:.0f} | {r['images_per_second_alone']:.0f} | {r['ratio']:.2f} "
+        f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} |"
+        for r in _rows("pipeline")
+    ]
+    return "\n".join([*lines, "", _source("pipeline").replace(" 1 threads", " one thread a process")])
+
+
 def _record(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

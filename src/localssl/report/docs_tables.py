@@ -32,6 +32,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "checks": ("your-own-rule.md", testing.table),
     "step": ("engine.md", benchmark_tables.step),
     "memory": ("engine.md", benchmark_tables.memory),
+    "pipeline": ("engine.md", benchmark_tables.pipeline),
     "certificates": ("certificate.md", cache(listing.table)),  # half a minute
 }
 
