@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import torch
 import localssl
 from localssl import cli, rules
 from localssl.data.sources import Images
+from localssl.data.specs import spec_for
+from localssl.encoders import VGG6_CHANNELS
 from localssl.errors import RunError, UsageError
 from localssl.experiments import EXPERIMENTS, comparison, published, rows, summary, tables
 from localssl.experiments.apart import FAILED, peak_memory, reason_of, run_apart
@@ -392,6 +394,15 @@ def test_published_numbers_are_the_papers() -> None:
     assert str(published.TABLE_A3["LPL objective, PC"]["stl10"]) == "51.21"
     assert set(tables.TABLE2) == set(published.TABLE2)
     assert set(tables.TABLE_A3) == set(published.TABLE_A3)
+    for name, (_, _, changes) in tables.TABLE_A3.items():  # what --scale paper trains is what the numbers came from
+        config = {"encoder": {"name": "vgg6", "width": list(VGG6_CHANNELS)}, "data": "cifar10", "rule": "ipc"}
+        config |= {"augmentation": asdict(spec_for("cifar10").augmentation), "limit_images": None, "rule_options": {}}
+        config |= {"schedule": "constant", "precision": "32-true", **changes}
+        number = published.TABLE_A3[name]["cifar10"]
+        assert published.differences(number, config, "paper", []) == []
+        if changes["weight_decay"]:
+            found = published.differences(number, config | {"optimizer": "adam", "weight_decay": 0}, "paper", [])
+            assert found == ["optimizer adam for adam-l2", "weight decay 0 for 0.0001"]
 
 
 def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
