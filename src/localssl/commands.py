@@ -12,7 +12,8 @@ from localssl import certificate, encoders, evaluate, export, flags, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
-from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings, comparison, summary
+from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, summary
+from localssl.experiments.rows import Study, named
 from localssl.learner import Learner
 from localssl.probe import features
 from localssl.report.tables import show
@@ -103,7 +104,7 @@ def compare(command: flags.Compare) -> None:
     if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
         raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
     _set_threads(c.threads)
-    study = comparison.Study(
+    study = Study(
         data=c.data,
         epochs=c.epochs,
         width=c.width,
@@ -117,9 +118,8 @@ def compare(command: flags.Compare) -> None:
         search_lr=tuple(dict.fromkeys(c.search_lr)),
         search_epochs=c.search_epochs,
     )
-    rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules(c.data))]
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    lines = summary.write(comparison.compare(study, named(c.rules, c.data), settings, c.seeds), study, settings)
     summary.check(lines, c.out)
 
 
@@ -221,8 +221,9 @@ def reproduce(command: flags.Reproduce) -> None:
     for name in command.names:
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
-    if command.scale == "paper" and not set(command.names) <= PAPER_SCALE:
-        raise UsageError(f"--scale paper goes with {', '.join(sorted(PAPER_SCALE))}; the others have one scale")
+    for scale, having in (("paper", PAPER_SCALE), ("kept", KEPT_SCALE)):
+        if command.scale == scale and not set(command.names) <= having:
+            raise UsageError(f"--scale {scale} goes with {', '.join(sorted(having))}; the others have no such scale")
     c = command
     for name in c.names:
         EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))

@@ -59,9 +59,11 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
-    """Weight decay (adam: decoupled). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
-    optimizer: Literal["adam", "sgd", "plain-sgd"] | None = None
-    """adam (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks for."""
+    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always
+    0."""
+    optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
+    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
+    for."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None

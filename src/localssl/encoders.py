@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from localssl.errors import UsageError, unknown
+from localssl.layers import ImageNorm, LengthNorm, Standardise, StraightThrough, Triangle
 from localssl.peers_nets import NETS, Stage
 
 VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
         config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
         emit: per block, what stands between its output and what the next block, the probe and others see of it; None:
             nothing.
-        entry: what stands between an image and the first block where in training the rule's inputs do that; None:
+        entry: what every image goes through by itself, before a rule's inputs make pairs or noisy copies of it; None:
             nothing.
 
     Attributes:
@@ -94,10 +95,20 @@ class Encoder(nn.Module):
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = self._mismatch(input_shape) or str(error).splitlines()[0]
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
         finally:
             self.train(was_training)
+
+    def _mismatch(self, shape: Sequence[int]) -> str:
+        """How inputs differ from what the first layer takes; "" where that is not what is wrong."""
+        weighted = (m for m in self.blocks[0].modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        first = next(weighted, None)
+        if isinstance(first, nn.Linear) and first.in_features != math.prod(shape):
+            return f"its first layer takes {first.in_features} numbers a sample, these have {math.prod(shape)}"
+        if isinstance(first, nn.Conv2d) and first.in_channels != shape[0]:
+            return f"its first layer takes {first.in_channels} channels, these have {shape[0]}"
+        return ""
 
 
 def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
@@ -116,49 +127,6 @@ def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
             f"and with it the output of the block before; use inplace=False there"
         )
     return out
-
-
-class LengthNorm(nn.Module):
-    """x / (rms(x) + 1e-8) per sample: only the direction goes on (Hinton 2022)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x`` (N, ...)."""
-        rms = x.flatten(1).square().mean(1).sqrt() + 1e-8
-        return x / rms.view(-1, *[1] * (x.ndim - 1))
-
-
-class Standardise(nn.Module):
-    """(x - mean) / (std + 1e-10) per sample, over all of its numbers, the std with n - 1 (Chen 2025)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x`` (N, ...)."""
-        flat = x.flatten(1)
-        flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-10)
-        return flat.view_as(x)
-
-
-class Triangle(nn.Module):
-    """relu(a - mean of a over the channels at its position), to a power."""
-
-    def __init__(self, power: float = 1.0):
-        super().__init__()
-        self.power = power
-
-    def forward(self, a: Tensor) -> Tensor:
-        """Of the shape of ``a`` (N, C, ...)."""
-        out = torch.relu(a - a.mean(1, keepdim=True))
-        if self.power == 1:
-            return out
-        alive = out > 0  # below power 1 the slope at 0 is infinite, and 0 times it no number
-        return torch.where(alive, torch.where(alive, out, 1.0).pow(self.power), 0.0)
-
-
-class StraightThrough(nn.Module):
-    """relu(a) with the gradient of the identity: units that are off learn as if they were on."""
-
-    def forward(self, a: Tensor) -> Tensor:
-        """Of the shape of ``a``."""
-        return torch.relu(a).detach() + (a - a.detach())  # the bracket is exactly 0
 
 
 NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
@@ -181,8 +149,9 @@ class Options:
         activation: "relu", "relu-ste" (gradient straight through), "gelu", "tanh" or "triangle".
         late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
             before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
-        paired: the first block has no norm, as pairs of standardised images enter it (``inputs.Pairs``), whose sum says
-            whether they are alike; ``Encoder.emitted`` standardises the images themselves.
+        paired: the first norm stands before the inputs, on every image by itself, not in the first block: of what the
+            inputs make of images (the mean of two says whether they are alike, noise how large it is) it would take
+            that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
     """
 
@@ -210,6 +179,12 @@ class Options:
             assert isinstance(layer, nn.Linear)
             return nn.BatchNorm1d(layer.in_features, affine=False)
         return nn.Identity() if self.norm is None else NORMS[self.norm]()
+
+    def entry_of(self, first: nn.Module) -> nn.Module | None:
+        """The norm of images by themselves, where ``paired`` asks for one before the first layer."""
+        if not self.paired or self.norm is None:
+            return None
+        return ImageNorm(self.norm_of(first), flat=isinstance(first, nn.Linear))
 
     @torch.no_grad()
     def start(self, layer: nn.Module) -> None:
@@ -252,7 +227,7 @@ class Options:
             blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return Encoder(blocks, config | own, emit if self.late else None, Standardise() if self.paired else None)
+        return Encoder(blocks, config | own, emit if self.late else None, self.entry_of(weighted[0]))
 
 
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:

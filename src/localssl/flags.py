@@ -94,7 +94,8 @@ class Compare:
     out: Path
     """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
     rules: tuple[str, ...] = ()
-    """Rules to compare. Default: every registered one but yardsticks."""
+    """Rules to compare, each with options in quotes where it has some: "ipc objective=lpl steps=5". all, the default:
+    every registered rule but yardsticks."""
     epochs: int | None = None
     """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
     seeds: int = 4
@@ -203,9 +204,9 @@ class Reproduce:
     """Parts that run at the same time."""
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
-    scale: Literal["cpu", "paper"] = "cpu"
+    scale: Literal["cpu", "paper", "kept"] = "cpu"
     """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3, fig5 and
-    lpl-cifar10."""
+    lpl-cifar10. kept: the settings of the comparison that lies in the folder, for table2, tableA3 and fig5."""
 
 
 Command = (

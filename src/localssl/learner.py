@@ -61,7 +61,7 @@ class Learner(nn.Module):
         chosen = engines.choose(engine, encoder, rule)
         self.credit, self.engine, self.engine_note = chosen.credit, chosen.name, chosen.note
         self.inputs = rule.inputs()
-        self.output_shapes = encoder.output_shapes(self.inputs.shape(self.input_shape))
+        self.output_shapes = self._output_shapes(self.inputs.shape(self.input_shape))
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):
             readout.check(shape, patch, block)
@@ -70,6 +70,17 @@ class Learner(nn.Module):
         built = rule.build(dims) | self.credit.build(encoder, rule, dims)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
+
+    def _output_shapes(self, sample: tuple[int, ...]) -> list[tuple[int, ...]]:
+        try:
+            return self.encoder.output_shapes(sample)
+        except UsageError as error:
+            if sample == self.input_shape:
+                raise
+            raise UsageError(
+                f"rule {self.rule.name!r} makes samples of shape {sample} of images of shape {self.input_shape}, and "
+                f"the encoder takes images alone; use one that takes both sizes, of convolutions ({error})"
+            ) from error
 
     @property
     def parts(self) -> Projections:
@@ -169,8 +180,14 @@ class Learner(nn.Module):
     ) -> credit.Step:
         """A batch as the credit assignment takes it. Arguments and errors as in ``losses``."""
         self.check(view_a, view_b, negatives, labels)
-        x = self.inputs(view_a, view_b, negatives, labels)
-        return self.step_of(x, negatives, labels)
+        return self.step_of(self.enter(view_a, view_b, negatives, labels), negatives, labels)
+
+    def enter(
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """What enters the first block, (N, ...): what the rule's inputs make of both views. Arguments of ``losses``."""
+        entry = self.encoder.entry
+        return self.inputs(entry(view_a), entry(view_b), negatives, labels)
 
     def step_of(self, x: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None) -> credit.Step:
         """As ``step``, for samples that ``inputs`` has made already."""

@@ -252,7 +252,7 @@ def check_memory(config: RunConfig) -> None:
     """
     with torch.device("meta"):  # shapes only
         learner = build(config)
-    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer == "adam" else 3)
+    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer.startswith("adam") else 3)
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not known here

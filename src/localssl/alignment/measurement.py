@@ -76,7 +76,7 @@ def measure(
     for number, batch in enumerate(chain([first], batches)):
         everyone = [*learners.values(), *(a.learner for a in against.values())]
         pair = shared(everyone, batch)
-        samples = {learner.inputs: learner.inputs(*pair) for learner in everyone}
+        samples = {learner.inputs: learner.enter(*pair) for learner in everyone}
         found = _gradients(encoder, pair, samples, learners, against)
         _finite(found, number + 1)
         if number == 0:

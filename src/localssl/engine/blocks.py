@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from localssl.encoders import Encoder, LengthNorm, Standardise
+from localssl.encoders import Encoder
+from localssl.layers import LengthNorm, Standardise
 
 HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise)  # nothing to learn, nothing drawn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

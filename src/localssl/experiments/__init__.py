@@ -25,7 +25,7 @@ from localssl.experiments import (
 )
 from localssl.experiments.cells import Settings
 
-__all__ = ["EXPERIMENTS", "PAPER_SCALE", "Settings"]
+__all__ = ["EXPERIMENTS", "KEPT_SCALE", "PAPER_SCALE", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
@@ -57,3 +57,4 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
 }
 
 PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}
+KEPT_SCALE = {"table2", "tableA3", "fig5"}  # what can be said of a comparison that was run with other settings

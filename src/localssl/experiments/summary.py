@@ -10,7 +10,8 @@ from localssl import evaluate
 from localssl.errors import RunError
 from localssl.experiments import published
 from localssl.experiments.cells import Settings
-from localssl.experiments.comparison import Compared, Study
+from localssl.experiments.comparison import Compared
+from localssl.experiments.rows import Study
 from localssl.report import comparison, comparison_figure
 from localssl.report.comparison import Interval, Line
 from localssl.report.tables import show
