@@ -1,6 +1,7 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
 # make bench: time and memory of a training step into benchmarks/results, on an idle machine.
-# make bench-growth: how a step's cost grows, and the whole loop of train; as idle (25 minutes).
+# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
+# It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
@@ -28,9 +29,10 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 
 bench-growth: .venv/installed
-	@echo "== how a training step grows, and the whole loop (an idle machine, 25 minutes)"
+	@echo "== how a training step grows, the whole loop, inactive samples (an idle machine, half an hour)"
 	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json
 	.venv/bin/python benchmarks/throughput.py --out benchmarks/results/throughput.json
+	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
 from localssl import encoders, rules
+from localssl.engine import factors
 from localssl.optimizer import FactoredAdamW
 from localssl.report import arithmetic, growth_figure
 
@@ -21,10 +22,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATCHES = (4, 4, 4, 2, 2, 1)
 
 
+def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
 @pytest.fixture
 def growth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("growth")
+    return benchmark("growth", monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["bp-clapp++", "clapp", "clapp++", "clapp++dfb", "clapp++both"])
@@ -91,3 +96,40 @@ def test_rates_of_a_machine_that_keeps_them(growth: ModuleType) -> None:
     assert found["seconds_a_product_of_b"] == pytest.approx(5e-11, rel=1e-3)
     assert found["seconds_a_parameter"] == pytest.approx(1e-9, rel=1e-3)
     assert found["seconds_a_step"] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("negatives", ["next", "random"])
+@pytest.mark.parametrize("rule", ["clapp++", "clapp++both"])
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_inactive_samples_leave_nothing(
+    rule: str, loss_type: int, negatives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("inactive", monkeypatch)
+    options: dict[str, Any] = {"loss_type": loss_type, "margin": -0.1, "negatives": negatives}  # few are active
+    torch.manual_seed(0)
+    made = localssl.Learner(encoders.vgg6(0.05), rules.get(rule, **options), (3, 32, 32), PATCHES)
+    views = torch.randn(2, 32, 3, 32, 32)
+    with torch.no_grad():
+        batch = made.batch(views[0], views[1])
+        drawn = torch.randint(64, (64,)) if negatives == "random" else None
+        batch = localssl.rules.Batch([4 * z for z in batch.z], drawn)
+    seen: list[float] = []
+    for layer in range(6):
+        _, soma, changes = factors.learn(made.rule, batch, layer, made.parts)  # pyright: ignore[reportArgumentType]
+        no_b = torch.stack([(c.signal == 0).all(1) for c in changes]).all(0)
+        no_w = (soma == 0).all(1)
+        assert module.inactive(made, batch, layer) == (float(no_b.float().mean()), float(no_w.float().mean()))
+        seen += [float(no_b.float().mean()), float(no_w.float().mean())]
+    assert max(seen) > 0
+    assert min(seen) < 1
+
+
+def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, loops = benchmark("throughput", monkeypatch), benchmark("loops", monkeypatch)
+    root, data = loops.cifar10(tmp_path / "nothing", tmp_path, 8)
+    assert data == loops.NOISE
+    times = module.once("clapp++", 0.02, 2, 2, root, tmp_path / "run", torch.get_num_threads())
+    assert set(times) == {"views", "step", "loop", "checkpoint"}
+    row = module.row("clapp++", 0.02, 2, 2, [{"views": 1.0, "step": 3.0, "loop": 5.0, "checkpoint": 0.0}])
+    assert (row["of_step_and_views"], row["of_step"], row["views_share"]) == (0.8, 0.6, 0.25)
+    assert (row["images_per_second"], row["step_images_per_second"]) == (0.8, 1.3)
