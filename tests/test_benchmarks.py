@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
-from localssl import encoders, rules
+from localssl import encoders, projections, rules
 from localssl.engine import factors
 from localssl.optimizer import FactoredAdamW
 from localssl.report import arithmetic, growth_figure
@@ -33,11 +33,10 @@ def growth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["bp-clapp++", "clapp", "clapp++", "clapp++dfb", "clapp++both"])
-@pytest.mark.parametrize(
-    "options", [{}, {"projection": "low-rank", "rank": 3}, {"projection": "low-rank-frozen", "rank": 3}]
-)
-def test_multiply_adds_and_parameters(name: str, options: dict[str, Any]) -> None:
-    rule, patches = rules.get(name, **options), [None] * 6 if name == "clapp" else list(PATCHES)
+@pytest.mark.parametrize("projection", projections.KINDS)
+def test_multiply_adds_and_parameters(name: str, projection: str) -> None:
+    rule = rules.get(name, projection=projection, rank=3)
+    patches = [None] * 6 if name == "clapp" else list(PATCHES)
     learner = localssl.Learner(encoders.vgg6(0.05), rule, (3, 32, 32), patches)
     cost = arithmetic.step(learner.encoder, rule, (3, 32, 32), patches, 4)
     optimiser = FactoredAdamW(learner.parameters())
@@ -49,6 +48,7 @@ def test_multiply_adds_and_parameters(name: str, options: dict[str, Any]) -> Non
     assert counted.get_total_flops() == 2 * cost.products
     assert cost.encoder == sum(p.numel() for p in learner.encoder.parameters())
     assert cost.b == sum(p.numel() for p in learner.projections.parameters())
+    assert cost.fixed == sum(b.numel() for b in learner.projections.buffers())
 
 
 def test_no_arithmetic_for_others() -> None:

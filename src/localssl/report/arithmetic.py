@@ -23,7 +23,7 @@ class Layer:
     Args:
         weights: of the convolution or linear layer, its bias included.
         products: multiply-adds of one pass through it.
-        x: its input. a: its drive, before the pool. z: its output. d: its readout.
+        x: its input. a: its drive, before the pool. z: its output. d: its readout. channels: of its output.
     """
 
     weights: int
@@ -32,6 +32,7 @@ class Layer:
     a: int
     z: int
     d: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Cost:
 
     Args:
         convolutions: multiply-adds of the blocks' passes. projections: those of g = cBᵀ and ΔB.
-        encoder: parameters of the blocks. b: of the projections that learn.
+        encoder: parameters of the blocks. b: of the projections, those that learn. fixed: numbers of the projections
+            that stay as they were drawn.
         activity: numbers that are there at the peak besides parameters and moments: activity and gradients.
     """
 
@@ -48,6 +50,7 @@ class Cost:
     projections: int
     encoder: int
     b: int
+    fixed: int
     activity: int
 
     @property
@@ -63,7 +66,7 @@ class Cost:
     @property
     def total(self) -> int:
         """All numbers that are there at the peak."""
-        return (1 + MOMENTS) * self.parameters + self.activity
+        return (1 + MOMENTS) * self.parameters + self.fixed + self.activity
 
 
 def layers(encoder: Encoder, shape: Sequence[int], patches: Sequence[int | None]) -> list[Layer]:
@@ -88,7 +91,7 @@ def layers(encoder: Encoder, shape: Sequence[int], patches: Sequence[int | None]
             products = a.numel() * weight[0].numel()
             weights = sum(p.numel() for p in block.layer.parameters())
             d = readout.dim(tuple(x.shape[1:]), patch)
-            found.append(Layer(weights, products, first.numel(), a.numel(), x.numel(), d))
+            found.append(Layer(weights, products, first.numel(), a.numel(), x.numel(), d, x.shape[1]))
     return found
 
 
@@ -111,11 +114,12 @@ def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[i
     forward = sum(layer.products for layer in found)
     weights = sum(layer.weights for layer in found)
     with torch.device("meta"):
-        products, b = _projections(rule.build([layer.d for layer in found]))
+        dims = readout.Dims([layer.d for layer in found], [layer.channels for layer in found])
+        products, b, fixed = _projections(rule.build(dims))
     if rule.credit == "backprop":
         kept = sum(layer.a + (3 * layer.z if layer.a > layer.z else 0) for layer in found)
         passes = 3 * forward - found[0].products
-        return Cost(samples * passes, samples * products, weights, b, samples * kept + weights + b)
+        return Cost(samples * passes, samples * products, weights, b, fixed, samples * kept + weights + b)
     if not isinstance(rule, ScoreRule) or rule.credit != "local":
         raise ValueError(f"no arithmetic for rule {rule.name!r}")
     last = len(found) - 1
@@ -125,17 +129,18 @@ def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[i
     else:
         kept = max(layer.x + layer.z + 6 * layer.d for layer in found)
     gradient = max(layer.weights for layer in found)
-    return Cost(samples * 2 * forward, samples * products, weights, b, samples * kept + gradient)
+    return Cost(samples * 2 * forward, samples * products, weights, b, fixed, samples * kept + gradient)
 
 
-def _projections(parts: dict[str, list[nn.Module]]) -> tuple[int, int]:
-    """Multiply-adds of g and of ΔB for one sample, and the parameters that learn."""
-    products = learning = 0
+def _projections(parts: dict[str, list[nn.Module]]) -> tuple[int, int, int]:
+    """Multiply-adds of g and of ΔB for one sample, the parameters that learn, and the numbers that do not."""
+    products = learning = fixed = 0
     for module in (m for modules in parts.values() for m in modules):
-        own = sum(p.numel() for p in module.parameters())
+        own, still = (sum(t.numel() for t in tensors) for tensors in (module.parameters(), module.buffers()))
         learning += own
-        products += 2 * own
-        if isinstance(module, projections.LowRank):
-            fixed = sum(buffer.numel() for buffer in module.buffers())
-            products += fixed if fixed else module.outer.numel()  # inner read once; or outerᵀ for its change
-    return products, learning
+        fixed += still
+        if isinstance(module, projections.LowRank):  # inner read once where it is fixed; else outerᵀ for its change
+            products += 2 * own + (still or module.outer.numel())
+        else:
+            products += 2 * own * (module.patches if isinstance(module, projections.PatchShared) else 1)
+    return products, learning, fixed
