@@ -76,7 +76,7 @@ class PatchLocal(nn.Module):
     @override
     def forward(self, c: Tensor) -> Tensor:
         """g, (N, d), of references c (N, d)."""
-        by_patch = c.unflatten(1, (-1, len(self.blocks))).permute(2, 0, 1)
+        by_patch = c.reshape(len(c), -1, len(self.blocks)).permute(2, 0, 1)
         return (by_patch @ self.blocks.mT).permute(1, 2, 0).flatten(1)
 
 
@@ -100,7 +100,7 @@ class PatchShared(nn.Module):
     @override
     def forward(self, c: Tensor) -> Tensor:
         """g, (N, d), of references c (N, d)."""
-        return F.linear(c.unflatten(1, (-1, self.patches)).mT, self.shared).mT.flatten(1)
+        return F.linear(c.reshape(len(c), -1, self.patches).mT, self.shared).mT.flatten(1)
 
 
 def _of_blocks(blocks: Tensor) -> Tensor:
