@@ -59,8 +59,7 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
-    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always
-    0."""
+    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; tiny-imagenet 1e-5, bp-infonce always 0."""
     optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
     """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
     for."""

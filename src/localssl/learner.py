@@ -65,7 +65,8 @@ class Learner(nn.Module):
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):
             readout.check(shape, patch, block)
-        dims = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
+        lengths = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
+        dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
         built = rule.build(dims) | self.credit.build(encoder, rule, dims)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from localssl.experiments import (
     better_rule,
+    cheap_b,
     cifar10,
     demo,
     demo_search,
@@ -41,6 +42,8 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
     "better-rule-final": better_rule.final,
+    "cheap-b": cheap_b.screen,
+    "cheap-b-final": cheap_b.final,
     "ff-mnist": ff_mnist.run,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
