@@ -101,6 +101,7 @@ COMMANDS = {
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
+    "report": "images units data data-root",
     "export": "onnx embeddings data data-root out",
 }
 

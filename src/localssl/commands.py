@@ -39,6 +39,8 @@ def run(command: object) -> None:
         certify(command)
     elif isinstance(command, flags.Theory):
         theory(command)
+    elif isinstance(command, flags.Report):
+        report(command)
     elif isinstance(command, flags.Export):
         export_run(command)
     elif isinstance(command, flags.Reproduce):
@@ -183,6 +185,21 @@ def theory(command: flags.Theory) -> None:
     if failed:
         raise RunError(f"{len(failed)} of {len(outcomes)} statements failed")
     print(f"all {len(outcomes)} statements hold")
+
+
+def report(command: flags.Report) -> None:
+    """Write the page of every run."""
+    from localssl.report import run_page  # here: what draws charts takes a second to import
+
+    if not command.runs:
+        raise UsageError("report needs the folder of a run, for instance localssl report runs/x")
+    _set_threads(command.threads)
+    c = command
+    options = run_page.Options(c.data, c.data_root, c.skip_bad, c.images, c.units)
+    opened = [open_run(path) for path in c.runs]  # first: one may be misspelt
+    for run in opened:
+        path = run_page.write(run, options)
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def export_run(command: flags.Export) -> None:

@@ -34,7 +34,8 @@ class TrainConfig:
     data: str | None = None
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
     out: Path | None = None
-    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json."""
+    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    cost.json."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -88,6 +89,17 @@ class TrainConfig:
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
+
+    def command(self) -> str:
+        """The command that asks for this run, without --resume: every flag that is not as by default."""
+        words = ["train"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name == "resume":
+                continue
+            several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
+            words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+        return f"localssl {shlex.join(words)}"
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
@@ -176,9 +188,16 @@ class RunConfig:
             raw[key] = None if raw[key] is None else tuple(raw[key])
         return cls(**raw)
 
+    def flat(self) -> dict[str, Any]:
+        """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
+        flat: dict[str, Any] = {}
+        for key, value in dataclasses.asdict(self).items():
+            flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
     def differences(self, other: RunConfig, but: Collection[str] = ()) -> list[str]:
         """Readable differences "key mine (there: theirs)", without the keys in ``but``."""
-        mine, theirs = _flat(self), _flat(other)
+        mine, theirs = self.flat(), other.flat()
         return [
             f"{key} {mine.get(key)!r} (there: {theirs.get(key)!r})"
             for key in {**mine, **theirs}
@@ -194,14 +213,6 @@ def _fits(value: object, kind: str) -> bool:
     if value is None:
         return kind.endswith("| None")
     return isinstance(value, _KINDS.get(kind.split("[")[0].split(" ")[0], dict))
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
-    flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
-        flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def parse_options(pairs: Sequence[str], flag: str = "--rule-options") -> dict[str, Any]:
