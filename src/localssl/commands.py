@@ -10,7 +10,7 @@ import torch
 
 from localssl import certificate, encoders, evaluate, export, flags, rules
 from localssl.certificate import Certificate, listing
-from localssl.config import TrainConfig, parse_options, program
+from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings, comparison, summary
 from localssl.learner import Learner
@@ -121,7 +121,12 @@ def compare(command: flags.Compare) -> None:
     )
     rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules(c.data))]
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    compared = comparison.compare(study, rows, settings, c.seeds)
+    lines = summary.write(compared, study, settings)
+    if c.report:
+        from localssl.experiments import side_by_side  # here: what draws charts takes a second to import
+
+        print(f"written: {side_by_side.write(compared, lines, study, settings, as_typed('compare', c))}")
     summary.check(lines, c.out)
 
 

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from localssl import rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
@@ -92,14 +95,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
-        words = ["train"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == field.default or field.name == "resume":
-                continue
-            several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
-            words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
-        return f"localssl {shlex.join(words)}"
+        return as_typed("train", self, but=("resume",))
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
@@ -109,6 +105,18 @@ class TrainConfig:
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", str(value)]
         return f"{program()} {shlex.join(words)}"
+
+
+def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) -> str:
+    """The command line of these flags: every one that is not as by default, but those in ``but``."""
+    words = [command]
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if value == field.default or field.name in but:
+            continue
+        several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
+        words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+    return f"localssl {shlex.join(words)}"
 
 
 def program() -> str:

@@ -126,6 +126,8 @@ class Compare:
     """Arithmetic of the training step."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+    report: bool = False
+    """Also write report.html: all of it on one page, beside the paper's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,59 @@ def intervals(rows: Sequence[Row], x: str, y: str, of: str) -> Row:
     return _spec(alt.layer(*shown))
 
 
+def ranking(rows: Sequence[Row], x: str) -> Row:
+    """A point with its interval on a line of its own for every row, from top to bottom.
+
+    Args:
+        rows: with the keys "name", ``x``, "low" and "high" (None: no interval), "colour" ("untrained", "ours") and
+            where there is one "mark", drawn as a grey diamond: a published number.
+        x: title.
+    """
+    names = [str(row["name"]) for row in rows]
+    data = [{**row, "x": row[x]} for row in rows]
+    base = alt.Chart(_data([{k: v for k, v in row.items() if k != x} for row in data])).encode(
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, domain=False, ticks=False, grid=True))
+    )
+    scale = alt.Scale(zero=False, nice=True, padding=8)
+    colour = alt.Color(
+        "kind:N", legend=None, scale=alt.Scale(domain=["untrained", "ours"], range=["var(--muted)", "var(--c0)"])
+    )
+    tips = [*_tips(name="rule", x=x, low="low", high="high"), *_tips(mark="published")]
+    points = base.mark_point(filled=True, size=70, opacity=1, aria=False).encode(
+        x=alt.X("x:Q", title=x, scale=scale), color=colour, tooltip=tips
+    )
+    shown: list[alt.Chart] = [points]
+    if any(row["low"] is not None for row in rows):
+        shown.insert(0, base.mark_rule(strokeWidth=2, aria=False).encode(x="low:Q", x2="high", color=colour))
+    if any(row.get("mark") is not None for row in rows):
+        diamonds = base.mark_point(shape="diamond", size=90, strokeWidth=2, aria=False, color="var(--c4)")
+        shown.append(diamonds.encode(x="mark:Q", tooltip=tips))
+    return _spec(alt.layer(*shown), height=40 + 26 * len(rows))
+
+
+def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
+    """Cells with their number, a row for every "name", a column for every "block".
+
+    Args:
+        rows: with the keys "name", "block" and ``value``.
+        value: title.
+        low, high: ends of the colours.
+    """
+    names = list(dict.fromkeys(str(row["name"]) for row in rows))
+    data = [{"name": r["name"], "block": r["block"], "value": r[value], "text": f"{r[value]:.2f}"} for r in rows]
+    base = alt.Chart(_data(data)).encode(
+        x=alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220)),
+    )
+    colour = alt.Color("value:Q", title=value, legend=None, scale=alt.Scale(domain=[low, high], scheme="blues"))
+    cells = base.mark_rect(aria=False).encode(color=colour, tooltip=_tips(name="rule", block="block", value=value))
+    dark = f"datum.value > {low + 0.6 * (high - low)}"
+    text = base.mark_text(aria=False, fontSize=11).encode(
+        text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value("#10243a"))
+    )
+    return _spec(alt.layer(cells, text), height=40 + 26 * len(names))
+
+
 def scatter(rows: Sequence[Row], of: str) -> Row:
     """Points at "x" and "y" without axes, coloured by their value of ``of``, the legend's title."""
     names = list(dict.fromkeys(str(row[of]) for row in rows))
