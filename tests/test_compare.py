@@ -23,10 +23,11 @@ import localssl
 from localssl import cli, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
+from localssl.devices import peak_memory
 from localssl.encoders import VGG6_CHANNELS
 from localssl.errors import RunError, UsageError
 from localssl.experiments import EXPERIMENTS, comparison, published, rows, summary, tables
-from localssl.experiments.apart import FAILED, peak_memory, reason_of, run_apart
+from localssl.experiments.apart import FAILED, reason_of, run_apart
 from localssl.experiments.cells import Part, Settings
 from localssl.experiments.comparison import compare
 from localssl.experiments.rows import Row, Study
@@ -431,7 +432,7 @@ def test_peak_memory_is_of_this_program_alone() -> None:
     assert peak_memory() >= before
     del held
     code = (
-        "from localssl.experiments.apart import peak_memory\n"
+        "from localssl.devices import peak_memory\n"
         "before = peak_memory(); held = bytearray(200 * 2**20); print(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

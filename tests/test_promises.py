@@ -97,10 +97,11 @@ COMMANDS = {
     "precision threads probe-every align-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
-    "compare": "rules data epochs seeds out jobs width labels",
+    "compare": "rules data epochs seeds out jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
+    "report": "images units data data-root",
     "export": "onnx embeddings data data-root out",
 }
 

@@ -47,7 +47,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_run_is_a_folder(run: Run) -> None:
-    names = {"config.yaml", "metrics.csv", "checkpoint", "encoder.safetensors", "encoder.json", "manifest.json"}
+    names = {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoint",
+        "encoder.safetensors",
+        "encoder.json",
+        "manifest.json",
+        "cost.json",
+    }
     assert {path.name for path in run.path.iterdir()} == names | {"tensorboard"}
     assert steps(run.path) == [4, 8]  # the last two epochs' ends
     assert not list(run.path.rglob(".*"))  # no half-written files

@@ -10,7 +10,7 @@ import torch
 
 from localssl import certificate, encoders, evaluate, export, flags, rules
 from localssl.certificate import Certificate, listing
-from localssl.config import TrainConfig, parse_options, program
+from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, summary
 from localssl.experiments.rows import Study, named
@@ -40,6 +40,8 @@ def run(command: object) -> None:
         certify(command)
     elif isinstance(command, flags.Theory):
         theory(command)
+    elif isinstance(command, flags.Report):
+        report(command)
     elif isinstance(command, flags.Export):
         export_run(command)
     elif isinstance(command, flags.Reproduce):
@@ -119,7 +121,12 @@ def compare(command: flags.Compare) -> None:
         search_epochs=c.search_epochs,
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    lines = summary.write(comparison.compare(study, named(c.rules, c.data), settings, c.seeds), study, settings)
+    compared = comparison.compare(study, named(c.rules, c.data), settings, c.seeds)
+    lines = summary.write(compared, study, settings)
+    if c.report:
+        from localssl.experiments import side_by_side  # here: what draws charts takes a second to import
+
+        print(f"written: {side_by_side.write(compared, lines, study, settings, as_typed('compare', c))}")
     summary.check(lines, c.out)
 
 
@@ -183,6 +190,21 @@ def theory(command: flags.Theory) -> None:
     if failed:
         raise RunError(f"{len(failed)} of {len(outcomes)} statements failed")
     print(f"all {len(outcomes)} statements hold")
+
+
+def report(command: flags.Report) -> None:
+    """Write the page of every run."""
+    from localssl.report import run_page  # here: what draws charts takes a second to import
+
+    if not command.runs:
+        raise UsageError("report needs the folder of a run, for instance localssl report runs/x")
+    _set_threads(command.threads)
+    c = command
+    options = run_page.Options(c.data, c.data_root, c.skip_bad, c.images, c.units)
+    opened = [open_run(path) for path in c.runs]  # first: one may be misspelt
+    for run in opened:
+        path = run_page.write(run, options)
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def export_run(command: flags.Export) -> None:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from localssl import rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
@@ -34,7 +37,8 @@ class TrainConfig:
     data: str | None = None
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
     out: Path | None = None
-    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json."""
+    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    cost.json."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -90,6 +94,10 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
+    def command(self) -> str:
+        """The command that asks for this run, without --resume: every flag that is not as by default."""
+        return as_typed("train", self, but=("resume",))
+
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
@@ -98,6 +106,18 @@ class TrainConfig:
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", str(value)]
         return f"{program()} {shlex.join(words)}"
+
+
+def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) -> str:
+    """The command line of these flags: every one that is not as by default, but those in ``but``."""
+    words = [command]
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if value == field.default or field.name in but:
+            continue
+        several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
+        words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+    return f"localssl {shlex.join(words)}"
 
 
 def program() -> str:
@@ -177,9 +197,16 @@ class RunConfig:
             raw[key] = None if raw[key] is None else tuple(raw[key])
         return cls(**raw)
 
+    def flat(self) -> dict[str, Any]:
+        """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
+        flat: dict[str, Any] = {}
+        for key, value in dataclasses.asdict(self).items():
+            flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
     def differences(self, other: RunConfig, but: Collection[str] = ()) -> list[str]:
         """Readable differences "key mine (there: theirs)", without the keys in ``but``."""
-        mine, theirs = _flat(self), _flat(other)
+        mine, theirs = self.flat(), other.flat()
         return [
             f"{key} {mine.get(key)!r} (there: {theirs.get(key)!r})"
             for key in {**mine, **theirs}
@@ -195,14 +222,6 @@ def _fits(value: object, kind: str) -> bool:
     if value is None:
         return kind.endswith("| None")
     return isinstance(value, _KINDS.get(kind.split("[")[0].split(" ")[0], dict))
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
-    flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
-        flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def parse_options(pairs: Sequence[str], flag: str = "--rule-options") -> dict[str, Any]:

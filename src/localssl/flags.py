@@ -127,6 +127,8 @@ class Compare:
     """Arithmetic of the training step."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+    report: bool = False
+    """Also write report.html: all of it on one page, beside the paper's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +211,30 @@ class Reproduce:
     lpl-cifar10. kept: the settings of the comparison that lies in the folder, for table2, tableA3 and fig5."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One page about a run, report.html in its folder: a single file for any browser, nothing is fetched.
+
+    What was run and how to repeat it, losses, accuracy by layer and alignment (of the probe and align commands that
+    were given before), filters, images that excite a unit most, embedding, structure of the projections, cost.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of the runs; each gets its own page."""
+    images: int = 1000
+    """Test images looked at for units and embedding, evenly spaced; 0: none."""
+    units: int = 4
+    """Units shown of every block."""
+    data: str | None = None
+    """Images of another data set than the one trained on."""
+    data_root: Path | None = None
+    """Folder that holds the data set. Default: where training found it."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
+
+
 Command = (
     Annotated[TrainConfig, subcommand("train")]
     | Annotated[Probe, subcommand("probe")]
@@ -217,6 +243,7 @@ Command = (
     | Annotated[Certify, subcommand("certify")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
 )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from localssl import rules
 from localssl.config import FORMAT, RunConfig
 from localssl.data.sources import Images
 from localssl.files import write_text
+from localssl.run import manifest_of
 
 
 def environment() -> dict[str, Any]:
@@ -31,8 +33,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> None:
-    """Write ``manifest.json`` into the run's folder."""
+def write_manifest(run: Path, config: RunConfig, images: Images, root: Path, commands: list[str]) -> None:
+    """Write ``manifest.json`` into the run's folder; ``commands`` began the run and went on with it, in order."""
     manifest = {
         "format": FORMAT,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -45,6 +47,10 @@ def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> 
         },
         "rule": None if not rules.is_path(config.rule) else {"sha256": rules.own.fingerprint(config.rule)},
         "processes": 1,
+        "begun": {
+            "date": manifest_of(run, "begun").get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "commands": commands,
+        },
         "environment": environment(),
     }
     write_text(run / "manifest.json", json.dumps(manifest, indent=2) + "\n")

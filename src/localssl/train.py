@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         with held(out):
             write_text(out / "config.yaml", resolved.to_yaml())
             root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-            write_manifest(out, resolved, images, root)
+            write_manifest(out, resolved, images, root, _commands(config, out, state is not None))
             finished = loop.run()
+            _write_cost(out)
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
@@ -98,6 +100,23 @@ def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
         testing.check_rule(config.make_rule())
     except testing.CheckFailed as error:
         report(f"warning: {error}; it trains all the same, see docs/your-own-rule.md")
+
+
+def _commands(config: TrainConfig, out: Path, resumed: bool) -> list[str]:
+    """The commands behind a run so far, this one last; one that says no more than "go on" is not repeated."""
+    earlier = manifest_of(out, "begun").get("commands", []) if resumed else []
+    own = config.command() if not resumed else f"{config.command()} --resume"
+    return [*earlier, *([own] if own not in earlier else [])]
+
+
+def _write_cost(out: Path) -> None:
+    """Peak memory of the processes so far, the largest of them."""
+    file = out / "cost.json"
+    spent = {"peak_memory_mib": devices.peak_memory(), "gpu_memory_mib": devices.peak_gpu_memory()}
+    with suppress(OSError, ValueError, AttributeError):  # none yet
+        before = json.loads(file.read_text(encoding="utf-8"))
+        spent = {key: max(value, float(before.get(key) or 0)) for key, value in spent.items()}
+    write_text(file, json.dumps({key: round(value, 1) for key, value in spent.items()}) + "\n")
 
 
 def _advice(config: TrainConfig, out: Path) -> str:

@@ -18,8 +18,9 @@ from localssl import evaluate, rules
 from localssl.config import TrainConfig
 from localssl.data.sources import shuffled
 from localssl.data.specs import default_patches
+from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.errors import UsageError
-from localssl.experiments.apart import FAILED, peak_memory, run_apart
+from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.cells import Part, Settings
 from localssl.experiments.rows import Row, Study, encoder_options, safe, tuples, untrained_row
 from localssl.files import write_text
@@ -253,7 +254,7 @@ def _training_facts(run: Run) -> Record:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     peak = peak_memory()
-    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    gpu = peak_gpu_memory()
     learner = run.learner()
     last = (read(run.path) or [{}])[-1]
     seconds, step = float(last.get("seconds") or 0), int(last.get("step") or 0)

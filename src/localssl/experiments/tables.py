@@ -157,9 +157,9 @@ def _beside(
             c = by_label[known[n].label]
             number = numbers[n].get(d)
             values = [summary.accuracy(r, "all", study.labels[-1]) for r in c.records]
-            verdict = _verdict(number, values, c, study)
+            mark = verdict(number, values, c, study)
             ours = "failed" if c.failed else plus_minus(t_interval(values))
-            shown.append([n, c.row.label, d, "" if number is None else str(number), ours, verdict])
+            shown.append([n, c.row.label, d, "" if number is None else str(number), ours, mark])
             if number is not None:
                 hows.setdefault(n, number.how)
     header = ["published as", "rule", "data", "published (%)", "ours (%)", "mark"]
@@ -172,7 +172,14 @@ def _beside(
     summary.check(failed, settings.out)
 
 
-def _verdict(number: published.Number | None, values: Sequence[float], c: Compared, study: Study) -> str:
+def verdict(number: published.Number | None, values: Sequence[float], c: Compared, study: Study) -> str:
+    """Whether a row reproduces a published number, in a few words.
+
+    Args:
+        number: the published one, or None.
+        values: ours, one a seed.
+        c, study: the row and the study they are from.
+    """
     if c.failed:
         return c.failed
     if number is None:
@@ -249,11 +256,11 @@ def fig5(settings: Settings) -> None:
         step = t_interval([a - b for a, b in zip(mine, other, strict=True)]) if mine and other else None
         number = published.FIG5.get(bar.name, {}).get(study.data)
         ours: Interval | None = t_interval(mine) if mine else None
-        verdict = "" if number is None else _verdict(number, mine, c, study)
+        mark = "" if number is None else verdict(number, mine, c, study)
         shown = plus_minus(ours) if ours else "failed"
         against = bar.against if step else ""
         paper_says = "" if number is None else str(number)
-        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", verdict])
+        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", mark])
         drawn.append(
             ablation_figure.Bar(bar.name, ours, number and number.accuracy, number and number.half, bar.guided)
         )
