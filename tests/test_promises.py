@@ -24,6 +24,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.vgg6, "width in_channels"),
     (localssl.encoders.mlp, "in_features widths bias"),
     (localssl.encoders.Encoder.from_blocks, "blocks"),
+    (localssl.blocks.BlackBox, "function out_shape timeout name"),
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
     (localssl.rules.register, "name rule"),

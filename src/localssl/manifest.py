@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import localssl
-from localssl import rules
+from localssl import own
 from localssl.config import FORMAT, RunConfig
 from localssl.data.sources import Images
 from localssl.files import write_text
@@ -43,7 +43,7 @@ def write_manifest(run: Path, config: RunConfig, images: Images, root: Path) -> 
             "fingerprint": images.fingerprint(),
             "notes": images.notes,
         },
-        "rule": None if not rules.is_path(config.rule) else {"sha256": rules.own.fingerprint(config.rule)},
+        **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
         "processes": 1,
         "environment": environment(),
     }

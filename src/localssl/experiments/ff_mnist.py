@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localssl import encoders, evaluate, rules
+from localssl import encoders, evaluate, norms, rules
 from localssl.data.sources import open_images
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.files import write_atomic
@@ -92,7 +92,7 @@ class Study:
         self.learner = Learner(encoder, rule, self.images.shape[1:])
         self.readout = nn.Linear(sum(WIDTHS[1:]), CLASSES, bias=False)
         nn.init.zeros_(self.readout.weight)
-        self.norm = encoders.LengthNorm()
+        self.norm = norms.LengthNorm()
         assert isinstance(self.learner.inputs, LabelInImage)
         self.neutral = self.learner.inputs.neutral
         self.optimiser = torch.optim.SGD(
