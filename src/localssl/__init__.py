@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localssl import alignment, blocks, certificate, encoders, rules, testing, theory
+    from localssl import alignment, blocks, certificate, encoders, represent, rules, testing, theory
     from localssl.checkpoint import load
     from localssl.learner import Learner
 
@@ -19,6 +19,7 @@ __all__ = [
     "certificate",
     "encoders",
     "load",
+    "represent",
     "rules",
     "testing",
     "theory",
