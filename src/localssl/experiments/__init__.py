@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from localssl.experiments import (
     better_rule,
+    brain,
     cifar10,
     demo,
     demo_search,
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
     "better-rule-final": better_rule.final,
+    "brain": brain.run,
     "ff-mnist": ff_mnist.run,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,

@@ -47,7 +47,7 @@ def similarity(x: Any, y: Any, measure: str = "cka", permutations: int = 200, se
     Raises:
         UsageError: an unknown measure, other numbers of images, fewer than 20.
     """
-    return _compared(*(_Prepared.of(v, measure, seed) for v in (x, y)), permutations, seed)
+    return _compared(_Prepared.of(x, measure, seed), _Prepared.of(y, measure, seed), permutations, seed)
 
 
 def layers(
