@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from localssl import rules
+from localssl import own, rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, unknown
 
@@ -50,8 +50,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, or a net of a publication: scff3, scff4, softhebb3, stochastic-ff3. Default: what suits the
-    data."""
+    """vgg6, vgg5, mlp, a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), or your own, PATH.py:NAME.
+    Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
@@ -156,6 +156,11 @@ class RunConfig:
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""
         return rules.get(self.rule, **self.rule_options)
+
+    def own_files(self) -> dict[str, str]:
+        """What of the run comes from a file of the user's own, PATH.py:NAME, by its part."""
+        named = {"rule": self.rule, "encoder": str(self.encoder.get("name"))}
+        return {part: name for part, name in named.items() if own.is_path(name)}
 
     def to_yaml(self) -> str:
         """The text of config.yaml."""

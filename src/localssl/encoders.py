@@ -6,7 +6,8 @@ An encoder knows nothing of rules. ``encoder(x)`` runs the blocks in order and r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localssl import own
+from localssl.blocks import BlackBoxError
 from localssl.errors import UsageError, unknown
-from localssl.layers import ImageNorm, LengthNorm, Standardise, StraightThrough, Triangle
+from localssl.layers import ACTIVATIONS, NORMS, ImageNorm, Triangle
 from localssl.peers_nets import NETS, Stage
 
 VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
@@ -94,6 +97,8 @@ class Encoder(nn.Module):
             return [tuple(z.shape[1:]) for z in (self.emitted(x) if emitted else self(x))]
         except UsageError:
             raise
+        except BlackBoxError as error:
+            raise UsageError(f"{error}, for inputs of zeros {tuple(input_shape)}") from error
         except (RuntimeError, ValueError, TypeError) as error:
             reason = self._mismatch(input_shape) or str(error).splitlines()[0]
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
@@ -127,16 +132,6 @@ def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
             f"and with it the output of the block before; use inplace=False there"
         )
     return out
-
-
-NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu-ste": StraightThrough,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "triangle": Triangle,
-}
 
 
 @dataclass(frozen=True)
@@ -363,8 +358,43 @@ _BUILDERS: dict[str, Callable[..., Encoder]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names that ``--encoder`` accepts."""
+    """Names that ``--encoder`` accepts, besides PATH.py:NAME."""
     return tuple(_BUILDERS)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no encoder's name.
+
+    Raises:
+        UsageError: the nearest names are given.
+    """
+    if name not in _BUILDERS and not own.is_path(name):
+        raise unknown("encoder", name, (*_BUILDERS, "PATH.py:NAME"))
+
+
+def of_ones_own(name: str, input_shape: Sequence[int], **options: Any) -> Encoder:
+    """The encoder that a function in a user's file returns, called with the shape of one image (C, H, W) and options.
+
+    Args:
+        name: PATH.py:NAME; the function returns an ``Encoder``, or a list of blocks for ``Encoder.from_blocks``.
+        input_shape: of what enters the first block.
+        options: keywords of the function.
+
+    Raises:
+        UsageError: no such file or function, options that it does not take, an error in it, or no encoder from it.
+    """
+    make = own.load(name, "encoder", callable)
+    if not callable(make):
+        raise UsageError(
+            f"{name} is a {type(make).__name__}; an encoder of your own is a function of the input's shape"
+        )
+    made = own.called(name, "encoder", make, tuple(input_shape), **options)
+    if not isinstance(made, Encoder):
+        if not isinstance(made, list | tuple | nn.ModuleList):
+            raise UsageError(f"{name} returned a {type(made).__name__}; return an Encoder, or a list of blocks")
+        made = Encoder.from_blocks(list(made))  # pyright: ignore[reportUnknownArgumentType]
+    made.config = {"name": own.full_name(name), "input_shape": list(input_shape), **options}
+    return made
 
 
 def from_config(config: dict[str, Any]) -> Encoder:
@@ -375,8 +405,9 @@ def from_config(config: dict[str, Any]) -> Encoder:
     """
     options = dict(config)
     name = str(options.pop("name", ""))
+    check_name(name)
     if name not in _BUILDERS:
-        raise unknown("encoder", name, _BUILDERS)
+        return of_ones_own(name, **options)
     try:
         return _BUILDERS[name](**options)
     except TypeError as error:
@@ -384,23 +415,50 @@ def from_config(config: dict[str, Any]) -> Encoder:
 
 
 def build(
-    name: str, input_shape: Sequence[int], width: float = 1.0, options: Mapping[str, Any] | None = None
+    name: str,
+    input_shape: Sequence[int],
+    width: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+    wished: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """A named encoder that fits images of ``input_shape`` (C, H, W), its widths scaled by ``width``.
+
+    Args:
+        name: one of ``names()``, or PATH.py:NAME.
+        input_shape: of what enters the first block.
+        width: an encoder of the user's own gets it as an option, where it is not 1.
+        options: of the encoder.
+        wished: options that the rule asks for; those that an encoder of the user's own does not take are left out.
 
     Raises:
         UsageError: unknown name, a width that leaves nothing, or options that the encoder does not have.
     """
+    check_name(name)
     if name not in _BUILDERS:
-        raise unknown("encoder", name, _BUILDERS)
-    own: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
+        make = own.load(name, "encoder", callable)
+        taken = {k: v for k, v in (wished or {}).items() if own.takes(make, k)}
+        scaled = {} if width == 1 else {"width": width}
+        return of_ones_own(name, input_shape, **{**taken, **scaled, **(options or {})})
+    options = {**(wished or {}), **(options or {})}
+    given: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
     if name == "mlp":
         units = round(512 * width)
         if units < 1:
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
-        own = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
-    for option in options or {}:
+        given = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
+    for option in options:
         known = [f.name for f in fields(Options)]
         if option not in known:
             raise unknown(f"option of encoder {name!r}", option, known)
-    return _BUILDERS[name](**own, **(options or {}))
+    return _BUILDERS[name](**given, **options)
+
+
+@contextmanager
+def sketched(name: str) -> Generator[None]:
+    """Within, encoders of that name are made without memory, or, if the user's own, without leaving a trace."""
+    if own.is_path(name):  # who may compute with the weights that he makes
+        with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+            yield
+    else:
+        with torch.device("meta"):
+            yield

@@ -70,3 +70,13 @@ class StraightThrough(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """Of the shape of ``a``."""
         return torch.relu(a).detach() + (a - a.detach())  # the bracket is exactly 0
+
+
+NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu-ste": StraightThrough,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "triangle": Triangle,
+}

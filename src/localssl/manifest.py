@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import localssl
-from localssl import rules
+from localssl import own
 from localssl.config import FORMAT, RunConfig
 from localssl.data.sources import Images
 from localssl.files import write_text
@@ -45,7 +45,7 @@ def write_manifest(run: Path, config: RunConfig, images: Images, root: Path, com
             "fingerprint": images.fingerprint(),
             "notes": images.notes,
         },
-        "rule": None if not rules.is_path(config.rule) else {"sha256": rules.own.fingerprint(config.rule)},
+        **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
         "processes": 1,
         "begun": {
             "date": manifest_of(run, "begun").get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

@@ -17,7 +17,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, metrics, monitors, rules, testing
+from localssl import alignment, checkpoint, devices, engine, metrics, monitors, own, testing
+from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -61,12 +62,11 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
-    if rules.is_path(resolved.rule):
-        before = manifest_of(out, "rule").get("sha256")
-        changed = before not in (None, rules.own.fingerprint(resolved.rule))
+    for part, name in resolved.own_files().items():
+        changed = manifest_of(out, part).get("sha256") not in (None, own.fingerprint(name))
         if state is not None and changed:
-            report(f"warning: {resolved.rule} is not the file that {out} was begun with; it goes on with the new one")
-        if state is None or changed:
+            report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
+        if part == "rule" and (state is None or changed):
             _check_own_rule(resolved, report)
     try:
         loop = _Loop(config, resolved, images, state, report)
@@ -80,7 +80,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
-        if rules.own.where(error):  # the user's rule opened something
+        if own.where(error):  # a file of the user's opened something
             raise
         raise RunError(f"{error.strerror or error} ({error.filename or out}); {_advice(config, out)}") from error
     except (MemoryError, RuntimeError) as error:
@@ -138,6 +138,7 @@ class _Loop:
     ):
         assert options.out is not None
         self.out, self.config, self.images, self.report = options.out, config, images, report
+        self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.fabric = _fabric(options.device, config.precision)
         learner = build(config)
@@ -145,6 +146,7 @@ class _Loop:
             report(f"engine: autograd ({why})")
         optimizer = _optimizer(config, learner)
         self.learner = learner
+        self.boxes = black_boxes(learner.encoder.blocks)
         self.factored = isinstance(optimizer, FactoredAdamW)
         _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
@@ -197,7 +199,8 @@ class _Loop:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             for index in self.order(epoch)[position:]:
                 began = time.monotonic()
-                self.train_step(index)
+                with self.may_fail():
+                    self.train_step(index)
                 self.seconds += time.monotonic() - began
                 progress.advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
@@ -210,6 +213,24 @@ class _Loop:
                     saved_at = time.monotonic()
                 if stop:
                     return
+
+    @contextmanager
+    def may_fail(self) -> Generator[None]:
+        """A step in which a black box may give no answer: then the run is saved as it was before the step.
+
+        Raises:
+            RunError: it gave none.
+        """
+        before = checkpoint.rng_state() if self.boxes else {}
+        try:
+            yield
+        except BlackBoxError as error:
+            checkpoint.set_rng_state(before)
+            self.save()
+            raise RunError(
+                f"{error} in step {self.step + 1}; the run is saved as it was before: mend that, then go on with: "
+                f"{self.resume_command}"
+            ) from error
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""

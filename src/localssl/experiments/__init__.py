@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from localssl.experiments import (
     better_rule,
+    brain,
     cheap_b,
     cifar10,
     demo,
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
     "better-rule-final": better_rule.final,
+    "brain": brain.run,
     "cheap-b": cheap_b.screen,
     "cheap-b-final": cheap_b.final,
     "ff-mnist": ff_mnist.run,
