@@ -1,5 +1,7 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
 # make bench: time and memory of a training step into benchmarks/results, on an idle machine.
+# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
+# It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
@@ -8,7 +10,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs bench clean
+.PHONY: demo test test-lower lint docs bench bench-growth clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -26,6 +28,12 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
+
+bench-growth: .venv/installed
+	@echo "== how a training step grows, the whole loop, inactive samples (an idle machine, half an hour)"
+	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json
+	.venv/bin/python benchmarks/throughput.py --out benchmarks/results/throughput.json
+	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"

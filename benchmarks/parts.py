@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import BASE, LOCAL, PATCHES, SHAPE, commit
+from shared import BASE, LOCAL, MIB, Made, make, random_views, write
 from torch.profiler import ProfilerActivity, profile
 
-import localssl
-from localssl import encoders, rules
+from localssl import encoders
 from localssl.engine import passes
-from localssl.files import write_text
-from localssl.optimizer import FactoredAdamW
 
 PURPOSES = {  # of operations that do work themselves
     "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d", "thnn_conv2d"),
@@ -40,25 +37,18 @@ PURPOSES = {  # of operations that do work themselves
         "avg_pool2d_backward",
     ),
 }
-MIB = 2**20
-Made = tuple[localssl.Learner, FactoredAdamW]
 
 
-def make(rule: str, width: float) -> Made:
+def built(rule: str, width: float) -> Made:
     torch.manual_seed(0)
-    learner = localssl.Learner(encoders.vgg6(width), rules.get(rule), SHAPE, PATCHES)
-    learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return learner, FactoredAdamW(learner.parameters(), lr=1e-4, weight_decay=0)
+    return make(rule, encoders.vgg6(width))
 
 
 def step(made: Made, batch: int, tiled: bool = True) -> float:
     """Seconds of one step on random views."""
-    learner, optimiser = made
-    views = [torch.rand(batch, *SHAPE).to(memory_format=torch.channels_last) for _ in range(2)]
+    views = random_views(batch)
     began = time.perf_counter()
-    for _ in learner.updates(*views, factored=tiled):
-        optimiser.step()
-        optimiser.zero_grad()
+    made.step(*views, factored=tiled)
     return time.perf_counter() - began
 
 
@@ -78,7 +68,7 @@ def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
 
 def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str, Any]]:
     """Ratios to backpropagation's step."""
-    base, mine, usual = make(BASE, width), make(rule, width), passes.CHUNK
+    base, mine, usual = built(BASE, width), built(rule, width), passes.CHUNK
     tried = [(chunk, tiled) for chunk in (2, 4, 8, 1024) for tiled in (True, False)]
     ratios: list[list[float]] = [[] for _ in tried]
     for repeat in range(repeats + 1):
@@ -103,13 +93,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(2)
-    found = {rule: parts(make(rule, a.width), a.batch, a.repeats) for rule in (BASE, *LOCAL)}
+    found = {rule: parts(built(rule, a.width), a.batch, a.repeats) for rule in (BASE, *LOCAL)}
     tried = [row for rule in (LOCAL[0], LOCAL[2]) for row in variants(rule, a.width, a.batch, a.repeats)]
-    record = {"torch": torch.__version__, "threads": 2, "commit": commit(), "width": a.width, "batch": a.batch}
-    text = json.dumps({**record, "parts": found, "variants": tried}, indent=1)
-    print(text)
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(a.out, text + "\n")
+    print(json.dumps({"parts": found, "variants": tried}, indent=1))
+    write(a.out, 2, width=a.width, batch=a.batch, parts=found, variants=tried)
 
 
 if __name__ == "__main__":

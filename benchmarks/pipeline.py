@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from step import PATCHES, SHAPE, commit, interval
+from shared import PATCHES, SHAPE, commit, interval
 from torch import Tensor
 
 from localssl import encoders, pipeline

@@ -12,17 +12,14 @@ detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scipy.stats import binom
+from shared import BASE, LOCAL, RANK, SHAPE, Made, interval, make, write
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -30,12 +27,6 @@ import localssl
 from localssl import encoders, rules
 from localssl.data.specs import spec_for
 from localssl.data.views import Views, blur_kernel
-from localssl.files import write_text
-from localssl.optimizer import FactoredAdamW
-
-SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
-BASE = "bp-clapp++"
-LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
 
 
 @dataclass(frozen=True)
@@ -54,27 +45,16 @@ class Case:
         return self.rule if self.projection == "dense" else f"{self.rule}, B {self.projection} {RANK}"
 
 
-RANK = 64
-
-
 def step_of(case: Case, width: float) -> Callable[[Tensor], None]:
     """One training step on images (n, 3, 32, 32) of bytes."""
     torch.manual_seed(0)
     ours = case.layout == "ours"
-    options = {} if case.projection == "dense" else {"projection": case.projection, "rank": RANK}
-    learner = localssl.Learner(encoders.vgg6(width), rules.get(case.rule, **options), SHAPE, PATCHES, case.engine)
-    if ours:
-        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimiser = FactoredAdamW(parameters, lr=1e-4, weight_decay=0) if ours else torch.optim.AdamW(parameters, 1e-4)
+    made = make(case.rule, encoders.vgg6(width), engine=case.engine, projection=case.projection)
+    if not ours:
+        made.learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        made = Made(made.learner, torch.optim.AdamW(made.learner.parameters(), 1e-4))
     views = _views(ours) if case.augmented else _no_views
-
-    def step(images: Tensor) -> None:
-        for _ in learner.updates(*views(images), factored=ours):
-            optimiser.step()
-            optimiser.zero_grad()
-
-    return step
+    return lambda images: made.step(*views(images), factored=ours)
 
 
 def _no_views(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,13 +96,6 @@ def measure(cases: tuple[Case, Case], width: float, batch: int, repeats: int) ->
     return seconds
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """The distribution-free 95 % interval of a median: the order statistics that the binomial gives."""
-    ordered, n = sorted(values), len(values)
-    low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
-    return ordered[low], ordered[n - 1 - low]
-
-
 def rows(against: Case, cases: list[Case], width: float, batch: int, repeats: int) -> list[dict[str, object]]:
     """One row a case."""
     found: list[dict[str, object]] = []
@@ -152,12 +125,6 @@ def rows(against: Case, cases: list[Case], width: float, batch: int, repeats: in
     return found
 
 
-def commit() -> str:
-    """The repository's state."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
@@ -179,15 +146,7 @@ def main() -> None:
         print(f"width {width:g}, batch {arguments.batch}")
         found += rows(Case(BASE), cases, width, arguments.batch, repeats)
         found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, max(3, repeats // 2))
-    record = {
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "processor": platform.processor() or platform.machine(),
-        "commit": commit(),
-        "rows": found,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
+    write(arguments.out, arguments.threads, rows=found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from localssl.experiments import EXPERIMENTS, Settings, fig3b, fig4c, prediction
+from localssl.experiments import EXPERIMENTS, Settings, fig3b, fig4c, prediction, settled
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -74,3 +74,20 @@ def test_a_rank_correlation_per_column(tmp_path: Path) -> None:
         ("cosine_1", "1.0", "2"),
         ("cosine_2", "-1.0", "2"),
     ]
+
+
+def test_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("EPOCHS", (0, 1)), ("WIDTHS", (24,) * 3), ("TEST_BATCHES", 3), ("FIT_BATCHES", 4)):
+        monkeypatch.setattr(fig3b, name, value)
+    monkeypatch.setattr(settled, "PASSES", (1, 4))
+    EXPERIMENTS["settled"](Settings(tmp_path / "settled", seeds=1, threads=1))
+    rows = table(tmp_path / "settled" / "settled.csv")
+    assert {row["passes"] for row in rows} == {"0", "1", "4"}
+    by = {(row["line"], row["passes"], row["block"], row["part"]): row for row in rows}
+    for (line, passes, block, part), row in by.items():
+        if part == "form":  # the least-squares B does not depend on how long another was fitted
+            assert row["mean"] == by[line, "0", block, "form"]["mean"]
+        if part == "lag" and passes == "0":
+            assert float(row["mean"]) == 0.0
+    losses = [float(by["local-SSL", passes, "1", "lag"]["own_loss"]) for passes in ("0", "1", "4")]
+    assert losses == sorted(losses, reverse=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import localssl
-from localssl import certificate, cli
+from localssl import certificate, cli, rules
 from localssl.certificate import Certificate, certify, listing
 from localssl.certificate.reading import BATCH, ERROR, GRADIENT, INSIDE, LABELS, READS, SYNAPSE, TRANSPORT
 from localssl.certificate.worlds import Leaks, Worlds
@@ -21,7 +21,7 @@ from localssl.credit import CREDITS, Step
 from localssl.credit.local import Local
 from localssl.encoders import Encoder, run_block
 from localssl.learner import Learner
-from localssl.projections import Dense
+from localssl.projections import KINDS, Dense
 from localssl.rules import Batch, Rule, ScoreRule
 from localssl.rules.base import Projections
 
@@ -334,6 +334,26 @@ def test_factors_of_b(kind: type[nn.Module], learnt: bool, reasons: tuple[str, .
     found = certify(Factors)
     assert found.reasons == reasons
     assert {r.target.rpartition("inner")[1] for r in found.because(SYNAPSE)} == ({"inner"} if reasons else set())
+
+
+@pytest.mark.parametrize("projection", KINDS)
+def test_the_library_s_own_projections(projection: str) -> None:
+    """A trained low-rank feedback B is what reads another synapse's weight; frozen, patch-local and shared ones do not.
+
+    Every layer has several patches and every B is smaller than a dense one.
+    """
+    sizes = ((2, 5), (5, 6))
+    stack = Encoder.from_blocks([nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU()) for i, o in sizes])
+    rule = rules.get("clapp++both", projection=projection, rank=3)
+    made = localssl.Learner(stack, rule, (2, 4, 4), (2, 2))
+    assert {type(p) is Dense for key in made.parts.values() for p in key} == {projection == "dense"}
+    found = certify(made)
+    trained = projection in ("low-rank", "patch-local", "patch-shared")
+    assert found.reasons == ((SYNAPSE,) if trained else ())
+    targets = {r.target for r in found.because(SYNAPSE)}
+    assert all(t.endswith(".inner") for t in targets)
+    keys = {"lateral", "feedback"} if projection == "low-rank" else {"feedback"} if trained else set()
+    assert {t.split(".")[1] for t in targets} == keys
 
 
 def test_blocks_of_several_layers() -> None:

@@ -423,6 +423,31 @@ def test_the_networks_are_alive() -> None:
         assert all(grad is not None and bool(grad.any()) for grad in found.grads.values())
 
 
+def test_another_seed_is_tried_where_blocks_are_dead_and_dead_ones_are_said() -> None:
+    class Seldom(Good):
+        """Learns where a weight at the start happens to be large: under one seed of three."""
+
+        def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+            gate = nn.Linear(1, 1, bias=False).requires_grad_(False)
+            return {**super().build(dims), "gate": [gate]}
+
+        def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+            gate: Any = projections["gate"][0]
+            return super().layer_loss(batch, layer, projections) * (gate.weight.sum() > 1 / 3)
+
+    places, remarks = benches(Seldom())
+    assert not remarks
+    assert any(bench.seed for bench in places)
+    assert not any(bench.dead() for bench in places)
+
+    class OnlyTheLast(Good):
+        def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+            return super().layer_loss(batch, layer, projections) * (layer == len(batch.z) - 1)
+
+    said = check_rule(OnlyTheLast)["encoders"]
+    assert said.startswith("passed (no update of blocks 1, 2 of vgg under any of 20 seeds: nothing to compare; no upd")
+
+
 def test_rules_whose_inputs_are_no_images_are_checked_on_linear_layers() -> None:
     class Flat(Inputs):
         def shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ import torch
 import localssl
 from localssl import cli, rules
 from localssl.data.sources import Images
+from localssl.data.specs import spec_for
+from localssl.devices import peak_memory
+from localssl.encoders import VGG6_CHANNELS
 from localssl.errors import RunError, UsageError
-from localssl.experiments import EXPERIMENTS, comparison, published, summary, tables
-from localssl.experiments.apart import FAILED, peak_memory, reason_of, run_apart
+from localssl.experiments import EXPERIMENTS, comparison, published, rows, summary, tables
+from localssl.experiments.apart import FAILED, reason_of, run_apart
 from localssl.experiments.cells import Part, Settings
-from localssl.experiments.comparison import Row, Study, compare
+from localssl.experiments.comparison import compare
+from localssl.experiments.rows import Row, Study
 from localssl.report import comparison as report
 from localssl.stats import t_interval
 
@@ -158,14 +162,17 @@ def compiles(table: Path) -> None:
     [
         ("--rules clapp++ clap++ --data digits", "unknown rule 'clap++': did you mean"),
         ("--rules clapp++ --data digit", "unknown data set 'digit'"),
+        (["--rules", "clapp++ ff=hinge", "--data", "digits"], "unknown option of rule 'clapp++' 'ff': did you mean"),
+        (["--rules", "ipc objective=lpp", "--data", "digits"], "unknown objective 'lpp'"),
         ("--rules clapp++ --data digits --seeds 0", "--seeds 0: use 1 or more"),
         ("--rules clapp++ --data digits --search-lr 1e-3 -1", "--search-lr takes positive numbers"),
     ],
 )
 def test_refused_before_anything_is_trained(
-    arguments: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: str | list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["compare", *arguments.split(), "--out", str(tmp_path / "x"), "--width", "0.25"]) == 2
+    words = arguments.split() if isinstance(arguments, str) else arguments
+    assert cli.main(["compare", *words, "--out", str(tmp_path / "x"), "--width", "0.25"]) == 2
     assert says in capfd.readouterr().err
     assert not list(tmp_path.glob("x/runs/*/config.yaml"))
 
@@ -257,9 +264,50 @@ def test_a_rule_with_another_encoder_has_its_own_untrained_row(inline: list[str]
     assert summary.summarise(found, study)[2].gain["all"][0] == 0
 
 
+def test_rules_with_options_are_rows_of_their_own(inline: list[str], tmp_path: Path) -> None:
+    words = [
+        "clapp++",
+        "clapp++ rank=2 projection=low-rank",
+        "clapp++ projection=low-rank  rank=2",
+        "clapp++ margin=0.5",
+    ]
+    found = rows.named(words, "digits")
+    assert [row.label for row in found] == ["clapp++", "clapp++ projection=low-rank rank=2", "clapp++ margin=0.5"]
+    assert found[1].options == {"rank": 2, "projection": "low-rank"}
+    study = replace(STUDY, align_batches=0)
+    settings = Settings(tmp_path, threads=1)
+    done = compare(study, found, settings, 1)
+    configs = [c.records[0]["config"] for c in done[1:]]
+    assert [c["rule_options"] for c in configs] == [row.options for row in found]
+    sizes = [line.parameters_rule for line in summary.summarise(done, study)[1:]]
+    assert sizes[1] < sizes[0] == sizes[2]  # pyright: ignore[reportOptionalOperand]
+    before = list(inline)
+    compare(study, rows.named(["clapp++ rank=2 projection=low-rank"], "digits"), settings, 1)
+    assert inline == before  # the same cell
+    compare(study, rows.named(["clapp++ rank=3 projection=low-rank"], "digits"), settings, 1)
+    assert len(inline) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "options"),
+    [
+        ("ipc", "ipc", {}),
+        ("dfa per_position=true", "dfa", {"per_position": True}),
+        ("scff theta1=[0,5.5] halves=views", "scff", {"theta1": [0, 5.5], "halves": "views"}),
+        ("my rules/a=b.py:Mine strength=2", "my rules/a=b.py:Mine", {"strength": 2}),
+    ],
+)
+def test_a_row_is_read_as_it_is_written(text: str, rule: str, options: dict[str, Any]) -> None:
+    found = rows.row(text)
+    assert (found.rule, found.options) == (rule, options)
+    assert rows.row(found.label) == found == rows.of_rule(rule, options)
+
+
 def test_every_rule_but_yardsticks_by_default() -> None:
-    assert "optimum" not in comparison.default_rules()
-    assert {"clapp", "clapp++", "bp-infonce"} <= set(comparison.default_rules())
+    assert rows.named(["all"], "digits") == rows.named([], "digits")
+    assert [row.rule for row in rows.named(["all", "ff views=1"], "digits")] == [*rows.default_rules("digits"), "ff"]
+    assert "optimum" not in rows.default_rules()
+    assert {"clapp", "clapp++", "bp-infonce"} <= set(rows.default_rules())
 
 
 def test_table2_goes_on_with_the_cells_of_compare(
@@ -269,9 +317,14 @@ def test_table2_goes_on_with_the_cells_of_compare(
     monkeypatch.setitem(tables.TABLE2, "CLAPP", ("no-such-rule", {}))
     monkeypatch.setitem(published.TABLE2["CLAPP++"], "digits", published.Number(50.0, 60.0))
     study = replace(STUDY, align_batches=0)
-    settings = Settings(tmp_path / "table2", threads=1, seeds=1)
+    settings = Settings(tmp_path / "table2", threads=1, seeds=1, scale="kept")
+    with pytest.raises(UsageError, match="table2 holds no comparison; make one"):
+        tables.table2(settings)
     compare(study, [Row("clapp++", "clapp++")], settings, 1)
     before = list(inline)
+    with pytest.raises(UsageError, match=r"other settings .data 'digits' for 'cifar10', epochs 1 for 2.*--scale kept"):
+        tables.table2(replace(settings, scale="cpu"))
+    assert inline == before
     tables.table2(settings)
     assert inline[len(before) :] == ["bp-clapp++-s0"]
     said = capsys.readouterr().out
@@ -287,7 +340,7 @@ def test_table2_goes_on_with_the_cells_of_compare(
 def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = {name: rules.get(name).__class__ for name in rules.names() if name.startswith(("clapp+", "bp-clapp+"))}
     monkeypatch.setattr(rules, "_RULES", {**family, "clapp": rules.get("clapp").__class__})
-    settings = Settings(tmp_path / "fig5", threads=1, seeds=2)
+    settings = Settings(tmp_path / "fig5", threads=1, seeds=2, scale="kept")
     compare(replace(STUDY, align_batches=0), [], settings, 2)
     tables.fig5(settings)
     shown = {row["step"]: row for row in csv.DictReader((settings.out / "fig5.csv").read_text().splitlines()[1:])}
@@ -342,6 +395,15 @@ def test_published_numbers_are_the_papers() -> None:
     assert str(published.TABLE_A3["LPL objective, PC"]["stl10"]) == "51.21"
     assert set(tables.TABLE2) == set(published.TABLE2)
     assert set(tables.TABLE_A3) == set(published.TABLE_A3)
+    for name, (_, _, changes) in tables.TABLE_A3.items():  # what --scale paper trains is what the numbers came from
+        config = {"encoder": {"name": "vgg6", "width": list(VGG6_CHANNELS)}, "data": "cifar10", "rule": "ipc"}
+        config |= {"augmentation": asdict(spec_for("cifar10").augmentation), "limit_images": None, "rule_options": {}}
+        config |= {"schedule": "constant", "precision": "32-true", **changes}
+        number = published.TABLE_A3[name]["cifar10"]
+        assert published.differences(number, config, "paper", []) == []
+        if changes["weight_decay"]:
+            found = published.differences(number, config | {"optimizer": "adam", "weight_decay": 0}, "paper", [])
+            assert found == ["optimizer adam for adam-l2", "weight decay 0 for 0.0001"]
 
 
 def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
@@ -370,7 +432,7 @@ def test_peak_memory_is_of_this_program_alone() -> None:
     assert peak_memory() >= before
     del held
     code = (
-        "from localssl.experiments.apart import peak_memory\n"
+        "from localssl.devices import peak_memory\n"
         "before = peak_memory(); held = bytearray(200 * 2**20); print(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import localssl
-from localssl import encoders, rules
+from localssl import encoders, norms, rules
 from localssl.config import TrainConfig
 from localssl.oracle.layers import normalised
 from localssl.rules import Batch, Projections, Rule
@@ -24,17 +24,43 @@ from .util import assert_close_report, numpy, usage_error
 @pytest.mark.parametrize("norm", ["length", "standardise"])
 def test_norms_are_the_slow_ones(norm: str) -> None:
     x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
-    found = numpy(encoders.NORMS[norm]()(x))
+    found = numpy(norms.NORMS[norm]()(x))
     assert_close_report(found, np.stack([normalised(sample, norm) for sample in numpy(x)]), 1e-12, norm)
 
 
 def test_triangle_is_relative_to_the_channels_at_a_position() -> None:
     a = torch.tensor([[[1.0, -2.0], [3.0, -4.0], [-1.0, 9.0]]])  # one image, three channels, two positions
-    assert encoders.Triangle()(a).tolist() == [[[0.0, 0.0], [2.0, 0.0], [0.0, 8.0]]]
+    assert norms.Triangle()(a).tolist() == [[[0.0, 0.0], [2.0, 0.0], [0.0, 8.0]]]
+
+
+@pytest.mark.parametrize("norm", ["length", "standardise"])
+def test_norms_of_a_sample_of_zeros_have_a_finite_slope(norm: str) -> None:
+    """End to end a block that is dead for one image hands zeros on; the others still learn."""
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    x[1] = 0
+    x.requires_grad_()
+    out = encoders.NORMS[norm]()(x)
+    (slope,) = torch.autograd.grad((out * torch.randn_like(out)).sum(), x)
+    assert not out[1].any()
+    assert not slope[1].any()
+    assert slope[0].any()
+    assert slope.isfinite().all()
+    torch.manual_seed(0)
+    encoder = encoders.mlp(6, (5, 4, 3), norm=norm).double()
+    dead = encoder.blocks[0][1 + 1]  # its linear layer
+    with torch.no_grad():
+        dead.weight.fill_(1)
+        dead.bias.fill_(-3)  # alive for the first of two images alone
+    learner = localssl.Learner(encoder, localssl.rules.get("bp-clapp++"), (1, 1, 6))
+    one = torch.ones(2, 1, 1, 6, dtype=torch.float64)
+    one[0, 0, 0, 0] = 4.0 if norm == "length" else 3.0
+    one[1] *= 0
+    assert learner.accumulate_grads(one, one).isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("norm", [None, "length"])
-@pytest.mark.parametrize("activation", encoders.ACTIVATIONS)
+@pytest.mark.parametrize("activation", norms.ACTIVATIONS)
 def test_late_activation_only_moves_the_cut(activation: str, norm: str | None) -> None:
     torch.manual_seed(0)
     early = encoders.vgg5(width=0.25, norm=norm, activation=activation)

@@ -17,6 +17,7 @@ from localssl import encoders, rules
 from localssl.encoders import Encoder
 from localssl.engine import refusal
 from localssl.engine.events import events
+from localssl.errors import UsageError
 from localssl.projections import make
 from localssl.references import Last, Own
 from localssl.rules.base import Batch, Projections, ScoreRule
@@ -162,8 +163,44 @@ def test_low_rank_projections(kind: str) -> None:
     c = torch.randn(5, 24, dtype=torch.float64)
     torch.testing.assert_close(b(c), c @ b.weight.T)
     torch.manual_seed(0)
-    spread = [float(make(k, 400, 300, 64).weight.detach().var()) for k in (kind, "dense")]  # type: ignore[union-attr]
+    spread = [float(make(k, 400, 300, 64, 400).weight.detach().var()) for k in (kind, "dense")]  # type: ignore[union-attr]
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["patch-local", "patch-local-frozen", "patch-shared", "patch-shared-frozen"])
+def test_patch_projections(kind: str) -> None:
+    """Equal to autograd; the lateral B joins no two patches; under one it starts as large as a dense one."""
+    rule = rules.get("clapp++both", projection=kind, rank=3)
+    want = update(learner("max", rule, "autograd", torch.float64, (3, 1, 1)), batch("max"))
+    for engine in ("hebbian", "hebbian-lean"):
+        made = learner("max", rule, engine, torch.float64, (3, 1, 1))
+        assert made.engine == engine
+        for one, other in zip(update(made, batch("max")), want, strict=True):
+            assert one is not None
+            assert other is not None
+            assert relative(one, other) <= 1e-12
+    b = made.projections["lateral"][0]
+    channels = made.output_shapes[0][0]
+    patches = len(b.weight) // channels
+    apart = b.weight.reshape(channels, patches, channels, patches).permute(1, 3, 0, 2)
+    assert patches > 1
+    assert not apart[~torch.eye(patches, dtype=torch.bool)].any()
+    shared = [torch.equal(apart[0, 0], apart[i, i]) for i in range(1, patches)]
+    assert all(shared) if "shared" in kind else not any(shared)
+    c = torch.randn(5, len(b.weight), dtype=torch.float64)
+    torch.testing.assert_close(b(c), c @ b.weight.T)
+    frozen = type(made.projections["feedback"][0].inner) is not torch.nn.Parameter
+    assert frozen == kind.endswith("frozen")
+    torch.manual_seed(0)
+    made, dense = make(kind.removesuffix("-frozen"), 400, 400, 3, 100), make("dense", 400, 400, 3, 100)
+    c = torch.randn(50, 400)
+    assert float(made(c).var().detach()) == pytest.approx(float(dense(c).var().detach()), rel=0.1)
+    assert type(make(kind.removesuffix("-frozen"), 400, 400, 3, 400)) is type(dense)  # one patch
+
+
+def test_patch_projections_ask_for_the_channels() -> None:
+    with pytest.raises(UsageError, match="needs the channels"):
+        rules.get("clapp++", projection="patch-local").build([5, 4])
 
 
 @dataclass(frozen=True, kw_only=True)

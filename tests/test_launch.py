@@ -37,7 +37,7 @@ def test_two_processes_and_then_one(tmp_path: Path) -> None:
 
 
 def test_each_process_by_itself(tmp_path: Path) -> None:
-    apart = run_tiny(tmp_path / "apart", devices=2, across=False)
+    apart = run_tiny(tmp_path / "apart", devices=2, across="process")
     together = run_tiny(tmp_path / "together", devices=2)
     for losses in ("loss_1", "loss_5"):
         assert rows(apart.path)[0][losses] != rows(together.path)[0][losses]

@@ -51,7 +51,7 @@ def run(learner: Learner) -> None:
 def last_output(learner: Learner) -> Tensor:
     a, b = (view.to(next(learner.parameters()).dtype) for view in views())
     torch.manual_seed(0)  # the samples of ``run``
-    return learner.encoder(learner.inputs(a, b, NEGATIVES, LABELS))[-1].detach()
+    return learner.encoder(learner.enter(a, b, NEGATIVES, LABELS))[-1].detach()
 
 
 def held(learner: Learner, output: Tensor) -> Learner:

@@ -24,6 +24,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.vgg6, "width in_channels"),
     (localssl.encoders.mlp, "in_features widths bias"),
     (localssl.encoders.Encoder.from_blocks, "blocks"),
+    (localssl.blocks.BlackBox, "function out_shape timeout name"),
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
     (localssl.rules.register, "name rule"),
@@ -33,6 +34,10 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.load, "path encoder"),
     (localssl.testing.check_rule, "rule"),
     (localssl.certificate.certify, "subject seed"),
+    (localssl.represent.activities, "encoder images patches whole"),
+    (localssl.represent.similarity, "x y measure permutations seed"),
+    (localssl.represent.layers, "one other measure permutations seed"),
+    (localssl.represent.spatial, "weight to_map from_map"),
     (localssl.alignment.measure, "encoder rules data reference patches fit"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
@@ -98,10 +103,11 @@ COMMANDS = {
     "skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
-    "compare": "rules data epochs seeds out jobs width labels",
+    "compare": "rules data epochs seeds out jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
+    "report": "images units data data-root",
     "export": "onnx embeddings data data-root out",
 }
 

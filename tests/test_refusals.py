@@ -88,3 +88,38 @@ def test_shapes_that_no_block_accepts() -> None:
     encoder = Encoder.from_blocks([nn.BatchNorm2d(2)])
     with pytest.raises(UsageError, match="does not accept inputs"):
         localssl.Learner(encoder, localssl.rules.get("clapp++"), (2, 8))
+
+
+ENCODERS = {"vgg6": (3, 32, 32), "vgg5": (1, 16, 16), "mlp": (1, 16, 16)}  # and images that suit them
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("rule_name", localssl.rules.names())
+def test_every_rule_takes_every_encoder_or_says_why_not(rule_name: str, name: str) -> None:
+    shape, rule = ENCODERS[name], localssl.rules.get(rule_name)
+    torch.manual_seed(0)
+    encoder = localssl.encoders.build(name, shape, 0.0625, rule.encoder_options)
+    if (rule_name, name) == ("clapp-illing", "mlp"):
+        with pytest.raises(UsageError) as refused:
+            localssl.Learner(encoder, rule, shape)
+        assert str(refused.value) == (
+            "rule 'clapp-illing' makes samples of shape (1, 8, 8) of images of shape (1, 16, 16), and the encoder "
+            "takes images alone; use one that takes both sizes, of convolutions (the encoder does not accept inputs of "
+            "shape (1, 8, 8): its first layer takes 256 numbers a sample, these have 64)"
+        )
+        return
+    a, b = torch.randn(2, 4, *shape)
+    losses = localssl.Learner(encoder, rule, shape).accumulate_grads(a, b, labels=torch.arange(4))
+    assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ([conv(3, 3)], "its first layer takes 3 channels, these have 2"),
+        ([nn.Sequential(nn.Flatten(), nn.Linear(9, 3))], "its first layer takes 9 numbers a sample, these have 128"),
+    ],
+)
+def test_images_that_the_first_layer_does_not_take(blocks: list[nn.Module], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        localssl.Learner(Encoder.from_blocks(blocks), localssl.rules.get("clapp++"), SHAPE)

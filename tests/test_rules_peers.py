@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import alignment, encoders, evaluate, oracle, readout
+from localssl import alignment, encoders, evaluate, norms, oracle, readout
 from localssl.data.specs import default_patches
 from localssl.encoders import Encoder
 from localssl.experiments import scff_mnist
-from localssl.inputs import NoisyCopies, Pairs, Single
+from localssl.inputs import NoisyCopies, Single
+from localssl.layers import Standardise
 from localssl.learner import Learner
 from localssl.run import open_run
 
@@ -34,7 +35,7 @@ ENCODERS: dict[str, dict[str, dict[str, Any]]] = {  # per rule: options of the e
         "relu": {"norm": "standardise", "late": True, "paired": True},
         "length": {"norm": "length"},
     },
-    "stochastic-ff": {"plain": PLAIN, "length": {"norm": "length"}},
+    "stochastic-ff": {"plain": PLAIN, "length": {"norm": "length"}, "own": {"norm": "batch", "paired": True}},
     "softhebb": {
         "plain": PLAIN,
         "own but batch norm": {"activation": "triangle", "late": True, "init": 25.0},
@@ -68,7 +69,7 @@ def made(rule: str, name: str, encoder: dict[str, Any], options: dict[str, Any])
 
 def drawn(learner: Learner, a: Tensor, b: Tensor, seed: int = 3) -> Tensor:
     torch.manual_seed(seed)
-    return learner.inputs(a, b)
+    return learner.enter(a, b)
 
 
 def expected(learner: Learner, x: Tensor, encoder: dict[str, Any], options: dict[str, Any]) -> oracle.Result:
@@ -133,7 +134,7 @@ def test_losses_and_updates_equal_the_oracles(rule: str, case: str, which: int, 
 @pytest.mark.parametrize("halves", ["same", "views"])
 def test_the_oracles_gradient_is_its_losss(halves: str) -> None:
     """Central differences of the two oracles that have a loss."""
-    for rule, case in (("scff", "own"), ("scff", "plain"), ("stochastic-ff", "plain")):
+    for rule, case in (("scff", "own"), ("scff", "plain"), ("stochastic-ff", "plain"), ("stochastic-ff", "own")):
         encoder, options = ENCODERS[rule][case], dict(OPTIONS[rule][1])
         if rule == "scff":
             options["halves"] = halves
@@ -184,8 +185,8 @@ def test_pairs(halves: str) -> None:
     a, b = (v.numpy() for v in views(n=5))
     seen = set()
     for seed in range(40):
-        torch.manual_seed(seed)
-        x = Pairs(halves)(torch.as_tensor(a), torch.as_tensor(b)).numpy()
+        x = drawn(made("scff", "mlp", ENCODERS["scff"]["own"], {"halves": halves}), *map(torch.as_tensor, (a, b)), seed)
+        x = x.numpy()
         assert x.shape == (10, *SHAPE)
         right = a if halves == "same" else b
         fits = []
@@ -251,10 +252,12 @@ def test_noisy_copies() -> None:
 
 
 def test_batch_norm_stands_before_every_layer() -> None:
+    torch.manual_seed(0)
     for rule in ("stochastic-ff", "softhebb"):
         for name in ("vgg5", "mlp"):
             encoder = encoders.build(name, (1, 16, 16), 0.1, localssl.rules.get(rule).encoder_options)
-            for block in encoder.blocks:
+            early = rule == "stochastic-ff"  # its first norm is the image's own
+            for block in encoder.blocks[early:]:
                 (norm,) = [m for m in block.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
                 assert not norm.affine
                 seen: list[Tensor] = []
@@ -265,7 +268,40 @@ def test_batch_norm_stands_before_every_layer() -> None:
                 channels = x.detach().transpose(0, 1).flatten(1)
                 assert channels.mean(1).abs().max() < 1e-5
                 varied = channels.std(1, correction=0)
-                assert ((varied - 1).abs().lt(0.01) | varied.lt(0.1)).all()  # a dead channel stays dead
+                assert ((varied - 1).abs().lt(0.05) | varied.lt(0.1)).all()  # a dead channel stays dead
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_stochastic_ff_makes_noise_of_the_normalised_image(name: str) -> None:
+    """The source's order: batch norm, dropout, convolution. A zero of the noise is the image's mean, not black."""
+    learner = made("stochastic-ff", name, ENCODERS["stochastic-ff"]["own"], {"copies": 3})
+    a, b = views()
+    a = 5 + 2 * a
+    x = drawn(learner, a, b)
+    (first,) = weighted(learner.encoder.blocks[0])
+    seen: list[Tensor] = []
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    learner.encoder(x)
+    clean = a.flatten(1)[..., None] if name == "mlp" else a.flatten(2)  # a channel, or a unit of the linear layer
+    mean, var = (clean.mean((0, 2)), clean.var((0, 2), correction=0))
+    want = ((clean - mean[:, None]) / (var[:, None] + 1e-5).sqrt()).view_as(a).repeat(3, 1, 1, 1) / 0.8
+    (seen_x,) = seen
+    kept = seen_x.view_as(want) != 0
+    assert 0.7 < kept.double().mean() < 0.9
+    torch.testing.assert_close(seen_x.view_as(want)[kept], want[kept], rtol=1e-9, atol=1e-9)
+
+
+def test_paired_encoders_standardise_what_other_rules_train_on() -> None:
+    """As what the probe sees: the two views of any rule, each image by itself."""
+    options = {"norm": "standardise", "paired": True}
+    for name in ("conv", "mlp"):
+        learner = made("clapp++", name, options, {})
+        plain = made("clapp++", name, {"norm": "standardise"}, {})
+        a, b = views()
+        assert_close_report(learner.losses(a, b).detach(), numpy(plain.losses(a, b)), 1e-12, what=name)
+        for one, other in zip(learner.encoder.emitted(a), plain.encoder.emitted(a), strict=True):
+            torch.testing.assert_close(one, other)
+    assert made("clapp++", "conv", {"paired": True}, {}).encoder.config == {"paired": True}  # no norm: nothing moves
 
 
 def test_start_of_softhebb() -> None:
@@ -312,8 +348,8 @@ def test_published_nets(name: str) -> None:
     for block in small.blocks:
         kinds = [type(m) for m in block.modules()]
         pad = kinds.index(nn.ReflectionPad2d)
-        if encoders.Standardise in kinds:
-            assert pad < kinds.index(encoders.Standardise)
+        if Standardise in kinds:
+            assert pad < kinds.index(Standardise)
         if nn.BatchNorm2d in kinds:
             assert pad > kinds.index(nn.BatchNorm2d)
     learner = Learner(small, rule, (3, size, size), patches)
@@ -329,7 +365,7 @@ def test_published_nets(name: str) -> None:
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
 def test_triangle(power: float) -> None:
     a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    z = encoders.Triangle(power)(a)
+    z = norms.Triangle(power)(a)
     for n, c, p in np.ndindex(2, 5, 3):
         over = float(a[n, c, p].detach() - a[n, :, p].detach().sum() / 5)
         assert z[n, c, p].item() == pytest.approx(over**power if over > 0 else 0.0)

@@ -47,7 +47,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_run_is_a_folder(run: Run) -> None:
-    names = {"config.yaml", "metrics.csv", "checkpoint", "encoder.safetensors", "encoder.json", "manifest.json"}
+    names = {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoint",
+        "encoder.safetensors",
+        "encoder.json",
+        "manifest.json",
+        "cost.json",
+    }
     assert {path.name for path in run.path.iterdir()} == names | {"tensorboard"}
     assert steps(run.path) == [4, 8]  # the last two epochs' ends
     assert not list(run.path.rglob(".*"))  # no half-written files
@@ -225,6 +233,20 @@ def test_weight_decay(tmp_path: Path) -> None:
     start = plain.learner().encoder.state_dict()
     for name, value in weights(plain.path).items():
         torch.testing.assert_close(weights(decayed.path)[name], value - 0.1 * start[name])
+
+
+def test_decay_in_the_gradient(tmp_path: Path) -> None:
+    """Adam's first step under adam-l2, by hand: down lr · g / (|g| + eps), g the gradient and the decayed weight."""
+    once = run_tiny(tmp_path / "x", lr=0.1, weight_decay=0.5, optimizer="adam-l2", epochs=1, limit_images=16)
+    learner, images = build(once.config), once.images("train", limit=16)
+    checkpoint.seed_rng(1)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    learner.accumulate_grads(*once.views()(images.batch(order)))
+    trained = once.trained_learner()[0].state_dict()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None
+        g = (parameter.grad + 0.5 * parameter).detach()
+        torch.testing.assert_close(trained[name], parameter.detach() - 0.1 * g / (g.abs() + 1e-8), rtol=1e-4, atol=1e-5)
 
 
 def test_batches_cover_the_images(tmp_path: Path) -> None:

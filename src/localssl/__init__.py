@@ -6,12 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localssl import alignment, certificate, encoders, rules, testing, theory
+    from localssl import alignment, blocks, certificate, encoders, represent, rules, testing, theory
     from localssl.checkpoint import load
     from localssl.learner import Learner
 
 __version__ = "0.1.0"
-__all__ = ["Learner", "__version__", "alignment", "certificate", "encoders", "load", "rules", "testing", "theory"]
+__all__ = [
+    "Learner",
+    "__version__",
+    "alignment",
+    "blocks",
+    "certificate",
+    "encoders",
+    "load",
+    "represent",
+    "rules",
+    "testing",
+    "theory",
+]
 
 _HOMES = {"Learner": "localssl.learner", "load": "localssl.checkpoint"}
 

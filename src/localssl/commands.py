@@ -10,9 +10,10 @@ import torch
 
 from localssl import certificate, encoders, evaluate, export, flags, launch, rules
 from localssl.certificate import Certificate, listing
-from localssl.config import TrainConfig, parse_options, program
+from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
-from localssl.experiments import EXPERIMENTS, PAPER_SCALE, Settings, comparison, summary
+from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, summary
+from localssl.experiments.rows import Study, named
 from localssl.learner import Learner
 from localssl.probe import features
 from localssl.report.tables import show
@@ -41,6 +42,8 @@ def run(command: object) -> None:
         certify(command)
     elif isinstance(command, flags.Theory):
         theory(command)
+    elif isinstance(command, flags.Report):
+        report(command)
     elif isinstance(command, flags.Export):
         export_run(command)
     elif isinstance(command, flags.Reproduce):
@@ -105,7 +108,7 @@ def compare(command: flags.Compare) -> None:
     if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
         raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
     _set_threads(c.threads)
-    study = comparison.Study(
+    study = Study(
         data=c.data,
         epochs=c.epochs,
         width=c.width,
@@ -119,9 +122,13 @@ def compare(command: flags.Compare) -> None:
         search_lr=tuple(dict.fromkeys(c.search_lr)),
         search_epochs=c.search_epochs,
     )
-    rows = [comparison.Row(name, name) for name in dict.fromkeys(c.rules or comparison.default_rules(c.data))]
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    lines = summary.write(comparison.compare(study, rows, settings, c.seeds), study, settings)
+    compared = comparison.compare(study, named(c.rules, c.data), settings, c.seeds)
+    lines = summary.write(compared, study, settings)
+    if c.report:
+        from localssl.experiments import side_by_side  # here: what draws charts takes a second to import
+
+        print(f"written: {side_by_side.write(compared, lines, study, settings, as_typed('compare', c))}")
     summary.check(lines, c.out)
 
 
@@ -187,6 +194,21 @@ def theory(command: flags.Theory) -> None:
     print(f"all {len(outcomes)} statements hold")
 
 
+def report(command: flags.Report) -> None:
+    """Write the page of every run."""
+    from localssl.report import run_page  # here: what draws charts takes a second to import
+
+    if not command.runs:
+        raise UsageError("report needs the folder of a run, for instance localssl report runs/x")
+    _set_threads(command.threads)
+    c = command
+    options = run_page.Options(c.data, c.data_root, c.skip_bad, c.images, c.units)
+    opened = [open_run(path) for path in c.runs]  # first: one may be misspelt
+    for run in opened:
+        path = run_page.write(run, options)
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def export_run(command: flags.Export) -> None:
     """Write ONNX or embeddings."""
     if command.onnx == command.embeddings:
@@ -223,8 +245,9 @@ def reproduce(command: flags.Reproduce) -> None:
     for name in command.names:
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
-    if command.scale == "paper" and not set(command.names) <= PAPER_SCALE:
-        raise UsageError(f"--scale paper goes with {', '.join(sorted(PAPER_SCALE))}; the others have one scale")
+    for scale, having in (("paper", PAPER_SCALE), ("kept", KEPT_SCALE)):
+        if command.scale == scale and not set(command.names) <= having:
+            raise UsageError(f"--scale {scale} goes with {', '.join(sorted(having))}; the others have no such scale")
     c = command
     for name in c.names:
         EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))

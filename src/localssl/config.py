@@ -10,13 +10,16 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from localssl import rules
+from localssl import own, rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
@@ -34,7 +37,8 @@ class TrainConfig:
     data: str | None = None
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
     out: Path | None = None
-    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json."""
+    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    cost.json."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -46,8 +50,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, or a net of a publication: scff3, scff4, softhebb3, stochastic-ff3. Default: what suits the
-    data."""
+    """vgg6, vgg5, mlp, a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), or your own, PATH.py:NAME.
+    Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
@@ -59,9 +63,10 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
-    """Weight decay (adam: decoupled). Default: 0; on tiny-imagenet 1e-5, with bp-infonce always 0."""
-    optimizer: Literal["adam", "sgd", "plain-sgd"] | None = None
-    """adam (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks for."""
+    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; tiny-imagenet 1e-5, bp-infonce always 0."""
+    optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
+    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
+    for."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
@@ -84,8 +89,8 @@ class TrainConfig:
     """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes."""
     nodes: int = 1
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
-    across: bool = True
-    """Negatives, and all that compares samples, from the whole batch; --no-across: from each process's own part."""
+    across: Literal["all", "process"] = "all"
+    """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
     pipeline: int | None = None
     """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
     split: tuple[int, ...] | None = None
@@ -101,6 +106,10 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
+    def command(self) -> str:
+        """The command that asks for this run, without --resume: every flag that is not as by default."""
+        return as_typed("train", self, but=("resume",))
+
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
@@ -109,6 +118,18 @@ class TrainConfig:
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
         return f"{program()} {shlex.join(words)}"
+
+
+def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) -> str:
+    """The command line of these flags: every one that is not as by default, but those in ``but``."""
+    words = [command]
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if value == field.default or field.name in but:
+            continue
+        several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
+        words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+    return f"localssl {shlex.join(words)}"
 
 
 def program() -> str:
@@ -144,11 +165,16 @@ class RunConfig:
     align_every: int = 0  # younger than format 1: configurations without them are read as before
     engine: str = "autograd"
     staleness: int = 0
-    across: bool = True
+    across: str = "all"
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""
         return rules.get(self.rule, **self.rule_options)
+
+    def own_files(self) -> dict[str, str]:
+        """What of the run comes from a file of the user's own, PATH.py:NAME, by its part."""
+        named = {"rule": self.rule, "encoder": str(self.encoder.get("name"))}
+        return {part: name for part, name in named.items() if own.is_path(name)}
 
     def to_yaml(self) -> str:
         """The text of config.yaml."""
@@ -190,9 +216,16 @@ class RunConfig:
             raw[key] = None if raw[key] is None else tuple(raw[key])
         return cls(**raw)
 
+    def flat(self) -> dict[str, Any]:
+        """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
+        flat: dict[str, Any] = {}
+        for key, value in dataclasses.asdict(self).items():
+            flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
     def differences(self, other: RunConfig, but: Collection[str] = ()) -> list[str]:
         """Readable differences "key mine (there: theirs)", without the keys in ``but``."""
-        mine, theirs = _flat(self), _flat(other)
+        mine, theirs = self.flat(), other.flat()
         return [
             f"{key} {mine.get(key)!r} (there: {theirs.get(key)!r})"
             for key in {**mine, **theirs}
@@ -208,14 +241,6 @@ def _fits(value: object, kind: str) -> bool:
     if value is None:
         return kind.endswith("| None")
     return isinstance(value, _KINDS.get(kind.split("[")[0].split(" ")[0], dict))
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""
-    flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
-        flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def parse_options(pairs: Sequence[str], flag: str = "--rule-options") -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""Where the numbers are computed: the choices of --device, and what a full memory looks like."""
+"""Where the numbers are computed: the choices of --device, memory that was taken, and what a full one looks like."""
 
 from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
 
 import torch
 
@@ -29,3 +33,24 @@ def choose(name: str) -> torch.device:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is full, on whatever device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MiB.
+
+    Linux's VmHWM, which a new program begins at 0; ``getrusage`` there hands on what the parent held.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) / 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def peak_gpu_memory() -> float:
+    """Largest memory of tensors on the GPU in this process so far, in MiB; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

@@ -6,7 +6,8 @@ An encoder knows nothing of rules. ``encoder(x)`` runs the blocks in order and r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localssl import own
+from localssl.blocks import BlackBoxError
 from localssl.errors import UsageError, unknown
+from localssl.layers import ACTIVATIONS, NORMS, ImageNorm, Triangle
 from localssl.peers_nets import NETS, Stage
 
 VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
@@ -31,7 +35,7 @@ class Encoder(nn.Module):
         config: how a named encoder was built, kept beside its weights; None for a stack of the user's own.
         emit: per block, what stands between its output and what the next block, the probe and others see of it; None:
             nothing.
-        entry: what stands between an image and the first block where in training the rule's inputs do that; None:
+        entry: what every image goes through by itself, before a rule's inputs make pairs or noisy copies of it; None:
             nothing.
 
     Attributes:
@@ -93,11 +97,23 @@ class Encoder(nn.Module):
             return [tuple(z.shape[1:]) for z in (self.emitted(x) if emitted else self(x))]
         except UsageError:
             raise
+        except BlackBoxError as error:
+            raise UsageError(f"{error}, for inputs of zeros {tuple(input_shape)}") from error
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = self._mismatch(input_shape) or str(error).splitlines()[0]
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
         finally:
             self.train(was_training)
+
+    def _mismatch(self, shape: Sequence[int]) -> str:
+        """How inputs differ from what the first layer takes; "" where that is not what is wrong."""
+        weighted = (m for m in self.blocks[0].modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        first = next(weighted, None)
+        if isinstance(first, nn.Linear) and first.in_features != math.prod(shape):
+            return f"its first layer takes {first.in_features} numbers a sample, these have {math.prod(shape)}"
+        if isinstance(first, nn.Conv2d) and first.in_channels != shape[0]:
+            return f"its first layer takes {first.in_channels} channels, these have {shape[0]}"
+        return ""
 
 
 def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
@@ -118,59 +134,6 @@ def run_block(block: nn.Module, x: Tensor, number: int) -> Tensor:
     return out
 
 
-class LengthNorm(nn.Module):
-    """x / (rms(x) + 1e-8) per sample: only the direction goes on (Hinton 2022)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x`` (N, ...)."""
-        rms = x.flatten(1).square().mean(1).sqrt() + 1e-8
-        return x / rms.view(-1, *[1] * (x.ndim - 1))
-
-
-class Standardise(nn.Module):
-    """(x - mean) / (std + 1e-10) per sample, over all of its numbers, the std with n - 1 (Chen 2025)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x`` (N, ...)."""
-        flat = x.flatten(1)
-        flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-10)
-        return flat.view_as(x)
-
-
-class Triangle(nn.Module):
-    """relu(a - mean of a over the channels at its position), to a power."""
-
-    def __init__(self, power: float = 1.0):
-        super().__init__()
-        self.power = power
-
-    def forward(self, a: Tensor) -> Tensor:
-        """Of the shape of ``a`` (N, C, ...)."""
-        out = torch.relu(a - a.mean(1, keepdim=True))
-        if self.power == 1:
-            return out
-        alive = out > 0  # below power 1 the slope at 0 is infinite, and 0 times it no number
-        return torch.where(alive, torch.where(alive, out, 1.0).pow(self.power), 0.0)
-
-
-class StraightThrough(nn.Module):
-    """relu(a) with the gradient of the identity: units that are off learn as if they were on."""
-
-    def forward(self, a: Tensor) -> Tensor:
-        """Of the shape of ``a``."""
-        return torch.relu(a).detach() + (a - a.detach())  # the bracket is exactly 0
-
-
-NORMS: dict[str, type[nn.Module]] = {"length": LengthNorm, "standardise": Standardise}
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu-ste": StraightThrough,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "triangle": Triangle,
-}
-
-
 @dataclass(frozen=True)
 class Options:
     """What may differ in the blocks of a named encoder.
@@ -181,8 +144,9 @@ class Options:
         activation: "relu", "relu-ste" (gradient straight through), "gelu", "tanh" or "triangle".
         late: activation and pooling stand at the head of the next block, so that a block's output is its drive a,
             before them; ``Encoder.emitted`` has what goes on. For rules whose loss is of the drive.
-        paired: the first block has no norm, as pairs of standardised images enter it (``inputs.Pairs``), whose sum says
-            whether they are alike; ``Encoder.emitted`` standardises the images themselves.
+        paired: the first norm stands before the inputs, on every image by itself, not in the first block: of what the
+            inputs make of images (the mean of two says whether they are alike, noise how large it is) it would take
+            that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
     """
 
@@ -210,6 +174,12 @@ class Options:
             assert isinstance(layer, nn.Linear)
             return nn.BatchNorm1d(layer.in_features, affine=False)
         return nn.Identity() if self.norm is None else NORMS[self.norm]()
+
+    def entry_of(self, first: nn.Module) -> nn.Module | None:
+        """The norm of images by themselves, where ``paired`` asks for one before the first layer."""
+        if not self.paired or self.norm is None:
+            return None
+        return ImageNorm(self.norm_of(first), flat=isinstance(first, nn.Linear))
 
     @torch.no_grad()
     def start(self, layer: nn.Module) -> None:
@@ -252,7 +222,7 @@ class Options:
             blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return Encoder(blocks, config | own, emit if self.late else None, Standardise() if self.paired else None)
+        return Encoder(blocks, config | own, emit if self.late else None, self.entry_of(weighted[0]))
 
 
 def conv_block(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
@@ -388,8 +358,43 @@ _BUILDERS: dict[str, Callable[..., Encoder]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names that ``--encoder`` accepts."""
+    """Names that ``--encoder`` accepts, besides PATH.py:NAME."""
     return tuple(_BUILDERS)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no encoder's name.
+
+    Raises:
+        UsageError: the nearest names are given.
+    """
+    if name not in _BUILDERS and not own.is_path(name):
+        raise unknown("encoder", name, (*_BUILDERS, "PATH.py:NAME"))
+
+
+def of_ones_own(name: str, input_shape: Sequence[int], **options: Any) -> Encoder:
+    """The encoder that a function in a user's file returns, called with the shape of one image (C, H, W) and options.
+
+    Args:
+        name: PATH.py:NAME; the function returns an ``Encoder``, or a list of blocks for ``Encoder.from_blocks``.
+        input_shape: of what enters the first block.
+        options: keywords of the function.
+
+    Raises:
+        UsageError: no such file or function, options that it does not take, an error in it, or no encoder from it.
+    """
+    make = own.load(name, "encoder", callable)
+    if not callable(make):
+        raise UsageError(
+            f"{name} is a {type(make).__name__}; an encoder of your own is a function of the input's shape"
+        )
+    made = own.called(name, "encoder", make, tuple(input_shape), **options)
+    if not isinstance(made, Encoder):
+        if not isinstance(made, list | tuple | nn.ModuleList):
+            raise UsageError(f"{name} returned a {type(made).__name__}; return an Encoder, or a list of blocks")
+        made = Encoder.from_blocks(list(made))  # pyright: ignore[reportUnknownArgumentType]
+    made.config = {"name": own.full_name(name), "input_shape": list(input_shape), **options}
+    return made
 
 
 def from_config(config: dict[str, Any]) -> Encoder:
@@ -400,8 +405,9 @@ def from_config(config: dict[str, Any]) -> Encoder:
     """
     options = dict(config)
     name = str(options.pop("name", ""))
+    check_name(name)
     if name not in _BUILDERS:
-        raise unknown("encoder", name, _BUILDERS)
+        return of_ones_own(name, **options)
     try:
         return _BUILDERS[name](**options)
     except TypeError as error:
@@ -409,23 +415,50 @@ def from_config(config: dict[str, Any]) -> Encoder:
 
 
 def build(
-    name: str, input_shape: Sequence[int], width: float = 1.0, options: Mapping[str, Any] | None = None
+    name: str,
+    input_shape: Sequence[int],
+    width: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+    wished: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """A named encoder that fits images of ``input_shape`` (C, H, W), its widths scaled by ``width``.
+
+    Args:
+        name: one of ``names()``, or PATH.py:NAME.
+        input_shape: of what enters the first block.
+        width: an encoder of the user's own gets it as an option, where it is not 1.
+        options: of the encoder.
+        wished: options that the rule asks for; those that an encoder of the user's own does not take are left out.
 
     Raises:
         UsageError: unknown name, a width that leaves nothing, or options that the encoder does not have.
     """
+    check_name(name)
     if name not in _BUILDERS:
-        raise unknown("encoder", name, _BUILDERS)
-    own: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
+        make = own.load(name, "encoder", callable)
+        taken = {k: v for k, v in (wished or {}).items() if own.takes(make, k)}
+        scaled = {} if width == 1 else {"width": width}
+        return of_ones_own(name, input_shape, **{**taken, **scaled, **(options or {})})
+    options = {**(wished or {}), **(options or {})}
+    given: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
     if name == "mlp":
         units = round(512 * width)
         if units < 1:
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
-        own = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
-    for option in options or {}:
+        given = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
+    for option in options:
         known = [f.name for f in fields(Options)]
         if option not in known:
             raise unknown(f"option of encoder {name!r}", option, known)
-    return _BUILDERS[name](**own, **(options or {}))
+    return _BUILDERS[name](**given, **options)
+
+
+@contextmanager
+def sketched(name: str) -> Generator[None]:
+    """Within, encoders of that name are made without memory, or, if the user's own, without leaving a trace."""
+    if own.is_path(name):  # who may compute with the weights that he makes
+        with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+            yield
+    else:
+        with torch.device("meta"):
+            yield

@@ -94,7 +94,8 @@ class Compare:
     out: Path
     """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
     rules: tuple[str, ...] = ()
-    """Rules to compare. Default: every registered one but yardsticks."""
+    """Rules to compare, each with options in quotes where it has some: "ipc objective=lpl steps=5". all, the default:
+    every registered rule but yardsticks."""
     epochs: int | None = None
     """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
     seeds: int = 4
@@ -126,6 +127,8 @@ class Compare:
     """Arithmetic of the training step."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+    report: bool = False
+    """Also write report.html: all of it on one page, beside the paper's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +206,33 @@ class Reproduce:
     """Parts that run at the same time."""
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
-    scale: Literal["cpu", "paper"] = "cpu"
+    scale: Literal["cpu", "paper", "kept"] = "cpu"
     """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3, fig5 and
-    lpl-cifar10."""
+    lpl-cifar10. kept: the settings of the comparison that lies in the folder, for table2, tableA3 and fig5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One page about a run, report.html in its folder: a single file for any browser, nothing is fetched.
+
+    What was run and how to repeat it, losses, accuracy by layer and alignment (of the probe and align commands that
+    were given before), filters, images that excite a unit most, embedding, structure of the projections, cost.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of the runs; each gets its own page."""
+    images: int = 1000
+    """Test images looked at for units and embedding, evenly spaced; 0: none."""
+    units: int = 4
+    """Units shown of every block."""
+    data: str | None = None
+    """Images of another data set than the one trained on."""
+    data_root: Path | None = None
+    """Folder that holds the data set. Default: where training found it."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
 
 
 Command = (
@@ -216,6 +243,7 @@ Command = (
     | Annotated[Certify, subcommand("certify")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import torch.multiprocessing as mp
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from localssl import interrupts
 from localssl.config import TrainConfig
@@ -47,11 +49,11 @@ def launch(config: TrainConfig, work: Work) -> None:
     strategy = DDPStrategy(start_method="popen" if started_by_others() else "spawn", timeout=PATIENCE)
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
     if started_by_others():
-        fabric.launch(_begin, work, None)
+        fabric.launch(functools.partial(_begin, work=work, folder=None))
         return
     with tempfile.TemporaryDirectory() as folder, _forwarded():
         try:
-            fabric.launch(_begin, work, folder)
+            fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
             raise (_said(Path(folder)) or _ended(error)) from error
 

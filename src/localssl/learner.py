@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from localssl import credit, readout
 from localssl import engine as engines
+from localssl.blocks import BlackBox, black_boxes
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.inputs import Inputs
@@ -58,18 +59,32 @@ class Learner(nn.Module):
         self.input_shape = tuple(input_shape)
         self.encoder = encoder
         self.rule = rule = rule.for_images(self.input_shape)
+        _refuse_crossing(encoder, rule)
         chosen = engines.choose(engine, encoder, rule)
         self.credit, self.engine, self.engine_note = chosen.credit, chosen.name, chosen.note
         self.inputs = rule.inputs()
-        self.output_shapes = encoder.output_shapes(self.inputs.shape(self.input_shape))
+        self.output_shapes = self._output_shapes(self.inputs.shape(self.input_shape))
+        _refuse_cut_off(encoder, self.inputs.shape(self.input_shape))
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):
             readout.check(shape, patch, block)
-        dims = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
+        lengths = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
+        dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
         built = rule.build(dims) | self.credit.build(encoder, rule, dims)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
+
+    def _output_shapes(self, sample: tuple[int, ...]) -> list[tuple[int, ...]]:
+        try:
+            return self.encoder.output_shapes(sample)
+        except UsageError as error:
+            if sample == self.input_shape:
+                raise
+            raise UsageError(
+                f"rule {self.rule.name!r} makes samples of shape {sample} of images of shape {self.input_shape}, and "
+                f"the encoder takes images alone; use one that takes both sizes, of convolutions ({error})"
+            ) from error
 
     @property
     def parts(self) -> Projections:
@@ -169,8 +184,14 @@ class Learner(nn.Module):
     ) -> credit.Step:
         """A batch as the credit assignment takes it. Arguments and errors as in ``losses``."""
         self.check(view_a, view_b, negatives, labels)
-        x = self.inputs(view_a, view_b, negatives, labels)
-        return self.step_of(x, negatives, labels)
+        return self.step_of(self.enter(view_a, view_b, negatives, labels), negatives, labels)
+
+    def enter(
+        self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """What enters the first block, (N, ...): what the rule's inputs make of both views. Arguments of ``losses``."""
+        entry = self.encoder.entry
+        return self.inputs(entry(view_a), entry(view_b), negatives, labels)
 
     def step_of(self, x: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None) -> credit.Step:
         """As ``step``, for samples that ``inputs`` has made already."""
@@ -212,3 +233,63 @@ class Learner(nn.Module):
                 )
             if int(negatives.min()) < 0 or int(negatives.max()) >= 2 * n:
                 raise UsageError(f"negatives must lie in 0..{2 * n - 1}")
+
+
+def _refuse_crossing(encoder: Encoder, rule: Rule) -> None:
+    """Refuse black boxes where errors would have to pass through them, or where the only loss is at one.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    boxes = black_boxes(encoder.blocks)
+    if not boxes:
+        return
+    name = rule.name or type(rule).__name__
+    if credit.of(rule.credit).crosses:
+        number, box = boxes[0]
+        raise UsageError(
+            f"rule {name!r} sends errors through the blocks, and black box {box.name!r} in block {number} has no "
+            f"derivative; use a local rule, for instance clapp++"
+        )
+    last = encoder.blocks[-1]
+    if not rule.per_layer and next(last.parameters(), None) is None:
+        raise UsageError(f"rule {name!r} has its only loss at the last block, which is a black box; end with weights")
+
+
+def _refuse_cut_off(encoder: Encoder, shape: Sequence[int]) -> None:
+    """Refuse weights that no loss at their block's end reaches, as a black box of the block comes after them.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    found = dict(black_boxes(encoder.blocks))
+    if not found:
+        return
+    param = next(encoder.parameters(), torch.empty(0))
+    x = torch.zeros(2, *shape, dtype=param.dtype, device=param.device)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        for number, block in enumerate(encoder.blocks, start=1):
+            with torch.enable_grad():
+                x = block(x.detach())
+            if number in found:
+                _reached(number, block, x, found[number])
+    finally:
+        encoder.train(was_training)
+
+
+def _reached(number: int, block: nn.Module, z: Tensor, box: BlackBox) -> None:
+    """Refuse parameters that a block's output ``z`` does not depend on."""
+    named = {n: p for n, p in block.named_parameters() if p.requires_grad}
+    if not named:
+        return
+    found: tuple[Tensor | None, ...] = (None,)
+    if z.requires_grad:
+        found = torch.autograd.grad(z.sum(), list(named.values()), allow_unused=True)
+    for name, gradient in zip(named, found, strict=False):
+        if gradient is None:
+            raise UsageError(
+                f"block {number}: no loss reaches its {name}, before black box {box.name!r}; begin the next block with "
+                f"the black box, or make it a block of its own"
+            )

@@ -6,16 +6,18 @@ import dataclasses
 import json
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import localssl
-from localssl import rules
+from localssl import own
 from localssl.config import FORMAT, RunConfig
 from localssl.data.sources import Images
 from localssl.files import write_text
+from localssl.run import manifest_of
 
 
 def environment() -> dict[str, Any]:
@@ -31,8 +33,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_manifest(run: Path, config: RunConfig, images: Images, root: Path, processes: int = 1) -> None:
-    """Write ``manifest.json`` into the run's folder."""
+def write_manifest(
+    run: Path, config: RunConfig, images: Images, root: Path, commands: list[str], processes: int = 1
+) -> None:
+    """Write ``manifest.json`` into the run's folder; ``commands`` began the run and went on with it, in order."""
     manifest = {
         "format": FORMAT,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -43,8 +47,12 @@ def write_manifest(run: Path, config: RunConfig, images: Images, root: Path, pro
             "fingerprint": images.fingerprint(),
             "notes": images.notes,
         },
-        "rule": None if not rules.is_path(config.rule) else {"sha256": rules.own.fingerprint(config.rule)},
+        **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
         "processes": processes,
+        "begun": {
+            "date": manifest_of(run, "begun").get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "commands": commands,
+        },
         "environment": environment(),
     }
     write_text(run / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -69,6 +69,8 @@ def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    if config.optimizer == "adam-l2":  # PyTorch's Adam: the decay is part of the gradient
+        return torch.optim.Adam(learner.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     # AdamW is Adam where the decay is 0.
     return FactoredAdamW(
         learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay

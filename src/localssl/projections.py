@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-KINDS = ("dense", "low-rank", "low-rank-frozen")
+KINDS: dict[str, tuple[str, str]] = {  # a rule's choice: B from the own layer's readout, B from another layer's
+    "dense": ("dense", "dense"),
+    "low-rank": ("low-rank", "low-rank"),
+    "low-rank-frozen": ("low-rank-frozen", "low-rank-frozen"),
+    "patch-local": ("patch-local", "low-rank"),
+    "patch-local-frozen": ("patch-local", "low-rank-frozen"),
+    "patch-shared": ("patch-shared", "low-rank"),
+    "patch-shared-frozen": ("patch-shared", "low-rank-frozen"),
+}
 
 
 class Dense(nn.Linear):
@@ -49,8 +57,71 @@ class LowRank(nn.Module):
         return F.linear(F.linear(c, self.inner), self.outer)
 
 
-def make(kind: str, d_z: int, d_c: int, rank: int) -> nn.Module:
-    """A projection of one of the ``KINDS``; dense where the rank would not be lower than a dense matrix's."""
+class PatchLocal(nn.Module):
+    """A lateral B that joins every patch with itself alone, each by a matrix of its own: (patches, channels, channels).
+
+    As a matrix it is block-diagonal in space. It learns by the rule of a dense B, patch by patch, and starts as g does
+    under one: PyTorch's default Linear initialisation of ``channels`` inputs.
+    """
+
+    def __init__(self, channels: int, patches: int):
+        super().__init__()
+        self.blocks = nn.Parameter(torch.empty(patches, channels, channels).uniform_(-1, 1) / math.sqrt(channels))
+
+    @property
+    def weight(self) -> Tensor:
+        """B, (d, d) with d = channels * patches, channels first."""
+        return _of_blocks(self.blocks)
+
+    @override
+    def forward(self, c: Tensor) -> Tensor:
+        """g, (N, d), of references c (N, d)."""
+        by_patch = c.reshape(len(c), -1, len(self.blocks)).permute(2, 0, 1)
+        return (by_patch @ self.blocks.mT).permute(1, 2, 0).flatten(1)
+
+
+class PatchShared(nn.Module):
+    """A lateral B that joins every patch with itself alone, all by the same matrix (channels, channels).
+
+    A 1 × 1 convolution over the patches: its synapses have copies in every patch that learn together, as the encoder's
+    convolutions have.
+    """
+
+    def __init__(self, channels: int, patches: int):
+        super().__init__()
+        self.patches = patches
+        self.shared = nn.Parameter(torch.empty(channels, channels).uniform_(-1, 1) / math.sqrt(channels))
+
+    @property
+    def weight(self) -> Tensor:
+        """B, (d, d) with d = channels * patches, channels first."""
+        return _of_blocks(self.shared.expand(self.patches, -1, -1))
+
+    @override
+    def forward(self, c: Tensor) -> Tensor:
+        """g, (N, d), of references c (N, d)."""
+        return F.linear(c.reshape(len(c), -1, self.patches).mT, self.shared).mT.flatten(1)
+
+
+def _of_blocks(blocks: Tensor) -> Tensor:
+    """The matrix (C·P, C·P), channels first, of one (C, C) a patch: blocks (P, C, C)."""
+    return torch.diag_embed(blocks.permute(1, 2, 0)).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def make(kind: str, d_z: int, d_c: int, rank: int, channels: int) -> nn.Module:
+    """A projection; dense where a cheaper one would not be smaller than a dense matrix.
+
+    Args:
+        kind: one of those that ``KINDS`` names; a "patch-" one only where both sides are the same readout.
+        d_z, d_c: lengths of both sides.
+        rank: of a low-rank one.
+        channels: of the layer.
+    """
+    if kind.startswith("patch-"):
+        patches = d_z // channels
+        if patches == 1:
+            return Dense(d_z, d_c)
+        return PatchLocal(channels, patches) if kind == "patch-local" else PatchShared(channels, patches)
     if kind == "dense" or rank >= min(d_z, d_c):
         return Dense(d_z, d_c)
     return LowRank(d_z, d_c, rank, frozen=kind == "low-rank-frozen")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +10,23 @@ from torch import Tensor
 from localssl.errors import UsageError
 
 Patches = Sequence[int | None] | None
+
+
+class Dims(tuple[int, ...]):
+    """Lengths of the readouts, one a block, which know of how many channels each is made.
+
+    Args:
+        lengths: channels times patches.
+        channels: of every block.
+    """
+
+    channels: tuple[int, ...]
+
+    def __new__(cls, lengths: Iterable[int], channels: Iterable[int]) -> Dims:
+        """The lengths as a tuple that has ``channels``."""
+        made = super().__new__(cls, lengths)
+        made.channels = tuple(channels)
+        return made
 
 
 def per_block(patches: Patches, n_blocks: int) -> list[int | None]:

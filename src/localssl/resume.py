@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from localssl import checkpoint, encoders, rules
+from localssl import checkpoint, encoders, own, rules
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
-from localssl.errors import UsageError, unknown
+from localssl.errors import UsageError
 from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, train_split
 
 # May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
@@ -90,8 +90,8 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     stored = run.config
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     flags = {name: value for name in fields if (value := getattr(typed, name)) != fields[name]}
-    own = {field.name for field in dataclasses.fields(RunConfig)} - {"encoder"}
-    changes = {name: value for name, value in flags.items() if name in own}
+    known = {field.name for field in dataclasses.fields(RunConfig)} - {"encoder"}
+    changes = {name: value for name, value in flags.items() if name in known}
     if typed.rule is not None:
         changes["rule"] = rules.full_name(typed.rule)
     if "rule_options" in flags:
@@ -100,18 +100,15 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
         own_views = spec_for(typed.data or stored.data).augmentation
         changes["augmentation"] = own_views.scaled(typed.view_strength)
     config = dataclasses.replace(stored, **changes)
-    name = typed.encoder or str(stored.encoder.get("name"))
-    if name not in encoders.names():
-        raise unknown("encoder", name, encoders.names())
+    name = own.full_name(typed.encoder or str(stored.encoder.get("name")))
+    encoders.check_name(name)
     images = Run(run.path, config).images(train_split(config.data), typed.data_root, typed.data, config.limit_images)
     encoder = stored.encoder
     if {"width", "encoder_options"} & flags.keys() or name != encoder.get("name"):
-        options = {
-            **get_rule(config.rule, config.rule_options).encoder_options,
-            **parse_options(typed.encoder_options, "--encoder-options"),
-        }
-        with torch.device("meta"):
-            encoder = encoders.build(name, images.shape, typed.width, options).config or {}
+        wished = get_rule(config.rule, config.rule_options).encoder_options
+        options = parse_options(typed.encoder_options, "--encoder-options")
+        with encoders.sketched(name):
+            encoder = encoders.build(name, images.shape, typed.width, options, wished).config or {}
     return dataclasses.replace(config, encoder=encoder), images
 
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from localssl import checkpoint, encoders, rules
 from localssl import engine as engines
+from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches, spec_for
 from localssl.data.views import Normalise, Views
-from localssl.errors import UsageError, unknown
+from localssl.errors import UsageError
 from localssl.learner import Learner
 
 MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
@@ -142,10 +143,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     typed = parse_options(config.encoder_options, "--encoder-options")
     augmentation = spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
-    encoder_options = {**rule.encoder_options, **typed}
     encoder_name = config.encoder or spec.encoder
-    if encoder_name not in encoders.names():
-        raise unknown("encoder", encoder_name, encoders.names())
+    encoders.check_name(encoder_name)
     images = open_images(
         config.data,
         train_split(config.data),
@@ -164,8 +163,10 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     if "classes" in {field.name for field in dataclasses.fields(rule)} and images.classes:
         options = {"classes": len(images.classes)} | options
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
-    with torch.device("meta"):  # only its configuration is wanted
-        encoder = encoders.build(encoder_name, images.shape, config.width, encoder_options)
+    with encoders.sketched(encoder_name):  # only its configuration is wanted
+        encoder = encoders.build(encoder_name, images.shape, config.width, typed, rule.encoder_options)
+    if config.align_every and (boxes := black_boxes(encoder.blocks)):
+        raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -265,9 +266,9 @@ def check_memory(config: RunConfig) -> None:
     Raises:
         UsageError: says how large it would be.
     """
-    with torch.device("meta"):  # shapes only
+    with encoders.sketched(str(config.encoder.get("name"))):  # shapes only
         learner = build(config)
-    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer == "adam" else 3)
+    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer.startswith("adam") else 3)
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not known here

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import signal
 import time
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, launch, metrics, monitors, pipeline, rules, testing
+from localssl import alignment, checkpoint, devices, engine, launch, metrics, monitors, own, pipeline, testing
+from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
@@ -86,12 +88,11 @@ def _train(
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
-    if rules.is_path(resolved.rule):
-        before = manifest_of(out, "rule").get("sha256")
-        changed = before not in (None, rules.own.fingerprint(resolved.rule))
+    for part, name in resolved.own_files().items():
+        changed = manifest_of(out, part).get("sha256") not in (None, own.fingerprint(name))
         if state is not None and changed:
-            report(f"warning: {resolved.rule} is not the file that {out} was begun with; it goes on with the new one")
-        if state is None or changed:
+            report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
+        if part == "rule" and (state is None or changed):
             _check_own_rule(resolved, report)
     if processes is not None:
         _compare(processes, resolved, state)
@@ -103,14 +104,17 @@ def _train(
             if loop.speaks:
                 write_text(out / "config.yaml", resolved.to_yaml())
                 root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-                write_manifest(out, resolved, images, root, config.devices * config.nodes * (config.pipeline or 1))
+                count = config.devices * config.nodes * (config.pipeline or 1)
+                write_manifest(out, resolved, images, root, _commands(config, out, state is not None), count)
             finished = loop.run()
-    except (Lost, pipeline.Lost) as error:
+            if loop.speaks:
+                _write_cost(out)
+    except Lost as error:
         raise RunError(f"{error}; {_advice(config, out)}") from error
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
-        if rules.own.where(error):  # the user's rule opened something
+        if own.where(error):  # a file of the user's opened something
             raise
         raise RunError(f"{error.strerror or error} ({error.filename or out}); {_advice(config, out)}") from error
     except (MemoryError, RuntimeError) as error:
@@ -142,6 +146,23 @@ def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
         report(f"warning: {error}; it trains all the same, see docs/your-own-rule.md")
 
 
+def _commands(config: TrainConfig, out: Path, resumed: bool) -> list[str]:
+    """The commands behind a run so far, this one last; one that says no more than "go on" is not repeated."""
+    earlier = manifest_of(out, "begun").get("commands", []) if resumed else []
+    own = config.command() if not resumed else f"{config.command()} --resume"
+    return [*earlier, *([own] if own not in earlier else [])]
+
+
+def _write_cost(out: Path) -> None:
+    """Peak memory of the processes so far, the largest of them."""
+    file = out / "cost.json"
+    spent = {"peak_memory_mib": devices.peak_memory(), "gpu_memory_mib": devices.peak_gpu_memory()}
+    with suppress(OSError, ValueError, AttributeError):  # none yet
+        before = json.loads(file.read_text(encoding="utf-8"))
+        spent = {key: max(value, float(before.get(key) or 0)) for key, value in spent.items()}
+    write_text(file, json.dumps({key: round(value, 1) for key, value in spent.items()}) + "\n")
+
+
 def _advice(config: TrainConfig, out: Path) -> str:
     if not (out / "config.yaml").exists():  # nothing says yet what to go on with
         return "nothing was begun: mend that, then give the same command again"
@@ -164,16 +185,18 @@ class _Loop:
         assert options.out is not None
         self.processes, self.speaks = processes, processes is None or processes.rank == 0
         self.out, self.config, self.images, self.report = options.out, config, images, report
+        self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.prepared = prepare(config, options.device, number)
         self.fabric, self.learner, self.optimizer = (p := self.prepared).fabric, p.learner, p.optimizer
         learner, optimizer = self.learner, self.optimizer
         if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
+        self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
         self.across: Processes | None = None  # where samples are compared across processes
-        if processes is not None and config.across:
+        if processes is not None and config.across == "all":
             why = learner.not_spread()
             self.across = None if why else processes
             if why:
@@ -242,7 +265,8 @@ class _Loop:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             for index in self.order(epoch)[position:]:
                 began = time.monotonic()
-                self.train_step(index)
+                with self.may_fail():
+                    self.train_step(index)
                 self.seconds += time.monotonic() - began
                 if shown is not None:
                     shown[1].advance(self.step)
@@ -256,6 +280,24 @@ class _Loop:
                     saved_at = time.monotonic()
                 if stop:
                     return
+
+    @contextmanager
+    def may_fail(self) -> Generator[None]:
+        """A step in which a black box may give no answer: then the run is saved as it was before the step.
+
+        Raises:
+            RunError: it gave none.
+        """
+        before = checkpoint.rng_state() if self.boxes else {}
+        try:
+            yield
+        except BlackBoxError as error:
+            checkpoint.set_rng_state(before)
+            self.save()
+            raise RunError(
+                f"{error} in step {self.step + 1}; the run is saved as it was before: mend that, then go on with: "
+                f"{self.resume_command}"
+            ) from error
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""

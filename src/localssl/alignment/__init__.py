@@ -7,7 +7,7 @@ rule; ``optimal_feedback`` is the optimum of Definition 3.4.
 from __future__ import annotations
 
 from localssl.alignment.decomposition import DECOMPOSITION, decompose
-from localssl.alignment.fitting import fit_projections
+from localssl.alignment.fitting import fit_projections, mean_losses
 from localssl.alignment.measurement import measure
 from localssl.alignment.optimum import optimal_feedback
 from localssl.alignment.quantities import OVER_BATCHES, QUANTITIES, LayerAlignment, compare
@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     "decompose",
     "fit_projections",
+    "mean_losses",
     "measure",
     "optimal_feedback",
     "shared_negatives",

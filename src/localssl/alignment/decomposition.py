@@ -48,6 +48,7 @@ def decompose(
     against: Learner | None = None,
     gates: Literal["fixed", "own"] = "fixed",
     epochs: int = 30,
+    settled: Learner | None = None,
 ) -> list[Limit]:
     """1 − cosine of a rule's weight gradients with backpropagation's, in parts that sum exactly, below the last block.
 
@@ -62,14 +63,16 @@ def decompose(
         against: whose last-layer loss is backpropagated; None: the learner's own.
         gates: "fixed": those of the present B for all three; "own": each B with its own.
         epochs: passes over ``fit`` for B̂; objective and lag depend on them where it has not settled.
+        settled: a learner whose projections are B̂, however they were fitted; None: fitted here.
 
     Raises:
         UsageError: no local score rule, the rule ``optimum``, or no batch.
     """
     rule = score_rule(learner)
     fitting = [tuple(batch) for batch in fit]
-    settled = copy.deepcopy(learner, {id(learner.encoder): learner.encoder})
-    fit_projections(settled, fitting, epochs)
+    if settled is None:
+        settled = copy.deepcopy(learner, {id(learner.encoder): learner.encoder})
+        fit_projections(settled, fitting, epochs)
     candidates: dict[str, Matrices] = {
         "optimum": optimal_feedback(learner, fitting, against),
         "settled": matrices(settled),

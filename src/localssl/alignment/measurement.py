@@ -14,6 +14,7 @@ from localssl.alignment import references
 from localssl.alignment.fitting import fit_projections
 from localssl.alignment.quantities import LayerAlignment, Products, products, summarise
 from localssl.alignment.signals import Gradients, Pair, Signals, shared, to_pair
+from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.inputs import Inputs
@@ -64,6 +65,12 @@ def measure(
         raise UsageError(f"measure takes an Encoder, got a {type(encoder).__name__}; see Encoder.from_blocks")
     if not any(p.requires_grad for p in encoder.parameters()):
         raise UsageError("no weight of the encoder requires a gradient; call encoder.requires_grad_(True) first")
+    if boxes := black_boxes(encoder.blocks):
+        number, box = boxes[0]
+        raise UsageError(
+            f"alignment compares with backpropagation, and black box {box.name!r} in block {number} has no derivative; "
+            f"measure a differentiable twin"
+        )
     batches = iter(data)
     first = next(batches, None)
     if first is None:
@@ -76,7 +83,7 @@ def measure(
     for number, batch in enumerate(chain([first], batches)):
         everyone = [*learners.values(), *(a.learner for a in against.values())]
         pair = shared(everyone, batch)
-        samples = {learner.inputs: learner.inputs(*pair) for learner in everyone}
+        samples = {learner.inputs: learner.enter(*pair) for learner in everyone}
         found = _gradients(encoder, pair, samples, learners, against)
         _finite(found, number + 1)
         if number == 0:

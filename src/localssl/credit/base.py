@@ -53,7 +53,13 @@ class Step:
 
 
 class Credit:
-    """Base of all: the gradient of the sum of the losses, as far as the graph of ``activities`` reaches."""
+    """Base of all: the gradient of the sum of the losses, as far as the graph of ``activities`` reaches.
+
+    Attributes:
+        crosses: whether errors go from one block to another, and so need the derivative of all that lies in a block.
+    """
+
+    crosses = True
 
     def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         """Parts of its own (feedback matrices, say), by key, next to the rule's; ``dims[l]``: length of readout l."""

@@ -54,7 +54,8 @@ class DirectFeedbackAlignment(Local):
             F.linear(top, matrix.weight).to(z.dtype)  # pyright: ignore[reportArgumentType]
             for z, matrix in zip(batch.z, step.projections["direct"], strict=False)
         ]
-        torch.autograd.backward([losses.sum(), *batch.z[:-1]], [None, *errors])
+        told = [(z, e) for z, e in zip(batch.z, errors, strict=False) if z.requires_grad]  # not a black box's own block
+        torch.autograd.backward([losses.sum(), *(z for z, _ in told)], [None, *(e for _, e in told)])
         yield losses.detach()
 
 
@@ -66,6 +67,8 @@ class FeedbackAlignment(Local):
     modules (that of the first layer is never used: nobody asks for the error of the images). Other modules' derivatives
     are exact.
     """
+
+    crosses = True
 
     @override
     def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:

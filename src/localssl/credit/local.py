@@ -12,6 +12,8 @@ from localssl.encoders import Encoder, run_block
 class Local(Credit):
     """Every loss goes to its own block."""
 
+    crosses = False
+
     @override
     def activities(self, encoder: Encoder, x: Tensor) -> list[Tensor]:
         outputs: list[Tensor] = []

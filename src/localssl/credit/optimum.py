@@ -24,6 +24,8 @@ class Optimum(Local):
     mean of one sample's squared distance). The last block and its B learn from L itself.
     """
 
+    crosses = True
+
     @override
     def updates(self, step: Step) -> Iterator[Tensor]:
         z: list[Tensor] = step.encoder(step.x)

@@ -32,6 +32,7 @@ class PredictiveCoding(Local):
     ``activities`` are cut before every block, so that ``Learner.losses(...).backward()`` reaches the last block alone.
     """
 
+    crosses = True
     incremental = False
 
     @override

@@ -95,14 +95,16 @@ def spec_for(data: str) -> DataSpec:
 def default_patches(encoder: str, image_size: int) -> tuple[int, ...] | None:
     """Patches that fit a named encoder at an image size; the vgg6 ones are paper Table A2's at 32, 64 and 96.
 
+    None, the mean over all positions, for those whose maps are not known here.
+
     Raises:
         UsageError: an image size that the encoder's pooling does not divide.
     """
-    if encoder == "mlp":
-        return None
     if encoder in NETS:
         return NETS[encoder].probed
-    multiple = {"vgg6": 32, "vgg5": 8}[encoder]
+    multiple = {"vgg6": 32, "vgg5": 8}.get(encoder)
+    if multiple is None:
+        return None
     if image_size % multiple:
         raise UsageError(
             f"{encoder} needs an image size that is a multiple of {multiple}, got {image_size}; "

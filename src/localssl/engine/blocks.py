@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from localssl.encoders import Encoder, LengthNorm, Standardise
+from localssl.blocks import BlackBox
+from localssl.encoders import Encoder
+from localssl.layers import LengthNorm, Standardise
 
-HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise)  # nothing to learn, nothing drawn
+HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox)  # nothing to learn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
@@ -39,7 +41,9 @@ def parts(block: nn.Module) -> Block | str:
     head: list[nn.Module] = []
     while rest and type(rest[0]) in HEADS:
         head.append(rest.pop(0))
-    layer = rest.pop(0) if rest else None
+    if not rest:
+        return "it has no weights"
+    layer = rest.pop(0)
     if type(layer) not in (*CONVOLUTIONS, nn.Linear):
         return f"it begins with {type(layer).__name__}, not with a convolution or a linear layer"
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)

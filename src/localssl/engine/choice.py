@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from localssl import credit
+from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
 from localssl.engine.blocks import plan
 from localssl.engine.three_factor import ThreeFactor
@@ -33,6 +34,9 @@ def choose(engine: str, encoder: Encoder, rule: Rule) -> Chosen:
     why = None if engine == "autograd" else refusal(encoder, rule)
     if engine == "autograd" or (engine == "auto" and why):
         return Chosen(credit.of(rule.credit), "autograd", why)
+    if engine == "hebbian-lean" and (boxes := black_boxes(encoder.blocks)):
+        number, box = boxes[0]
+        why = f"it runs blocks twice, and black box {box.name!r} in block {number} may answer otherwise then"
     if why:
         raise UsageError(f"engine {engine!r}: {why}; use engine 'auto' or 'autograd'")
     return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from localssl import readout
+from localssl.blocks import black_boxes
 from localssl.credit import Step
 from localssl.credit.local import Local
 from localssl.engine import factors
@@ -23,7 +24,7 @@ class ThreeFactor(Local):
     Where every reference is the layer's own readout, a block runs, its gradients are yielded to be applied and freed,
     and only then does the next one run, on the activity from before. Where a reference lies above, ``lean`` runs all
     blocks once for the references and then does the same; otherwise they run once, and of each its input, output and
-    route are kept.
+    route are kept. With black boxes they always run once, and before anything learns.
     """
 
     def __init__(self, lean: bool = False):
@@ -40,7 +41,9 @@ class ThreeFactor(Local):
             yield from super().updates(step)
             return
         asked = above(rule, len(blocks))
-        if asked and not self.lean:
+        if (
+            asked or black_boxes(step.encoder.blocks)
+        ) and not self.lean:  # a box that fails must fail before any change
             kept = list(_in_turn(blocks, step.x))
             known = {i: _read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
             passes = _handed_over(kept)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from localssl.experiments import (
     better_rule,
+    brain,
+    cheap_b,
     cifar10,
     demo,
     demo_search,
@@ -16,6 +18,7 @@ from localssl.experiments import (
     lpl_cifar10,
     pc_mnist,
     scff_mnist,
+    settled,
     staleness,
     table_a4,
     tables,
@@ -25,7 +28,7 @@ from localssl.experiments import (
 )
 from localssl.experiments.cells import Settings
 
-__all__ = ["EXPERIMENTS", "PAPER_SCALE", "Settings"]
+__all__ = ["EXPERIMENTS", "KEPT_SCALE", "PAPER_SCALE", "Settings"]
 
 EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "demo": demo.run,
@@ -34,12 +37,16 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "fig3a": theory_figures.fig3a,
     "figA1": fig_a1.run,
     "fig3b": fig3b.run,
+    "settled": settled.run,
     "fig4b": theory_figures.fig4b,
     "fig4c": fig4c.fig4c,
     "figA2": fig4c.fig_a2,
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
     "better-rule-final": better_rule.final,
+    "brain": brain.run,
+    "cheap-b": cheap_b.screen,
+    "cheap-b-final": cheap_b.final,
     "ff-mnist": ff_mnist.run,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
@@ -57,3 +64,4 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
 }
 
 PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}
+KEPT_SCALE = {"table2", "tableA3", "fig5"}  # what can be said of a comparison that was run with other settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import sys
 import time
@@ -171,19 +170,3 @@ def _installed(file: str) -> bool:
     return any(part in ("site-packages", "dist-packages") for part in Path(file).parts) or file.startswith(
         str(Path(os.__file__).parent)
     )
-
-
-def peak_memory() -> float:
-    """Largest resident set of this process so far, in MiB.
-
-    Linux's VmHWM, which a new program begins at 0; ``getrusage`` there hands on what the parent held.
-    """
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    except OSError:
-        found = None
-    if found is not None:
-        return int(found[1]) / 1024
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

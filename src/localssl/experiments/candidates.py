@@ -13,23 +13,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl import alignment, evaluate, losses, rules
+from localssl import evaluate, losses, rules
 from localssl.config import TrainConfig
-from localssl.data.sources import Images, shuffled
-from localssl.experiments import prediction
+from localssl.experiments import prediction, screening
 from localssl.experiments.cells import Cell, Settings, run_cells
-from localssl.probe import fast_probe, features
+from localssl.experiments.screening import BATCHES, EPOCHS, IMAGES, LR, PATCHES, file_name
 from localssl.projections import Dense
 from localssl.references import Last, Own, Reference, take
 from localssl.report import scatter_figure
 from localssl.rules.base import Batch, Projections, ScoreRule
-from localssl.run import Run
 from localssl.stats import t_interval
-
-IMAGES, EPOCHS, LR = 20_000, 3, 1e-3  # the rate that clapp++both was given by its own search
-HELD_OUT, LABELS = 5_000, 10_000  # training images that the screening is judged on, and that the probe is fitted on
-BATCHES, FIT_BATCHES = 10, 100
-PATCHES = (4, 4, 4, 2, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +174,7 @@ FINALISTS = (  # and the screening's best two, by the sum of ranks in accuracy a
 
 def screen(settings: Settings) -> None:
     """Train every candidate once at width 0.125; alignment and accuracy on held-out training images."""
-    cells = [Cell(_file(name), _config(settings, name, 0.125, 0), measure) for name in TRIED]
+    cells = [Cell(file_name(name), _config(settings, name, 0.125, 0), screening.measure) for name in TRIED]
     records = run_cells(cells, settings)
     blocks = range(1, len(records[0]["cosines"]))
     rows: list[list[object]] = []
@@ -212,7 +205,7 @@ def final(settings: Settings) -> None:
     """The best of the screening and clapp++both at width 0.25, paired seeds; alignment and accuracy on test images."""
     seeds = range(settings.seeds or 5)
     cells = [
-        Cell(f"{_file(name)}-s{seed}", _config(settings, name, 0.25, seed), measure_final)
+        Cell(f"{file_name(name)}-s{seed}", _config(settings, name, 0.25, seed), screening.measure_final)
         for seed in seeds
         for name in FINALISTS
     ]
@@ -245,62 +238,6 @@ def _value(record: dict[str, Any], what: str) -> float:
     return sum(cosines) / len(cosines)
 
 
-def _file(name: str) -> str:
-    return "".join(c if c.isalnum() or c == "+" else "-" for c in name).replace("--", "-")
-
-
 def _config(settings: Settings, name: str, width: float, seed: int) -> TrainConfig:
     rule, patches = TRIED[name]
-    return TrainConfig(
-        rule=rule,
-        data="cifar10",
-        data_root=settings.data_root,
-        limit_images=IMAGES,
-        width=width,
-        patches=patches,
-        lr=LR,
-        epochs=EPOCHS,
-        seed=seed,
-        threads=settings.threads_per_job(),
-        out=settings.out / "runs" / f"{_file(name)}-w{width:g}-s{seed}",
-        resume=True,
-        probe_every=0,
-    )
-
-
-def measure(run: Run, settings: Settings) -> dict[str, Any]:
-    """Alignment and a linear probe on held-out training images."""
-    images = run.images("train")
-    unseen = torch.as_tensor(shuffled(len(images))[IMAGES:])  # what --limit-images left out
-    return _measured(run, images.subset(unseen[:HELD_OUT]), images.subset(unseen[HELD_OUT:]))
-
-
-def measure_final(run: Run, settings: Settings) -> dict[str, Any]:
-    """The same on test images."""
-    images = run.images("train")
-    unseen = torch.as_tensor(shuffled(len(images))[IMAGES:])
-    return _measured(run, run.images("test"), images.subset(unseen))
-
-
-def _measured(run: Run, held_out: Images, others: Images) -> dict[str, Any]:
-    """Alignment with bp-clapp++, B^L fitted on the others; probe with one set of patches for all, fitted on 10,000."""
-    learner, _ = run.trained_learner()
-    learner.eval()
-    pairs = evaluate.view_batches(run, held_out, BATCHES, 128, seed=run.config.seed + 2)
-    fit = evaluate.view_batches(run, others, FIT_BATCHES, 128, seed=run.config.seed + 3)
-    rows = alignment.measure(learner.encoder, learner, pairs, "bp-clapp++", fit=fit)
-    labelled = others.subset(torch.arange(LABELS))
-    parts = [
-        features(learner.encoder, part, patches=PATCHES, normalise=run.normalise()) for part in (labelled, held_out)
-    ]
-    result = fast_probe(parts[0], labelled.labels, parts[1], held_out.labels, layers=("all",), knn=False)
-    cosines = [r for r in rows if (r.quantity, r.parameter) == ("cosine", "weights")]
-    return {
-        "cosines": [round(r.mean, 5) for r in cosines],
-        "nulls": [round(r.null, 5) for r in cosines],
-        "reference": rows[0].reference,
-        "accuracy": round(result.rows[0].accuracy, 2),
-        "protocol": result.protocol,
-        "parameters": sum(p.numel() for p in learner.projections.parameters()),
-        "notes": held_out.facts,
-    }
+    return screening.config(settings, name, width, seed, rule=rule, patches=patches)

@@ -45,7 +45,8 @@ class Settings:
         seeds: number of seeds, or None for the experiment's own.
         jobs: cells that run at the same time, each in its own process.
         threads: CPU threads of each; None shares the machine's among the jobs.
-        scale: "cpu", or "paper" for the paper's own sizes where an experiment has both.
+        scale: "cpu", "paper" for the paper's own sizes where an experiment has both, or "kept" for those of the
+            comparison that lies in ``out``.
     """
 
     out: Path

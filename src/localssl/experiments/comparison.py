@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +15,24 @@ import numpy as np
 import torch
 
 from localssl import evaluate, rules
-from localssl.config import TrainConfig, parse_options
+from localssl.config import TrainConfig
 from localssl.data.sources import shuffled
 from localssl.data.specs import default_patches
+from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.errors import UsageError
-from localssl.experiments.apart import FAILED, peak_memory, run_apart
+from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.cells import Part, Settings
+from localssl.experiments.rows import Row, Study, encoder_options, safe, tuples, untrained_row
 from localssl.files import write_text
 from localssl.metrics import read
 from localssl.probe import fast_probe, features
 from localssl.run import Run, check, get_rule, train_split
 from localssl.train import train
 
-UNTRAINED = "untrained"
 SEARCH_SEED = 1000  # no seed of a study
 SEARCH_IMAGES, HELD_OUT = 10_000, 3_000  # at most
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What all rows share. What is None is the data set's or the rule's own default.
-
-    Args:
-        data: as ``localssl train --data``.
-        epochs, width, limit_images, batch_size, patches, precision: as in training.
-        labels: budgets of labels per class of the fast probe.
-        probe_images: the probe fits on this many training images; None: all.
-        protocol: of the probe, "fast" or "paper".
-        align_batches: batches of test images on which alignment is measured; 0: not at all.
-        search_lr: rates tried for every rule on a part of the training images; none: the rule's default.
-        search_epochs: of each trial.
-    """
-
-    data: str
-    epochs: int | None = None
-    width: float = 1.0
-    limit_images: int | None = None
-    batch_size: int = 64
-    patches: tuple[int, ...] | None = None
-    precision: str = "32-true"
-    labels: tuple[str, ...] = ("all",)
-    probe_images: int | None = None
-    protocol: str = "fast"
-    align_batches: int = 10
-    search_lr: tuple[float, ...] = ()
-    search_epochs: int = 2
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Study:
-        """As a cell keeps it."""
-        return cls(**_tuples(values))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: a rule, its options, and what of training differs from the other rows (plain values of TrainConfig)."""
-
-    label: str
-    rule: str
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -102,13 +56,6 @@ class Compared:
     notes: tuple[str, ...] = ()
 
 
-def default_rules(data: str = "") -> list[str]:
-    """Every registered rule but yardsticks, which use what no rule may, and on unlabelled data supervised ones."""
-    found = {name: rules.get(name) for name in rules.names()}
-    labelled = train_split(data) != "unlabeled"
-    return [n for n, rule in found.items() if rule.credit != "optimum" and (labelled or not rule.uses_labels)]
-
-
 def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -> list[Compared]:
     """Train and measure all rows that are not there yet; the untrained encoders come first.
 
@@ -121,8 +68,8 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
         raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
     for row in rows:
         check(_config(study, row, settings, settings.out))
-    encoders = {row.label: _encoder_options(row) for row in rows}
-    untrained = {options: _untrained_row(options) for options in dict.fromkeys(["", *encoders.values()])}
+    encoders = {row.label: encoder_options(row) for row in rows}
+    untrained = {options: untrained_row(options) for options in dict.fromkeys(["", *encoders.values()])}
     found = {
         options: _run([_part(study, row, seed) for seed in range(seeds)], settings)
         for options, row in untrained.items()
@@ -157,30 +104,9 @@ def _reason(records: Sequence[Record]) -> str | None:
     return f"seed {seed}: {reason}" if len(failures) < len(records) else str(reason)
 
 
-def _encoder_options(row: Row) -> str:
-    """The encoder's options under a rule, "late=true norm=length"; "" for the plain encoder."""
-    rule = get_rule(row.rule, dict(row.options))
-    typed = parse_options(row.changes.get("encoder_options", ()), "encoder options")
-    options = {**rule.encoder_options, **typed}
-    return " ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(options.items()))
-
-
-def _untrained_row(options: str) -> Row:
-    label = f"{UNTRAINED} ({options})" if options else UNTRAINED
-    return Row(label, "clapp++", changes={"epochs": 0, "encoder_options": tuple(options.split())})
-
-
-def _safe(label: str) -> str:
-    """A label as a file's name; labels that would share one stay apart by a digest."""
-    safe = re.sub(r"[^\w+.-]+", "_", label).strip("_")
-    if len(safe) > 60:
-        safe = f"{safe[:20]}..{safe[-36:]}"  # of a path its end says most
-    return safe if safe == label else f"{safe}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
-
-
 def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int | None = None) -> Part:
     """The cell of a row and seed; with ``trial``, of a rate in the search, trained on that many images."""
-    name = f"{_safe(row.label)}-s{seed}" if trial is None else f"search-{_safe(row.label)}-lr{lr:g}"
+    name = f"{safe(row.label)}-s{seed}" if trial is None else f"search-{safe(row.label)}-lr{lr:g}"
     rule = get_rule(row.rule, dict(row.options))
     task: Record = {
         "study": dataclasses.asdict(study),
@@ -283,12 +209,7 @@ def _config(study: Study, row: Row, settings: Settings, out: Path) -> TrainConfi
         "resume": True,
         "probe_every": 0,
     }
-    return TrainConfig(**(given | _tuples(row.changes)))
-
-
-def _tuples(values: Mapping[str, Any]) -> Record:
-    """As they were before JSON made lists of tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return TrainConfig(**(given | tuples(row.changes)))
 
 
 def _measured(run: Run, study: Study, row: Row) -> Record:
@@ -333,7 +254,7 @@ def _training_facts(run: Run) -> Record:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     peak = peak_memory()
-    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    gpu = peak_gpu_memory()
     learner = run.learner()
     last = (read(run.path) or [{}])[-1]
     seconds, step = float(last.get("seconds") or 0), int(last.get("step") or 0)

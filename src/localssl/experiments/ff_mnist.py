@@ -21,6 +21,7 @@ from localssl.data.sources import open_images
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.files import write_atomic
 from localssl.inputs import LabelInImage
+from localssl.layers import LengthNorm
 from localssl.learner import Learner
 from localssl.report.tables import show
 
@@ -92,7 +93,7 @@ class Study:
         self.learner = Learner(encoder, rule, self.images.shape[1:])
         self.readout = nn.Linear(sum(WIDTHS[1:]), CLASSES, bias=False)
         nn.init.zeros_(self.readout.weight)
-        self.norm = encoders.LengthNorm()
+        self.norm = LengthNorm()
         assert isinstance(self.learner.inputs, LabelInImage)
         self.neutral = self.learner.inputs.neutral
         self.optimiser = torch.optim.SGD(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -78,16 +79,20 @@ def _rows(epoch: str, line: str, cosines: list[list[float]], nulls: list[list[fl
     return found
 
 
-def train(settings: Settings, line: str, seed: int) -> dict[str, Any]:
-    """One cell: train by one rule, measure on the way, and with the two local rules decompose at the end."""
-    rule, fixed = LINES[line]
+def data(settings: Settings) -> tuple[Images, Images, str]:
+    """Training and test images, and their name: MNIST, or where it is not there the embedded digits."""
     try:
         images = open_images("mnist", root=settings.data_root, image_size=28)
-        test, name = open_images("mnist", "test", root=settings.data_root, image_size=28), "MNIST"
+        return images, open_images("mnist", "test", root=settings.data_root, image_size=28), "MNIST"
     except UsageError as error:
         print(f"{error}; using the embedded digits instead")
         images, test = (open_images("digits", split, image_size=28) for split in ("train", "test"))
-        name = "digits (enlarged to 28 × 28)"
+        return images, test, "digits (enlarged to 28 × 28)"
+
+
+def epochs(images: Images, line: str, seed: int) -> Iterator[tuple[int, Learner]]:
+    """A line's training: the learner after 0, 1, … epochs, always the same object."""
+    rule, fixed = LINES[line]
     torch.manual_seed(seed)
     encoder = encoders.mlp(CROP * CROP, WIDTHS)
     learner = Learner(encoder, rules.get(rule, f="softplus", margin=0.0), (CROP * CROP,))
@@ -95,21 +100,31 @@ def train(settings: Settings, line: str, seed: int) -> dict[str, Any]:
         for module in learner.parts["feedback"][:-1]:
             module.requires_grad_(False)
     optimiser = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=LR, fused=True)
-    held_out = _pairs(test, TEST_BATCHES, seed)
+    yield 0, learner
+    for epoch in range(EPOCHS[-1]):
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        for index in torch.randperm(len(images), generator=generator).split(BATCH):
+            if len(index) == BATCH:
+                learner.accumulate_grads(*views(images.batch(index), generator))
+                optimiser.step()
+                optimiser.zero_grad()
+        yield epoch + 1, learner
+
+
+def train(settings: Settings, line: str, seed: int) -> dict[str, Any]:
+    """One cell: train by one rule, measure on the way, and with the two local rules decompose at the end."""
+    rule, fixed = LINES[line]
+    images, test, name = data(settings)
+    held_out = pairs(test, TEST_BATCHES, seed)
     found: dict[str, Any] = {"data": name, "cosines": {}, "nulls": {}}
-    for epoch in range(EPOCHS[-1] + 1):
+    learner: Learner | None = None
+    for epoch, learner in epochs(images, line, seed):
         if epoch in EPOCHS:
             found["cosines"][str(epoch)], found["nulls"][str(epoch)] = _cosines(learner, held_out)
             print(f"epoch {epoch}: {' '.join(f'{c:.3f}' for c in found['cosines'][str(epoch)])}", flush=True)
-        if epoch < EPOCHS[-1]:
-            generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-            for index in torch.randperm(len(images), generator=generator).split(BATCH):
-                if len(index) == BATCH:
-                    learner.accumulate_grads(*_views(images.batch(index), generator))
-                    optimiser.step()
-                    optimiser.zero_grad()
+    assert learner is not None
     if rule != "optimum" and not fixed:
-        fit = _pairs(images, FIT_BATCHES, seed + 1)
+        fit = pairs(images, FIT_BATCHES, seed + 1)
         found["limits"] = [
             [r.block, r.part, *(round(v, 5) for v in (r.mean, r.low, r.high)), r.batches]
             for r in decompose(learner, fit, held_out, epochs=FIT_EPOCHS)
@@ -123,13 +138,14 @@ def _cosines(learner: Learner, pairs: list[Pair]) -> tuple[list[float], list[flo
     return [round(r.mean, 6) for r in rows], [round(r.null, 6) for r in rows]
 
 
-def _pairs(images: Images, batches: int, seed: int) -> list[Pair]:
+def pairs(images: Images, batches: int, seed: int, size: int = BATCH) -> list[Pair]:
+    """Two random crops of every image of some batches, drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=generator).split(BATCH)[:batches]
-    return [Pair(*_views(images.batch(index), generator)) for index in chosen if len(index) == BATCH]
+    chosen = torch.randperm(len(images), generator=generator).split(size)[:batches]
+    return [Pair(*views(images.batch(index), generator)) for index in chosen if len(index) == size]
 
 
-def _views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two random crops of every image, flattened, (n, 196) in 0…1."""
     n, side = len(images), images.shape[-1]
     offset = torch.arange(CROP)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import Images, open_images
-from localssl.encoders import Encoder, Standardise
+from localssl.encoders import Encoder
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.files import write_atomic
+from localssl.layers import Standardise
 from localssl.learner import Learner
 
 PUBLISHED, WITHIN = 98.7, 0.3  # % (Chen et al. 2025, table and repository); points

@@ -10,7 +10,8 @@ from localssl import evaluate
 from localssl.errors import RunError
 from localssl.experiments import published
 from localssl.experiments.cells import Settings
-from localssl.experiments.comparison import Compared, Study
+from localssl.experiments.comparison import Compared
+from localssl.experiments.rows import Study
 from localssl.report import comparison, comparison_figure
 from localssl.report.comparison import Interval, Line
 from localssl.report.tables import show
@@ -109,7 +110,7 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
         f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),
-        *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in _elsewhere(compared, study)),
+        *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in elsewhere(compared, study)),
         *(f"{c.row.label} failed: {c.failed}" for c in compared if c.failed),
     ]
     if study.search_lr:
@@ -118,7 +119,7 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     return [text for text in texts if text]
 
 
-def _elsewhere(compared: Sequence[Compared], study: Study) -> list[tuple[str, published.Number]]:
+def elsewhere(compared: Sequence[Compared], study: Study) -> list[tuple[str, published.Number]]:
     """The rules' own publications on these data."""
     rules = [c.row.rule for c in compared if c.baseline and study.data in published.PEERS.get(c.row.rule, {})]
     return [(rule, published.PEERS[rule][study.data]) for rule in dict.fromkeys(rules)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from localssl.data.specs import default_patches, spec_for
 from localssl.errors import UsageError
 from localssl.experiments import published, summary
 from localssl.experiments.cells import Settings
-from localssl.experiments.comparison import Compared, Row, Study, compare
+from localssl.experiments.comparison import Compared, compare
+from localssl.experiments.rows import Row, Study, of_rule
 from localssl.report import ablation_figure, comparison
 from localssl.report.comparison import Interval, plus_minus
 from localssl.report.tables import show
@@ -22,7 +23,7 @@ from localssl.stats import t_interval
 
 CPU = Study("cifar10", epochs=2, width=0.25, probe_images=20_000)
 PAPER = Study("", epochs=published.EPOCHS, batch_size=published.BATCH, protocol="paper")
-SEEDS = {"cpu": 2, "paper": 4}
+SEEDS = {"cpu": 2, "kept": 2, "paper": 4}
 PAPER_LR = {"lr": published.LR}
 TABLE2 = {  # the paper's row: the rule
     "BP-CLAPP++": ("bp-clapp++", {}),
@@ -39,8 +40,18 @@ TABLE2 = {  # the paper's row: the rule
     "CLAPP++both": ("clapp++both", {}),
 }
 _CE, _CLAPP, _LPL = (  # Table A4
-    {"epochs": epochs, "batch_size": batch, "lr": lr, "weight_decay": decay}
-    for (epochs, batch, lr), decay in ((published.A4_CE, 1e-4), (published.A4_CLAPP, 0.0), (published.A4_LPL, 1e-4))
+    {
+        "epochs": epochs,
+        "batch_size": batch,
+        "lr": lr,
+        "weight_decay": decay,
+        "optimizer": "adam-l2" if decay else "adam",
+    }
+    for (epochs, batch, lr), decay in (
+        (published.A4_CE, published.A4_DECAY),
+        (published.A4_CLAPP, 0.0),
+        (published.A4_LPL, published.A4_DECAY),
+    )
 )
 TABLE_A3: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cross-entropy, BP": ("bp", {}, _CE),
@@ -55,37 +66,43 @@ TABLE_A3: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def table2(settings: Settings) -> None:
     """Table 2: every rule's accuracy beside the published one (CIFAR-10 at width 0.25; --scale paper: all three)."""
     changes = PAPER_LR if settings.scale == "paper" else {}
-    rows = {name: _row(rule, options, changes) for name, (rule, options) in TABLE2.items()}
+    rows = {name: of_rule(rule, options, changes) for name, (rule, options) in TABLE2.items()}
     _beside("table2", rows, published.TABLE2, ("cifar10", "stl10", "tiny-imagenet"), settings)
 
 
 def table_a3(settings: Settings) -> None:
     """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies."""
     paper = settings.scale == "paper"
-    rows = {name: _row(rule, options, own if paper else {}) for name, (rule, options, own) in TABLE_A3.items()}
+    rows = {name: of_rule(rule, options, own if paper else {}) for name, (rule, options, own) in TABLE_A3.items()}
     _beside("tableA3", rows, published.TABLE_A3, ("cifar10", "stl10"), settings)
 
 
-def _row(rule: str, options: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
-    """Named as ``localssl compare`` does, so that its cells serve here."""
-    words = [rule, *(f"{k}={v}" for k, v in options.items())]
-    return Row(" ".join(words), rule, options, changes)
-
-
 def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, Settings]]:
-    """What to run where: by data set at the paper's scale, else the settings of the cells that are there already."""
+    """What to run where: by data set at the paper's scale, else on CIFAR-10 or as the comparison that is there.
+
+    Raises:
+        UsageError: the folder holds a comparison of other settings, or, where it is asked for, none.
+    """
     if settings.scale == "paper":
         return {d: (replace(PAPER, data=d), replace(settings, out=settings.out / "paper" / d)) for d in data}
-    study = _stored(settings.out) or CPU
+    found = _stored(settings.out)
+    if settings.scale == "kept" and found is None:
+        raise UsageError(f"--scale kept: {settings.out} holds no comparison; make one with localssl compare --out")
+    if settings.scale == "cpu" and found not in (None, CPU):
+        mine, theirs = asdict(CPU), asdict(found)
+        differences = ", ".join(f"{k} {theirs[k]!r} for {mine[k]!r}" for k in mine if mine[k] != theirs[k])
+        raise UsageError(
+            f"{settings.out} holds a comparison of other settings ({differences}); use another --out, or --scale kept "
+            f"to go on with those"
+        )
+    study = found or CPU
     return {study.data: (study, settings)}
 
 
 def _stored(out: Path) -> Study | None:
+    """The settings of the comparison in a folder."""
     for file in sorted((out / "cells").glob("untrained*.json")):
-        task = json.loads(file.read_text(encoding="utf-8"))["task"][0]
-        study = Study.of(task["study"])
-        print(f"{out} holds a comparison on {study.data} already: its settings are kept", flush=True)
-        return study
+        return Study.of(json.loads(file.read_text(encoding="utf-8"))["task"][0]["study"])
     return None
 
 
@@ -140,9 +157,9 @@ def _beside(
             c = by_label[known[n].label]
             number = numbers[n].get(d)
             values = [summary.accuracy(r, "all", study.labels[-1]) for r in c.records]
-            verdict = _verdict(number, values, c, study)
+            mark = verdict(number, values, c, study)
             ours = "failed" if c.failed else plus_minus(t_interval(values))
-            shown.append([n, c.row.label, d, "" if number is None else str(number), ours, verdict])
+            shown.append([n, c.row.label, d, "" if number is None else str(number), ours, mark])
             if number is not None:
                 hows.setdefault(n, number.how)
     header = ["published as", "rule", "data", "published (%)", "ours (%)", "mark"]
@@ -155,7 +172,14 @@ def _beside(
     summary.check(failed, settings.out)
 
 
-def _verdict(number: published.Number | None, values: Sequence[float], c: Compared, study: Study) -> str:
+def verdict(number: published.Number | None, values: Sequence[float], c: Compared, study: Study) -> str:
+    """Whether a row reproduces a published number, in a few words.
+
+    Args:
+        number: the published one, or None.
+        values: ours, one a seed.
+        c, study: the row and the study they are from.
+    """
     if c.failed:
         return c.failed
     if number is None:
@@ -188,8 +212,8 @@ def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
     spec = spec_for(study.data)
     patches = study.patches or default_patches(spec.encoder, spec.image_size or 32)
     averaged = {"patches": [*(patches or ())[:-1], 1000]}  # larger than the map: as large as the map
-    illing, clapp = _row("clapp-illing", {}, changes), _row("clapp", {}, changes)
-    pp, dfb, both, bp = (_row(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
+    illing, clapp = of_rule("clapp-illing", {}, changes), of_rule("clapp", {}, changes)
+    pp, dfb, both, bp = (of_rule(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
     first, views, spatial = "CLAPP, last layer", "+ SimCLR views, all layers", "+ spatial dependence (CLAPP++)"
     feedback, end = "+ direct feedback (CLAPP++DFB)", "end to end (BP-CLAPP++)"
 
@@ -205,7 +229,7 @@ def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
         Bar(feedback, dfb, "all", spatial, True),
         Bar("both references (CLAPP++both)", both, "all", spatial, True),
         Bar(end, bp, "all", spatial),
-        Bar("end to end, spatial dependence", _row("bp-clapp++", {"spatial": True}, changes), "all", end),
+        Bar("end to end, spatial dependence", of_rule("bp-clapp++", {"spatial": True}, changes), "all", end),
         Bar("CLAPP++, last layer averaged", last(pp), "all", spatial),
         Bar("CLAPP++DFB, last layer averaged", last(dfb), "all", feedback),
     ]
@@ -232,11 +256,11 @@ def fig5(settings: Settings) -> None:
         step = t_interval([a - b for a, b in zip(mine, other, strict=True)]) if mine and other else None
         number = published.FIG5.get(bar.name, {}).get(study.data)
         ours: Interval | None = t_interval(mine) if mine else None
-        verdict = "" if number is None else _verdict(number, mine, c, study)
+        mark = "" if number is None else verdict(number, mine, c, study)
         shown = plus_minus(ours) if ours else "failed"
         against = bar.against if step else ""
         paper_says = "" if number is None else str(number)
-        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", verdict])
+        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", mark])
         drawn.append(
             ablation_figure.Bar(bar.name, ours, number and number.accuracy, number and number.half, bar.guided)
         )

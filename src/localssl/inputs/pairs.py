@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl.encoders import Standardise
 from localssl.inputs.base import Inputs
 
 
 @dataclass(frozen=True)
 class Pairs(Inputs):
-    """n positive pairs, then n negative ones (Chen et al. 2025), each as the mean of its two standardised halves.
+    """n positive pairs, then n negative ones (Chen et al. 2025), each as the mean of its two halves.
 
     Positive: image i beside itself; negative: image i beside image (i + s) mod n, one s uniform in 1..n-1 a batch. The
     source sends both halves l and r through one kernel, a = W*l + W*r + 2b = 2 (W*(l + r)/2 + b): the block is linear
     up to its drive, so the mean may enter in place of the pair, and an image by itself stands for (x, x). The factor 2
-    is the rule's business. The source also standardises each pair once more, over both halves; without padding that
+    is the rule's business. The halves come standardised by themselves (encoder option ``paired``). The source also
+    standardises each pair once more, over both halves; without padding that
     multiplies by sqrt((2D - 1)/(2D - 2)), D numbers an image, and is left out.
 
     Args:
@@ -33,9 +33,7 @@ class Pairs(Inputs):
     def __call__(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        standardise = Standardise()
-        left = standardise(view_a)
-        right = left if self.halves == "same" else standardise(view_b)
+        left, right = view_a, view_a if self.halves == "same" else view_b
         shift = int(torch.randint(1, len(left), ()))
         return torch.cat((left + right, left + right.roll(-shift, 0))) / 2
 
@@ -44,7 +42,8 @@ class Pairs(Inputs):
 class NoisyCopies(Inputs):
     """Copies of view a under dropout (Zhu et al. 2025), copy by copy: (copies * n, ...), image b's are b, n + b, ….
 
-    View b is not used. The probe sees images without noise.
+    The source batch-normalises images before it makes them noisy (encoder option ``paired``). View b is not used. The
+    probe sees images without noise.
 
     Args:
         copies: of each image, two or more.

@@ -69,7 +69,7 @@ def reference(
         references: the ``references`` of an earlier result, to hold c fixed while weights move.
         labels: (n,), for supervised rules.
         samples: what enters the first block, where that is not the two views, stacked (see ``localssl.inputs``).
-        norm: what every block's input goes through first, "length" or "standardise".
+        norm: what every block's input goes through first, "length" or "standardise" (for Stochastic FF "batch", too).
         options: the rule's own, as in ``localssl.rules.get``.
 
     Raises:

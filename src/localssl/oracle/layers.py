@@ -108,6 +108,20 @@ def normalised(z: Array, norm: str | None) -> Array:
     raise ValueError(f"no such norm: {norm!r}")
 
 
+def batch_normalised(zs: list[Array], norm: str | None) -> list[Array]:
+    """All samples as a block's norm leaves them; "batch": (z - mean)/sqrt(var + 1e-5), over a channel."""
+    if norm != "batch":
+        return [normalised(z, norm) for z in zs]
+    out = [np.zeros_like(z) for z in zs]
+    for c in range(len(zs[0])):
+        numbers = [float(v) for z in zs for v in z[c].flat]
+        mean = sum(numbers) / len(numbers)
+        var = sum((v - mean) ** 2 for v in numbers) / len(numbers)
+        for z, to in zip(zs, out, strict=True):
+            to[c] = (z[c] - mean) / math.sqrt(var + 1e-5)
+    return out
+
+
 def forward_all(blocks: list[Block], sample: Array, norm: str | None = None) -> list[Trace]:
     """One sample through all blocks: one trace per block; ``norm`` is that of every block's input."""
     traces: list[Trace] = []

@@ -14,15 +14,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from localssl.oracle.layers import Array, forward_all, gate, hebbian
+from localssl.oracle.layers import Array, LinearBlock, Trace, batch_normalised, forward, gate, hebbian
 from localssl.oracle.result import Reference, Result, Task
 
 
 def stochastic_ff(
-    task: Task, copies: int = 4, dropout: float = 0.2, channels: int | Sequence[int] = (30, 20, 10)
+    task: Task,
+    copies: int = 4,
+    dropout: float = 0.2,
+    channels: int | Sequence[int] = (30, 20, 10),
+    paired: bool = False,
 ) -> Result:
-    """Losses and gradients; samples are copy by copy, (copies * n, ...). Dropout and channels have had their effect."""
-    traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
+    """Losses and gradients; samples are copy by copy, (copies * n, ...). Dropout and channels have had their effect.
+
+    ``paired`` is the encoder's: the first block has no norm, as images are normalised before they are made noisy.
+    """
+    traces: list[list[Trace]] = [[] for _ in task.samples]
+    entering = list(task.samples)
+    if isinstance(task.blocks[0], LinearBlock):
+        entering = [x.reshape(-1) for x in entering]
+    for number, block in enumerate(task.blocks):
+        given = entering if paired and number == 0 else batch_normalised(entering, task.norm)
+        for trace, x in zip(traces, given, strict=True):
+            trace.append(forward(block, x))
+        entering = [trace[-1].z for trace in traces]
     n = len(traces) // copies
     result = Result(np.zeros(len(task.blocks)), [], {})
     for layer, block in enumerate(task.blocks):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from localssl.pipeline.assembly import Setup
 from localssl.pipeline.first import First, begun
-from localssl.pipeline.link import Lost
 from localssl.pipeline.split import divide
 
-__all__ = ["First", "Lost", "Setup", "begun", "divide"]
+__all__ = ["First", "Setup", "begun", "divide"]

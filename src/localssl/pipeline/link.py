@@ -16,17 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from localssl.errors import RunError
+from localssl.parallel import guarded
 
 T = TypeVar("T")
 AHEAD = 2  # messages that a stage may have sent before the first of them is taken
 ACTIVITY, CONTEXT, REPORT = 1, 2, 3  # tags
 ALIGNMENT = 64  # bytes, PyTorch's own: from another place the same product may have other last digits
 BATCH, END = 0, 1  # orders; all others are the business of those who give and take them
-
-
-class Lost(RunError):
-    """Another process of the run is gone."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,6 @@ def laid_out(flat: Tensor, shape: Sequence[int]) -> Tensor:
         return flat.view(tuple(shape))
     n, channels, height, width = shape
     return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
-
-
-def guarded(call: Callable[[], T]) -> T:
-    """Call what may find that another process is gone.
-
-    Raises:
-        Lost: it is.
-    """
-    try:
-        return call()
-    except RuntimeError as error:
-        raise Lost("another process of the run ended before its time") from error
 
 
 class Groups(NamedTuple):

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 
 from localssl import interrupts
 from localssl.errors import RunError, UsageError
-from localssl.pipeline.link import Lost
+from localssl.parallel import Lost
 
 START = "spawn"  # CUDA allows no other
 PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once

@@ -11,9 +11,9 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 def step() -> str:
     """Time of a training step against backpropagation's."""
-    rows = _rows("step")
+    found = rows("step")
     lines = ["| rule | engine | layout | views | width | ratio | 95 % | repeats |", "|---|---|---|---|---|---|---|---|"]
-    for r in rows:
+    for r in found:
         views = "included" if r["views"] else "given"
         lines.append(
             f"| {r['rule']} | {r['engine']} | {r['layout']} | {views} | {r['width']:g} | {r['ratio']:.3f} "
@@ -31,15 +31,15 @@ def memory() -> str:
     lines += [
         f"| {r['rule']} | {r['engine']} | {r['projection']} | {r['width']:g} | {r['depth']} | {r['activity']:,.1f} "
         f"| {r['activity_ratio']:.2f} | {r['total']:,.0f} | {r['total_ratio']:.2f} |"
-        for r in _rows("memory")
+        for r in rows("memory")
     ]
     return "\n".join([*lines, "", _source("memory")])
 
 
 def pipeline() -> str:
     """Throughput of layer-parallel training against one process."""
-    if not (RESULTS / "pipeline.json").is_file():
-        return "Not measured yet: `python benchmarks/pipeline.py --out benchmarks/results/pipeline.json`, idle machine."
+    if record("pipeline") is None:
+        return _missing("pipeline")
     lines = [
         "| rule | staleness | processes | blocks of each | width | images/s | of one | times | 95 % | repeats |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -48,22 +48,96 @@ def pipeline() -> str:
         f"| {r['rule']} | {r['staleness']} | {r['processes']} | {' + '.join(map(str, r['split']))} | {r['width']:g} "
         f"| {r['images_per_second']:.0f} | {r['images_per_second_alone']:.0f} | {r['ratio']:.2f} "
         f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} |"
-        for r in _rows("pipeline")
+        for r in rows("pipeline")
     ]
     return "\n".join([*lines, "", _source("pipeline").replace(" 1 threads", " one thread a process")])
 
 
-def _record(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def parallel() -> str:
+    """Seconds and bytes of a step in several processes, by what they exchange."""
+    if record("parallel") is None:
+        return _missing("parallel")
+    lines = [
+        "| rule | width | processes | exchange | ms a step | ms of one with the whole batch | times as fast "
+        "| MB sent by each | share of communication |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['rule']} | {r['width']:g} | {r['processes']} | {r['exchange']} | {1e3 * r['seconds']:.1f} "
+        f"| {1e3 * r['one']:.1f} | {r['speedup']:.2f} | {r['bytes_sent'] / 1e6:.2f} "
+        f"| {r['share_of_communication']:.2f} |"
+        for r in rows("parallel")
+    ]
+    return "\n".join([*lines, "", _source("parallel").replace(" 1 threads", " one thread a process")])
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    return _record(name)["rows"]
+def growth() -> str:
+    """Exponents of time and memory along every axis, beside those of the arithmetic."""
+    found = record("growth")
+    if found is None:
+        return _missing("growth")
+    lines = ["| axis | rule | time | by products | by parameters | activity | arithmetic | total | arithmetic |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for axis, rule in dict.fromkeys((e["axis"], e["rule"]) for e in found["exponents"]):
+        by = {e["quantity"]: e for e in found["exponents"] if (e["axis"], e["rule"]) == (axis, rule)}
+        time = by["seconds"]
+        cells = [time["exponent"], time["arithmetic"]["products"], time["arithmetic"]["parameters"]]
+        for quantity in ("activity", "total"):
+            cells += [by[quantity]["exponent"], by[quantity]["arithmetic"][quantity]]
+        lines.append(f"| {axis} | {rule} | {' | '.join(f'{c:.2f}' for c in cells)} |")
+    return "\n".join([*lines, "", _source("growth")])
+
+
+def throughput() -> str:
+    """Images a second of the whole loop against its step."""
+    found = record("throughput")
+    if found is None:
+        return _missing("throughput")
+    lines = ["| rule | loop, images/s | of step and views | 95 % | of the step alone | share of views | repeats |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    lines += [
+        f"| {r['rule']} | {r['images_per_second']:,.0f} | {r['of_step_and_views']:.3f} "
+        f"| {r['of_step_and_views_low']:.3f} to {r['of_step_and_views_high']:.3f} | {r['of_step']:.3f} "
+        f"| {r['views_share']:.3f} | {r['n']} |"
+        for r in found["rows"]
+    ]
+    return "\n".join([*lines, "", f"{found['data']}. {_source('throughput')}"])
+
+
+def inactive() -> str:
+    """Shares of inactive samples as training goes on."""
+    found = record("inactive")
+    if found is None:
+        return _missing("inactive")
+    lines = ["| rule | steps | own γ are 0 | leaves no ΔW | by block |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r['rule']} | {r['step']:,} | {r['own_mean']:.3f} | {r['none_mean']:.3f} "
+        f"| {' '.join(f'{v:.2f}' for v in r['none'])} |"
+        for r in found["rows"]
+    ]
+    return "\n".join([*lines, "", f"{found['data']}. {_source('inactive')}"])
+
+
+def record(name: str) -> dict[str, Any] | None:
+    """What a benchmark wrote; None where it was not run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows that a benchmark wrote."""
+    found = record(name)
+    return [] if found is None else found["rows"]
+
+
+def _missing(name: str) -> str:
+    return f"Not measured yet: `python benchmarks/{name}.py --out benchmarks/results/{name}.json`."
 
 
 def _source(name: str) -> str:
-    record = _record(name)
+    found = record(name)
+    assert found is not None
     return (
-        f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {record['torch']}, "
-        f"{record['threads']} threads, batches of {_rows(name)[0]['batch']}, commit {record['commit']}."
+        f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {found['torch']}, "
+        f"{found['threads']} threads, batches of {found['rows'][0]['batch']}, commit {found['commit']}."
     )

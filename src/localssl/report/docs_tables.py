@@ -13,7 +13,7 @@ from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
 from localssl.references import Reference
-from localssl.report import benchmark_tables
+from localssl.report import benchmark_tables, what_it_takes
 from localssl.rules import Rule, ScoreRule
 
 HEADER = ("rule", "credit", "references", "f", "inputs", "labels", "negatives", "encoder", "what it does")
@@ -33,6 +33,16 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "step": ("engine.md", benchmark_tables.step),
     "memory": ("engine.md", benchmark_tables.memory),
     "pipeline": ("engine.md", benchmark_tables.pipeline),
+    "parallel": ("many-machines.md", benchmark_tables.parallel),
+    "growth": ("engine.md", benchmark_tables.growth),
+    "throughput": ("engine.md", benchmark_tables.throughput),
+    "inactive": ("engine.md", benchmark_tables.inactive),
+    "takes-assumptions": ("what-it-would-take.md", what_it_takes.assumptions_table),
+    "takes-step": ("what-it-would-take.md", what_it_takes.step_table),
+    "takes-hours": ("what-it-would-take.md", what_it_takes.hours_table),
+    "takes-parts": ("what-it-would-take.md", what_it_takes.parts_table),
+    "takes-link": ("what-it-would-take.md", what_it_takes.link_table),
+    "takes-measured": ("what-it-would-take.md", what_it_takes.measured_table),
     "certificates": ("certificate.md", cache(listing.table)),  # half a minute
 }
 

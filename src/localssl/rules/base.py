@@ -14,7 +14,7 @@ from typing_extensions import override
 from localssl import losses, projections, readout
 from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs
-from localssl.references import Reference, take
+from localssl.references import Own, Reference, take
 
 PER_LAYER = ("local", "optimum", "hebbian")  # credit assignments with one loss per layer; the others have one in all
 Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
@@ -100,7 +100,10 @@ class Rule:
         return patches
 
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
-        """The rule's trainable parts besides the encoder, by key; ``dims[l]`` is the length of readout l."""
+        """The rule's trainable parts besides the encoder, by key; ``dims[l]`` is the length of readout l.
+
+        A learner hands ``readout.Dims`` over, which know of how many channels each is made.
+        """
         return {}
 
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
@@ -124,7 +127,10 @@ class ScoreRule(Rule):
         loss_type: 2, f(s_pos) + f(-s_neg), or 1, f(s_pos - s_neg).
         margin: the m of hinge and softplus, under both types (PhyLL's type-1 form at θ = 1 is f="softplus", margin=0).
         negatives: "next", (arange(2n) + 1) % 2n, or "random".
-        projection: "dense"; "low-rank", two trained factors; "low-rank-frozen", the inner one stays random.
+        projection: "dense"; "low-rank", two trained factors; "low-rank-frozen", the inner one stays random;
+            "patch-local", the B of the own layer joins each patch with itself alone, by a matrix a patch, and
+            "patch-shared", by one matrix for all, other B being low-rank; "patch-local-frozen" and
+            "patch-shared-frozen", other B being low-rank-frozen.
         rank: of the low-rank ones; layers whose B is no larger have a dense one.
     """
 
@@ -158,14 +164,20 @@ class ScoreRule(Rule):
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        own, other = projections.KINDS[self.projection]
+        if not isinstance(dims, readout.Dims):
+            if own.startswith("patch-"):
+                raise UsageError(f"projection {self.projection!r} needs the channels, too: give build readout.Dims")
+            dims = readout.Dims(dims, dims)
+        channels = dims.channels
+
+        def one(reference: Reference, layer: int) -> nn.Module:
+            kind = own if isinstance(reference, Own) else other
+            source = reference.source(layer, len(dims))
+            return projections.make(kind, dims[layer], dims[source], self.rank, channels[layer])
+
         layers = self.loss_layers(len(dims))
-        return {
-            key: [
-                projections.make(self.projection, dims[layer], dims[reference.source(layer, len(dims))], self.rank)
-                for layer in layers
-            ]
-            for key, reference in self.references.items()
-        }
+        return {key: [one(reference, layer) for layer in layers] for key, reference in self.references.items()}
 
     def draw(self, batch: Batch) -> Tensor:
         """Indices of the negatives among the positives, (2n,): those given with the batch, or the rule's own choice."""

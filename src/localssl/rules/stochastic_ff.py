@@ -31,11 +31,11 @@ class StochasticFF(Rule):
     channels, divided by samples - 1. C_b: over the copies and positions of image b. C_all: over images and positions of
     the mean over copies. Samples: noisy copies of every image, see ``inputs.NoisyCopies``.
 
-    As published: loss, dropout 0.2 on the image, 30, 20 and 10 channels, batch normalisation without trained part
-    before every block. Published, and an option: 20 copies (each costs a pass). What differs in the common setting: 4
-    copies; the encoder; layers trained together; k = 10 for layers beyond the third (nothing is published for them);
-    images without noise when they are probed. The sources differ on whether the published number is of this
-    unsupervised loss; its code's entry point groups the images by class (not verified).
+    As published: loss, dropout 0.2 on the batch-normalised image, 30, 20 and 10 channels, batch normalisation without
+    trained part before every later block. Published, and an option: 20 copies (each costs a pass). What differs in the
+    common setting: 4 copies; the encoder; layers trained together; k = 10 for layers beyond the third (nothing is
+    published for them); images without noise when they are probed. The sources differ on whether the published number
+    is of this unsupervised loss; its code's entry point groups the images by class (not verified).
 
     Args:
         copies: noisy copies of every image, two or more.
@@ -44,7 +44,7 @@ class StochasticFF(Rule):
     """
 
     name: ClassVar[str] = "stochastic-ff"
-    encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "batch"}
+    encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "batch", "paired": True}
     copies: int = 4
     dropout: float = 0.2
     channels: int | Sequence[int] = (30, 20, 10)

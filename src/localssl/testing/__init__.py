@@ -46,12 +46,12 @@ def check_rule(rule: Rule | type[Rule] | str) -> dict[str, str]:
     with _aside():
         _check_exceptions(made, name)
         try:
-            places, refused = benches(made)
+            places, remarks = benches(made)
         except Exception as error:
             raise CheckFailed(name, "encoders", f"no small network takes it: {_raised(error, made)}") from error
         outcomes = {check: _outcome(made, name, check, places) for check in CHECKS}
-    if refused and outcomes["encoders"] == "passed":
-        outcomes["encoders"] = f"passed (not on {'; '.join(refused)})"
+    if remarks and outcomes["encoders"] == "passed":
+        outcomes["encoders"] = f"passed ({'; '.join(remarks)})"
     return outcomes
 
 

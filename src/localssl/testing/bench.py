@@ -19,7 +19,7 @@ from localssl.rules import Rule
 NETWORKS = ("vgg", "flat", "mlp")  # convolutions with pools, convolutions without, linear layers; three blocks each
 SHAPES = ((1, 8, 8), (3, 8, 8), (1, 16, 16), (3, 32, 32), (1, 64, 64), (3, 64, 64))  # the first that a rule takes
 WIDTHS = (9, 11, 8)
-SEEDS = 5  # of weights, tried until no block is dead
+SEEDS = 20  # of weights, tried until no block is dead
 DEAD = 1e-6  # length of an update, over that of the longest one
 IMAGES = 4
 GAIN = 1.5  # on all weights: away from where every hinge is active and every loss flat
@@ -133,41 +133,59 @@ class Bench:
         labels = torch.arange(n) % int(getattr(self.rule, "classes", 10))
         return Feed(a.to(dtype), b.to(dtype), drawn, labels)
 
-    def alive(self) -> bool:
-        """Whether every block is updated: of zeros a comparison finds nothing, of rounding errors too much."""
+    def dead(self) -> list[int]:
+        """Blocks, from 1, that are not updated: of zeros a comparison finds nothing, of rounding errors too much."""
         learner = self.learner()
         grads = update(learner, self.feed()).grads
         lengths = [
             sum(float(g.square().sum()) for name in of_layer(learner, layer) if (g := grads[name]) is not None) ** 0.5
             for layer in range(len(learner.encoder.blocks))
         ]
-        return max(lengths) > DEAD and min(lengths) > DEAD * max(lengths)
+        least = max(DEAD, DEAD * max(lengths))
+        return [block for block, length in enumerate(lengths, start=1) if not length > least]
 
 
 def benches(rule: Rule) -> tuple[list[Bench], list[str]]:
-    """The networks that the rule's inputs allow, and why the others are not among them.
+    """The networks that the rule's inputs allow; and why others are not among them, or do not say all.
 
     Raises:
         UsageError: none; the last refusal.
     """
     found: list[Bench] = []
     refused: list[str] = []
+    remarks: list[str] = []
     for network in NETWORKS:
         reason = ""
         for shape in SHAPES:
             try:
-                tried = [Bench(rule, network, shape, seed) for seed in range(SEEDS)]
-                bench = next((b for b in tried if b.alive()), tried[0])
+                bench, dead = _most_alive(rule, network, shape)
             except UsageError as error:
                 reason = f"{network}: {error}"
                 continue
             found.append(bench)
+            if dead:
+                blocks = f"block{'s' * (len(dead) > 1)} {', '.join(map(str, dead))}"
+                remarks.append(f"no update of {blocks} of {network} under any of {SEEDS} seeds: nothing to compare")
             break
         else:
             refused.append(reason)
     if not found:
         raise UsageError(refused[-1])
-    return found, refused
+    return found, [*(f"not on {reason}" for reason in refused), *remarks]
+
+
+def _most_alive(rule: Rule, network: str, shape: tuple[int, ...]) -> tuple[Bench, list[int]]:
+    """The bench of the first seed under which every block is updated, else most of them; and its dead blocks."""
+    best: tuple[Bench, list[int]] | None = None
+    for seed in range(SEEDS):
+        bench = Bench(rule, network, shape, seed)
+        dead = bench.dead()
+        if best is None or len(dead) < len(best[1]):
+            best = bench, dead
+        if not dead:
+            break
+    assert best is not None
+    return best
 
 
 def update(learner: Learner, feed: Feed, seed: int = 0) -> Update:

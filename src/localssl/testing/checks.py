@@ -79,7 +79,7 @@ def locality(bench: Bench) -> None:
         kept = _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
         torch.manual_seed(0)
         with torch.no_grad():
-            outputs = before.encoder(before.inputs(feed.a, feed.b, feed.negatives, feed.labels))
+            outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
         for learner in (before, after):
             for source in kept:
                 learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
@@ -242,7 +242,7 @@ def device(bench: Bench) -> None:
     valueless = ""
     try:
         with mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()):  # unknown to meta
-            x = learner.inputs(feed.a.to("meta"), feed.b.to("meta"), None, given)
+            x = learner.enter(feed.a.to("meta"), feed.b.to("meta"), None, given)
             for losses in learner.credit.updates(learner.step_of(x, None, given)):
                 place = losses.device
                 require(place.type == "meta", f"the losses of activities on the meta device are on {place}")
@@ -456,8 +456,9 @@ def _linear_signal(
 
 
 def _inputs(bench: Bench, feed: Feed) -> Tensor:
+    learner = bench.learner()
     torch.manual_seed(0)
-    return bench.rule.inputs()(feed.a, feed.b, feed.negatives, feed.labels)
+    return learner.enter(feed.a, feed.b, feed.negatives, feed.labels)
 
 
 def _draws(bench: Bench, feed: Feed) -> tuple[bool, bool]:
@@ -465,7 +466,7 @@ def _draws(bench: Bench, feed: Feed) -> tuple[bool, bool]:
     learner = bench.learner()
     torch.manual_seed(0)
     states = [torch.get_rng_state()]
-    x = learner.inputs(feed.a, feed.b, feed.negatives, feed.labels)
+    x = learner.enter(feed.a, feed.b, feed.negatives, feed.labels)
     states.append(torch.get_rng_state())
     for _ in learner.credit.updates(learner.step_of(x, feed.negatives, feed.labels)):
         pass

@@ -1,0 +1,131 @@
+"""What the benchmarks share: the network, a learner and its optimiser, peaks of memory, how results are written."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import localssl
+from localssl import encoders, rules
+from localssl.encoders import Encoder
+from localssl.files import write_text
+from localssl.optimizer import FactoredAdamW
+
+SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
+BASE = "bp-clapp++"
+LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
+RANK = 64
+MIB = 2**20
+
+
+class Made(NamedTuple):
+    """A learner and the optimiser of its parameters."""
+
+    learner: localssl.Learner
+    optimiser: torch.optim.Optimizer
+
+    def step(self, view_a: Tensor, view_b: Tensor, factored: bool = True) -> None:
+        """One training step on two views (n, C, H, W)."""
+        for _ in self.learner.updates(view_a, view_b, factored=factored):
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+
+
+def make(
+    rule: str,
+    encoder: Encoder,
+    shape: Sequence[int] = SHAPE,
+    patches: Sequence[int | None] = PATCHES,
+    engine: str = "auto",
+    projection: str = "dense",
+) -> Made:
+    """A rule on an encoder as ``train`` has it: channels-last, fused AdamW that takes factors."""
+    options = {} if projection == "dense" else {"projection": projection, "rank": RANK}
+    learner = localssl.Learner(encoder, rules.get(rule, **options), tuple(shape), tuple(patches), engine)
+    learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return Made(learner, FactoredAdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-4, weight_decay=0))
+
+
+def deep(width: float, depth: int) -> tuple[Encoder, tuple[int, ...]]:
+    """vgg6 with ``depth`` - 6 further blocks behind its third, and its patches."""
+    blocks = list(encoders.vgg6(width).blocks)
+    channels = round(width * encoders.VGG6_CHANNELS[2])
+    blocks[3:3] = [encoders.conv_block(channels, channels, False) for _ in range(depth - 6)]
+    return Encoder.from_blocks(blocks), (*PATCHES[:3], *[PATCHES[2]] * (depth - 6), *PATCHES[3:])
+
+
+def random_views(batch: int, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
+    """Two views of noise, each (batch, *shape), channels-last."""
+    view_a, view_b = (torch.rand(batch, *shape).to(memory_format=torch.channels_last) for _ in range(2))
+    return view_a, view_b
+
+
+def activity(step: Callable[[], None]) -> float:
+    """The allocator's peak within ``step`` above what is held before it, in MiB, from the profiler's events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    held = highest = 0
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest / MIB
+
+
+def settled() -> int:
+    """KiB that this process holds before a case is made, once the libraries have what they import at a first step."""
+    made = make(LOCAL[-1], encoders.vgg6(0.02))
+    made.step(*random_views(2))
+    return status("VmRSS")
+
+
+def status(key: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise SystemExit("no /proc/self/status here: this benchmark needs Linux")
+
+
+def in_process(file: str, case: Mapping[str, object]) -> dict[str, float]:
+    """What ``file --one CASE`` prints as JSON, in a fresh process."""
+    command = [sys.executable, file, "--one", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The distribution-free 95 % interval of a median: the order statistics that the binomial gives."""
+    ordered, n = sorted(values), len(values)
+    low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+    return ordered[low], ordered[n - 1 - low]
+
+
+def commit() -> str:
+    """The repository's state."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def write(path: Path, threads: int, **found: Any) -> None:
+    """Results as JSON, with what they were made by."""
+    made_by = {
+        "torch": torch.__version__,
+        "threads": threads,
+        "processor": platform.processor() or platform.machine(),
+        "commit": commit(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({**made_by, **found}, indent=1) + "\n")

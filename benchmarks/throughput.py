@@ -1,0 +1,126 @@
+"""Images a second of the whole loop of ``localssl train`` against its bare step, and the share that views take.
+
+    python benchmarks/throughput.py --data-root DATA --out benchmarks/results/throughput.json
+
+vgg6 on CIFAR-10 (noise of its form where it is not there). Every repeat, in turn, on as many batches each: the loop
+itself (reading batches, views, step, loss rows, progress line), the views alone, and the step alone on views that are
+there already. ``of_step_and_views``: the loop's images a second over those of views and step one after the other, what
+the loop itself costs. ``of_step``: over those of the step alone, which nothing that makes views in between can reach.
+``views_share``: of views in the time of views and step. Medians of the repeats' ratios with the distribution-free 95 %
+interval. Online monitors are off; a checkpoint's seconds stand apart, ``train`` writes one every ten minutes and at the
+end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from loops import cifar10, prepare
+from shared import BASE, LOCAL, interval, write
+
+Times = dict[str, float]
+
+
+def once(rule: str, width: float, batch: int, steps: int, root: Path | None, folder: Path, threads: int) -> Times:
+    """Seconds of the loop, the views and the steps of as many batches, and of a checkpoint."""
+    folder.mkdir(parents=True)
+    bare = prepare(rule, width, batch, steps, root, folder / "bare", threads)
+    views = [bare.views(bare.images.batch(index)) for index in bare.order(0)[:2]]
+    for view_a, view_b in views:  # the first steps make the optimiser's state
+        _step(bare, view_a, view_b)
+    found: Times = {"views": 0.0, "step": 0.0}
+    for index in bare.order(0):
+        images = bare.images.batch(index)
+        began = time.perf_counter()
+        view_a, view_b = bare.views(images)
+        made = time.perf_counter()
+        _step(bare, view_a, view_b)
+        found["step"] += time.perf_counter() - made
+        found["views"] += made - began
+    return found | _loop_of(prepare(rule, width, batch, steps + 2, root, folder / "loop", threads), steps)
+
+
+def _step(loop: Any, view_a: torch.Tensor, view_b: torch.Tensor) -> None:
+    for _ in loop.learner.updates(view_a, view_b, factored=loop.factored):
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+
+
+def _loop_of(loop: Any, steps: int) -> Times:
+    """Seconds of the loop's last ``steps`` steps, and of the checkpoint that ends it."""
+    clock: dict[str, float] = {}
+    train_step, save = loop.train_step, loop.save
+
+    def stepped(index: torch.Tensor) -> None:
+        if loop.step == loop.last_step - steps:
+            clock["began"] = time.perf_counter()
+        train_step(index)
+
+    def saved() -> None:
+        clock["ended"] = time.perf_counter()
+        save()
+        clock["saved"] = time.perf_counter()
+
+    loop.train_step, loop.save = stepped, saved
+    loop.run()
+    return {"loop": clock["ended"] - clock["began"], "checkpoint": clock["saved"] - clock["ended"]}
+
+
+def row(rule: str, width: float, batch: int, steps: int, times: Sequence[Times]) -> dict[str, Any]:
+    """Of the repeats' times."""
+
+    def of(name: str, values: Sequence[float], digits: int = 4) -> dict[str, float]:
+        low, high = interval(values)
+        median = statistics.median(values)
+        return {name: round(median, digits), f"{name}_low": round(low, digits), f"{name}_high": round(high, digits)}
+
+    images = batch * steps
+    return {
+        "rule": rule,
+        "width": width,
+        "batch": batch,
+        **of("of_step_and_views", [(t["step"] + t["views"]) / t["loop"] for t in times]),
+        **of("of_step", [t["step"] / t["loop"] for t in times]),
+        **of("views_share", [t["views"] / (t["step"] + t["views"]) for t in times]),
+        "images_per_second": round(statistics.median([images / t["loop"] for t in times]), 1),
+        "step_images_per_second": round(statistics.median([images / t["step"] for t in times]), 1),
+        "checkpoint_seconds": round(statistics.median([t["checkpoint"] for t in times]), 3),
+        "steps": steps,
+        "n": len(times),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", nargs="+", default=[BASE, LOCAL[0], LOCAL[2]])
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20, help="of every repeat")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root, data = cifar10(a.data_root, folder, (a.steps + 2) * a.batch)
+        for rule in a.rules:
+            times = [
+                once(rule, a.width, a.batch, a.steps, root, folder / f"{rule}-{repeat}", a.threads)
+                for repeat in range(a.repeats)
+            ]
+            rows.append(row(rule, a.width, a.batch, a.steps, times))
+            print(rows[-1], flush=True)
+    write(a.out, a.threads, data=data, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The cheapest projections B of ``clapp++both`` that lose less than 0.3 points against dense ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from localssl import encoders, evaluate, rules
+from localssl.config import parse_options
+from localssl.errors import UsageError
+from localssl.experiments import screening
+from localssl.experiments.cells import Cell, Settings, run_cells
+from localssl.experiments.screening import EPOCHS, IMAGES, LR, PATCHES, file_name
+from localssl.report import arithmetic
+from localssl.run import Run
+from localssl.stats import t_interval
+
+RULE, DENSE = "clapp++both", "dense"
+LOSS = 0.3  # points of accuracy that a cheap B may lose
+TRIED: dict[str, tuple[str, ...]] = {  # label: options of the rule
+    DENSE: (),
+    "low-rank 64": ("projection=low-rank", "rank=64"),
+    "low-rank 16": ("projection=low-rank", "rank=16"),
+    "frozen 64": ("projection=low-rank-frozen", "rank=64"),
+    "frozen 256": ("projection=low-rank-frozen", "rank=256"),
+    "patch-local, low-rank 64": ("projection=patch-local", "rank=64"),
+    "patch-local, frozen 256": ("projection=patch-local-frozen", "rank=256"),
+    "patch-shared, low-rank 64": ("projection=patch-shared", "rank=64"),
+}
+SHARES = ["learnt", "held", "learnt_at_width_1", "held_at_width_1"]
+MEANS = (
+    "learnt: parameters of B, held: with those that stay random, % of dense ones at the same width and at width 1; "
+    "dense cells of better-rule are read where all else is equal (their engine may be another, equal to rounding)"
+)
+Measure = Callable[[Run, Settings], dict[str, Any]]
+
+
+def screen(settings: Settings) -> None:
+    """Seven cheap projections B of clapp++both and dense ones, on held-out images of CIFAR-10 (an hour on a core)."""
+    records = _records(settings, [n for n in TRIED if n != DENSE], 0.125, [0], screening.measure, "better-rule")
+    accuracies = {name: float(mine[0]["accuracy"]) for name, mine in records.items()}
+    rows: list[list[object]] = []
+    for name, (record,) in records.items():
+        cosines = record["cosines"][:-1]
+        mean = round(sum(cosines) / len(cosines), 4)
+        loss = round(accuracies[DENSE] - accuracies[name], 2)
+        rows.append([name, accuracies[name], loss, mean, *shares(name, 0.125)])
+    comment = (
+        f"{_facts(records, 0.125)}, seed 0; held-out training images, no test image; cosine: blocks 1 to 5; {MEANS}"
+    )
+    file = settings.out / "screen.csv"
+    evaluate.to_csv(file, ["projection", "accuracy", "loss", "cosine_mean", *SHARES], rows, comment)
+    print(f"written: {file}; for cheap-b-final: {' and '.join(finalists(accuracies))}")
+
+
+def final(settings: Settings) -> None:
+    """Dense B and the best two of cheap-b at width 0.25, five paired seeds, on test images (core-hours)."""
+    best = finalists(_screened(settings.out.parent / "cheap-b" / "screen.csv"))
+    seeds = range(settings.seeds or 5)
+    records = _records(settings, best, 0.25, seeds, screening.measure_final, "better-rule-final")
+    found = {name: [float(r["accuracy"]) for r in mine] for name, mine in records.items()}
+    rows: list[list[object]] = [
+        [name, *compared(mine, found[DENSE], name == DENSE), *shares(name, 0.25)] for name, mine in found.items()
+    ]
+    header = ["projection", "accuracy", "low", "high", "loss", "loss_low", "loss_high", "verdict", "seeds", *SHARES]
+    comment = (
+        f"{_facts(records, 0.25)}; test images; 95 % t intervals over seeds, losses paired; loses less than {LOSS}: "
+        f"the upper end of the loss is below it; {MEANS}"
+    )
+    evaluate.to_csv(settings.out / "final.csv", header, rows, comment)
+    print(f"written: {settings.out / 'final.csv'}")
+
+
+def finalists(accuracies: Mapping[str, float]) -> list[str]:
+    """The cheapest at width 1 that lost less than 0.3 in the screening, and the most accurate of the others."""
+    by_accuracy = sorted((name for name in accuracies if name != DENSE), key=lambda name: -accuracies[name])
+    good = [name for name in by_accuracy if accuracies[DENSE] - accuracies[name] < LOSS]
+    first = min(good, key=lambda name: shares(name, 1)[0], default=by_accuracy[0])
+    return [first, *[name for name in by_accuracy if name != first][:1]]
+
+
+def compared(mine: Sequence[float], dense: Sequence[float], itself: bool = False) -> list[object]:
+    """Mean, interval, paired loss against dense B, its interval, what that says, number of seeds."""
+    loss = t_interval([d - m for m, d in zip(mine, dense, strict=True)])
+    _, low, high = loss
+    verdict = f"loses less than {LOSS}" if high < LOSS else f"loses {LOSS} or more" if low >= LOSS else "not resolved"
+    numbers = [round(v, 3) for v in (*t_interval(mine), *loss)]
+    return [*numbers, "" if itself else verdict, len(mine)]
+
+
+def shares(name: str, width: float) -> list[float]:
+    """% of a dense B's numbers that learn and that are held, at this width and at width 1."""
+    found: list[float] = []
+    for w in (width, 1):
+        mine, dense = (_cost(n, w) for n in (name, DENSE))
+        found += [100 * mine.b / dense.b, 100 * (mine.b + mine.fixed) / dense.b]
+    return [round(v, 2) for v in found]
+
+
+def _cost(name: str, width: float) -> arithmetic.Cost:
+    with torch.device("meta"):
+        encoder = encoders.vgg6(width)
+    return arithmetic.step(encoder, rules.get(RULE, **parse_options(TRIED[name])), (3, 32, 32), PATCHES, 2)
+
+
+def _records(
+    settings: Settings, names: Sequence[str], width: float, seeds: Sequence[int], measure: Measure, before: str
+) -> dict[str, list[dict[str, Any]]]:
+    """By projection, dense first, a record a seed; dense cells are those of the study ``before`` that are the same."""
+    found = run_cells([_cell(settings, name, width, s, measure) for s in seeds for name in names], settings)
+    folder = settings.out.parent / before / "cells"
+    suffix = {s: "" if measure is screening.measure else f"-s{s}" for s in seeds}
+    there = {s: _same(folder / f"{RULE}{suffix[s]}.json", found[i * len(names)]) for i, s in enumerate(seeds)}
+    left = [s for s in seeds if there[s] is None]
+    there |= zip(left, run_cells([_cell(settings, DENSE, width, s, measure) for s in left], settings), strict=True)
+    dense = [record for record in there.values() if record is not None]
+    return {DENSE: dense, **{name: found[i :: len(names)] for i, name in enumerate(names)}}
+
+
+def _cell(settings: Settings, name: str, width: float, seed: int, measure: Measure) -> Cell:
+    config = screening.config(settings, name, width, seed, RULE, rule_options=TRIED[name])
+    return Cell(f"{file_name(name)}-s{seed}", config, measure)
+
+
+def _same(path: Path, like: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of another study's dense cell if only its projection differs from ``like``, and perhaps its engine."""
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+
+    def rest(of: Mapping[str, Any]) -> list[object]:
+        config = {k: v for k, v in of["config"].items() if k not in ("rule_options", "engine")}
+        return [config, of["protocol"], of["notes"]]
+
+    return record if rest(record) == rest(like) and not record["config"]["rule_options"] else None
+
+
+def _screened(path: Path) -> dict[str, float]:
+    """Accuracies of the screening."""
+    if not path.is_file():
+        raise UsageError(f"{path} is not there: run localssl reproduce cheap-b first, with the same --out")
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return {row["projection"]: float(row["accuracy"]) for row in csv.DictReader(lines)}
+
+
+def _facts(records: Mapping[str, Sequence[Mapping[str, Any]]], width: float) -> str:
+    first = records[DENSE][0]
+    return (
+        f"{'; '.join(first['notes'])}; {RULE}, width {width}, {IMAGES:,} images, {EPOCHS} epochs, Adam {LR:g}, "
+        f"batch 64; accuracy (%): {first['protocol']}"
+    )

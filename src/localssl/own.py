@@ -1,0 +1,146 @@
+"""What a user brings in a file of his own, named PATH.py:NAME: rules, encoders, data sets, views."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from localssl.errors import UsageError, unknown
+
+_LOADED: dict[Path, ModuleType] = {}
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file: "my_rule.py:MyRule", or without what comes behind the colon."""
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def full_name(name: str) -> str:
+    """The name with the file's absolute path, as configurations keep it; other names as they are."""
+    if not is_path(name):
+        return name
+    file, wanted = _parts(name)
+    return f"{file}:{wanted}" if wanted else str(file)
+
+
+def short_name(name: str) -> str:
+    """The name without the file's folder, for tables; other names as they are."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1] if is_path(name) else name
+
+
+def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
+    """What stands under NAME in the file of PATH.py:NAME. A file is loaded once.
+
+    Args:
+        name: PATH.py:NAME.
+        kind: what it should be, for errors: "rule".
+        fits: whether something is of that kind.
+
+    Raises:
+        UsageError: no such file or name, or an error while the file is loaded, with the file and line.
+    """
+    file, wanted = _parts(name)
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
+    module = _LOADED[file] if file in _LOADED else _load(file)
+    own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    found = sorted(key for key in own if not key.startswith("_") and fits(getattr(module, key)))
+    if not wanted:
+        choices = ", ".join(f"{file.name}:{key}" for key in found) or f"it defines no {kind}"
+        raise UsageError(f"{name} names a file; name the {kind} in it: {choices}")
+    if not hasattr(module, wanted):
+        raise unknown(f"{kind} in {file}", wanted, found or {"none"})
+    return getattr(module, wanted)
+
+
+def called(name: str, kind: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a function from such a file returns.
+
+    Raises:
+        UsageError: it does not take these options, or fails, with the file and line.
+    """
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        raise UsageError(f"{kind} {short_name(name)} cannot be called so: {error}") from error
+    try:
+        return function(*arguments, **options)
+    except UsageError:
+        raise
+    except Exception as error:
+        place = where(error) or name
+        raise UsageError(f"{place}: {type(error).__name__}: {_message(error)}") from error
+
+
+def takes(function: Any, option: str) -> bool:
+    """Whether a function can be called with a keyword of that name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.kind is p.VAR_KEYWORD or (p.name == option and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
+
+
+def fingerprint(name: str) -> str:
+    """sha256 (hex) of the file of PATH.py:NAME."""
+    return hashlib.sha256(_parts(name)[0].read_bytes()).hexdigest()
+
+
+def where(error: BaseException, *others: str) -> str | None:
+    """File, line and function of a user's own file (or of other files) in which an error arose, else None."""
+    files = {*(str(file) for file in _LOADED), *others}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else None
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _part(kind: str) -> str:
+    return "CLASS" if kind == "rule" else "NAME"
+
+
+def _parts(name: str) -> tuple[Path, str]:
+    file, wanted = (name, "") if name.endswith(".py") else name.rsplit(":", 1)
+    return Path(file).expanduser().absolute(), wanted
+
+
+def _load(file: Path) -> ModuleType:
+    """Run the file as a module; dataclasses want to find it among the modules."""
+    name = f"localssl_own_{file.stem}_{hashlib.sha1(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.append(str(file.parent))  # for what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"{_place(file, error)}: {type(error).__name__}: {_message(error)}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    _LOADED[file] = module
+    return module
+
+
+def _place(file: Path, error: BaseException) -> str:
+    """Where an error arose while the file was loaded: in it, or where it is not to be parsed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file}:{lines[-1]}" if lines else str(file)
+
+
+def _message(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(text.split()) or "no message"

@@ -1,0 +1,60 @@
+"""What the other commands left in a run's folder: CSV files whose first line says how the numbers were made."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localssl import metrics
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One CSV file of the probe's or of alignment's.
+
+    Args:
+        name: of the file.
+        protocol: its first line.
+        rows: its rows, values as text.
+    """
+
+    name: str
+    protocol: str
+    rows: list[dict[str, str]]
+
+
+def found(run: Path, pattern: str) -> list[Measured]:
+    """Every file that matches and can be read, by name."""
+    result: list[Measured] = []
+    for path in sorted(run.glob(pattern)):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines or not lines[0].startswith("# "):
+            continue
+        rows = [row for row in csv.DictReader(lines[1:]) if None not in row and None not in row.values()]
+        result.append(Measured(path.name, lines[0].removeprefix("# "), rows))
+    return result
+
+
+def number(text: str | None) -> float | None:
+    """A finite number; None for anything else, an empty cell among them."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def curves(run: Path) -> list[dict[str, float | None]]:
+    """The rows of metrics.csv as numbers."""
+    return [{key: number(value) for key, value in row.items()} for row in metrics.read(run)]
+
+
+def blocks(rows: list[dict[str, float | None]], kind: str) -> list[int]:
+    """The blocks that have a column ``kind_BLOCK`` with a value in one of the rows."""
+    names = {key for row in rows for key, value in row.items() if value is not None}
+    return sorted(int(name.removeprefix(f"{kind}_")) for name in names if name.removeprefix(f"{kind}_").isdigit())

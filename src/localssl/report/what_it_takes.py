@@ -1,0 +1,307 @@
+"""What training at the paper's sizes would take, by arithmetic: the tables of docs/what-it-would-take.md.
+
+A step's seconds = multiply-adds at a share of the card's peak + bytes over its bandwidth + bytes over the link, one
+after the other. No GPU was measured; what is assumed stands in the constants below and on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from localssl import encoders, rules
+from localssl.data.specs import default_patches
+from localssl.encoders import Encoder
+from localssl.report import arithmetic, benchmark_tables
+from localssl.rules import ScoreRule
+
+ACTIVITY, WEIGHT = 2, 4  # bytes of a number: bf16 activity, float32 weights, moments and gradients
+EFFICIENCY = 0.3  # share of the peak that convolutions and products are assumed to reach
+SERVER, NETWORK = 8, 50e9  # cards that share fast links; bytes a second and card beyond: 400 Gbit/s
+PUBLISHED = ("STL-10", "A100", 4, 5.0)  # paper, Appendix B: "approximately 5 hours on 4 NVIDIA A100 GPUs"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its vendor's data sheet: dense bf16 FLOP/s, bytes a second of memory and of links in one direction."""
+
+    peak: float
+    memory: float
+    link: float
+
+
+CARDS = {"A100": Card(312e12, 2.039e12, 300e9), "H100": Card(989e12, 3.35e12, 450e9)}  # both SXM, 80 GB
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training run of the paper's.
+
+    Args:
+        images: that are trained on. epochs: over them. batch: images a card. size: their side.
+        encoder: makes the blocks. patches: of their readouts.
+    """
+
+    images: int
+    epochs: int
+    batch: int
+    size: int
+    encoder: Callable[[], Encoder]
+    patches: tuple[int, ...]
+
+
+def vgg8() -> Encoder:
+    """The eight blocks of the ImageNet setting."""
+    channels = (3, 128, 256, 512, 512, 1024, 1024, 1024, 1024)
+    pools = (False, True, True, False, True, True, False, True)
+    blocks = [encoders.conv_block(i, o, p) for i, o, p in zip(channels[:-1], channels[1:], pools, strict=True)]
+    return Encoder.from_blocks(blocks)
+
+
+TASKS = {
+    "STL-10": Task(100_000, 300, 32, 96, encoders.vgg6, default_patches("vgg6", 96) or ()),
+    "ImageNet": Task(1_281_167, 50, 64, 224, vgg8, (28, 28, 14, 14, 14, 7, 7, 7)),
+}
+COUNTS = (1, SERVER, 64)  # cards
+CASES = (
+    ("bp-clapp++", "dense"),
+    *((rule, kind) for rule in ("clapp++", "clapp++dfb", "clapp++both") for kind in ("dense", "low-rank-frozen")),
+)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step: products, memory traffic, communication between cards."""
+
+    products: float
+    memory: float
+    link: float
+
+    @property
+    def all(self) -> float:
+        """One after the other."""
+        return self.products + self.memory + self.link
+
+
+def made(rule: str, kind: str) -> ScoreRule:
+    """The rule with projections of a kind, of rank 64 where they have one."""
+    found = rules.get(rule, projection=kind, rank=64)
+    assert isinstance(found, ScoreRule)
+    return found
+
+
+@cache
+def cost(name: str, rule: str, kind: str) -> arithmetic.Cost:
+    """Of one card's step."""
+    task = TASKS[name]
+    with torch.device("meta"):
+        encoder = task.encoder()
+    return arithmetic.step(encoder, made(rule, kind), (3, task.size, task.size), task.patches, task.batch)
+
+
+@cache
+def layers(name: str, rule: str) -> tuple[arithmetic.Layer, ...]:
+    """The blocks as the rule reads them."""
+    task = TASKS[name]
+    with torch.device("meta"):
+        encoder = task.encoder()
+    patches = rules.get(rule).patches(list(task.patches))
+    return tuple(arithmetic.layers(encoder, (3, task.size, task.size), patches))
+
+
+def traffic(name: str, rule: str, kind: str) -> float:
+    """Bytes that a step reads and writes besides what products keep on the chip.
+
+    Every pass of a block reads its input and writes, or reads, its drive twice and its output once (two passes of local
+    rules, three of backpropagation); B is read for g; AdamW reads and writes a weight and two moments, and gradients
+    that are there as a whole (all but a dense B's, which is made in tiles) are written and read.
+    """
+    need = cost(name, rule, kind)
+    units = sum(layer.x + 2 * layer.a + layer.z for layer in layers(name, rule))
+    passes = 3 if rules.get(rule).credit == "backprop" else 2
+    activity = ACTIVITY * 2 * TASKS[name].batch * passes * units
+    tiled = need.b if kind == "dense" and passes == 2 else 0
+    return activity + WEIGHT * (need.b + need.fixed + 6 * need.parameters + 2 * (need.parameters - tiled))
+
+
+def exchanged(name: str, rule: str, kind: str, cards: int, factors: bool) -> float:
+    """Bytes that a card sends and receives one way a step.
+
+    Gradients: 2 (k − 1) / k of them, as a ring does it. With ``factors`` a card receives the signals and references of
+    every other one, 2n rows for every matrix of B, instead of its gradient.
+    """
+    need, ring = cost(name, rule, kind), 2 * (cards - 1) / cards * WEIGHT
+    if not factors:
+        return ring * need.parameters
+    rows = 2 * TASKS[name].batch * (cards - 1) * WEIGHT
+    return ring * need.encoder + rows * _factor_lengths(name, rule, kind)
+
+
+def _factor_lengths(name: str, rule: str, kind: str) -> int:
+    found, options = layers(name, rule), made(rule, kind)
+    dims = [layer.d for layer in found]
+    with torch.device("meta"):
+        parts = options.build(dims)
+    return sum(sum(p.shape) for modules in parts.values() for module in modules for p in module.parameters())
+
+
+def seconds(
+    name: str, rule: str, kind: str, card: str, cards: int, efficiency: float = EFFICIENCY, factors: bool = True
+) -> Seconds:
+    """Of a step on ``cards`` cards, each with the task's batch; with ``factors``, each makes ΔB of all rows itself."""
+    need, chip, task = cost(name, rule, kind), CARDS[card], TASKS[name]
+    products = need.products + (2 * task.batch * (cards - 1) * need.b if factors else 0)
+    link = chip.link if cards <= SERVER else NETWORK
+    between = exchanged(name, rule, kind, cards, factors) / link if cards > 1 else 0.0
+    return Seconds(2 * products / (chip.peak * efficiency), traffic(name, rule, kind) / chip.memory, between)
+
+
+def quicker(name: str, rule: str, kind: str, card: str, cards: int, efficiency: float = EFFICIENCY) -> Seconds:
+    """Of a step, whichever of gradients and factors is exchanged in less time."""
+    both = (seconds(name, rule, kind, card, cards, efficiency, factors) for factors in (False, True))
+    return min(both, key=lambda s: s.all)
+
+
+def hours(name: str, step: float, cards: int) -> float:
+    """Of the whole run, for seconds a step."""
+    task = TASKS[name]
+    return task.epochs * task.images / (task.batch * cards) * step / 3600
+
+
+def published_efficiency() -> float:
+    """Share of the card's bf16 peak that the published run's multiply-adds come to, its views and all else included."""
+    name, card, cards, took = PUBLISHED
+    steps = TASKS[name].epochs * TASKS[name].images / TASKS[name].batch
+    return 2 * cost(name, "clapp++", "dense").products * steps / (took * 3600 * cards * CARDS[card].peak)
+
+
+def step_table() -> str:
+    """What a card's step needs."""
+    lines = [
+        "| data | rule | B | images | products an image | parameters | of them B | weights, moments | activity |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, task in TASKS.items():
+        for rule, kind in CASES:
+            need = cost(name, rule, kind)
+            held = WEIGHT * (3 * need.parameters + need.fixed)
+            lines.append(
+                f"| {name} | {rule} | {kind} | {task.batch} | {need.products / task.batch / 1e9:,.1f} G "
+                f"| {need.parameters / 1e6:,.1f} M | {need.b / 1e6:,.1f} M | {held / 1e9:,.2f} GB "
+                f"| {ACTIVITY * need.activity / 1e9:,.2f} GB |"
+            )
+    return "\n".join(lines)
+
+
+def hours_table() -> str:
+    """Hours of a run by cards, at three efficiencies: the bound, the assumed one and the published run's."""
+    lines = [
+        f"| data | rule | B | {' | '.join(f'hours on {k}' for k in COUNTS)} |",
+        f"|---|---|---|{'---|' * len(COUNTS)}",
+    ]
+    for name in TASKS:
+        for rule, kind in CASES:
+            cells: list[str] = []
+            for cards in COUNTS:
+                shares = (1.0, EFFICIENCY, published_efficiency())
+                found = [hours(name, quicker(name, rule, kind, "H100", cards, e).all, cards) for e in shares]
+                cells.append(" / ".join(f"{h:,.2f}" if h < 10 else f"{h:,.0f}" for h in found))
+            lines.append(f"| {name} | {rule} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parts_table() -> str:
+    """Where a step's time goes at the assumed efficiency."""
+    several = [k for k in COUNTS if k > 1]
+    lines = [
+        f"| data | rule | B | products, ms | memory, ms | {' | '.join(f'exchange on {k}, ms' for k in several)} |",
+        f"|---|---|---|---|---|{'---|' * len(several)}",
+    ]
+    for name in TASKS:
+        for rule, kind in CASES:
+            alone = quicker(name, rule, kind, "H100", 1)
+            times = [alone.products, alone.memory]
+            times += [s.all - alone.all for s in (quicker(name, rule, kind, "H100", k) for k in several)]
+            lines.append(f"| {name} | {rule} | {kind} | {' | '.join(f'{1e3 * t:,.1f}' for t in times)} |")
+    return "\n".join(lines)
+
+
+def link_table() -> str:
+    """What cards exchange: gradients against factors."""
+    lines = [
+        "| data | rule | B | cards | gradients, MB | factors, MB | gradients, ms | factors, ms | ΔB of all rows, ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in TASKS:
+        for rule, kind in CASES:
+            for cards in COUNTS[1:]:
+                both = [exchanged(name, rule, kind, cards, factors) for factors in (False, True)]
+                plain, sent = (seconds(name, rule, kind, "H100", cards, factors=f) for f in (False, True))
+                more = 1e3 * (sent.products - plain.products)
+                lines.append(
+                    f"| {name} | {rule} | {kind} | {cards} | {both[0] / 1e6:,.0f} | {both[1] / 1e6:,.0f} "
+                    f"| {1e3 * plain.link:,.2f} | {1e3 * sent.link:,.2f} | {more:,.2f} |"
+                )
+    return "\n".join(lines)
+
+
+def assumptions_table() -> str:
+    """The cards, and what the published run comes to."""
+    lines = ["| card | bf16 FLOP/s | memory, B/s | links within a server, B/s | beyond |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {card} | {c.peak / 1e12:,.0f} T | {c.memory / 1e12:.2f} T | {c.link / 1e9:.0f} G | {NETWORK / 1e9:.0f} G |"
+        for card, c in CARDS.items()
+    ]
+    name, card, cards, took = PUBLISHED
+    share = published_efficiency()
+    lines += [
+        "",
+        f"{name}, {took:g} hours on {cards} {card}: {share * CARDS[card].peak / 1e12:.1f} TFLOP/s a card, "
+        f"{100 * share:.0f} % of its peak. Assumed for our own steps: {100 * EFFICIENCY:.0f} %.",
+    ]
+    return "\n".join(lines)
+
+
+def measured_table() -> str:
+    """How well multiply-adds alone tell the measured ratios of step.json; days on the measured machine."""
+    lines = ["| rule | width | measured | by products | measured / by products |", "|---|---|---|---|---|"]
+    behind: list[float] = []
+    for r in benchmark_tables.rows("step"):
+        if r["layout"] == "ours" and not r["views"] and r["engine"] == "hebbian":
+            kind = "low-rank-frozen" if "low-rank-frozen" in r["rule"] else "dense"
+            mine = _cifar10(r["rule"].split(",")[0], kind, r["width"], r["batch"])
+            ratio = mine.products / _cifar10(*CASES[0], r["width"], r["batch"]).products
+            behind.append(r["ratio"] / ratio)
+            lines.append(f"| {r['rule']} | {r['width']:g} | {r['ratio']:.3f} | {ratio:.3f} | {behind[-1]:.2f} |")
+    lines += ["", f"The last column lies between {min(behind):.2f} and {max(behind):.2f}.", "", *_days()]
+    return "\n".join(lines)
+
+
+def _cifar10(rule: str, kind: str, width: float, batch: int) -> arithmetic.Cost:
+    with torch.device("meta"):
+        encoder = encoders.vgg6(width)
+    return arithmetic.step(encoder, made(rule, kind), (3, 32, 32), default_patches("vgg6", 32) or (), batch)
+
+
+def _days() -> list[str]:
+    """Days on the machine whose rates ``growth.json`` has."""
+    record = benchmark_tables.record("growth")
+    if record is None:
+        return ["On the machine of the benchmarks: `benchmarks/growth.py` has not been run yet."]
+    rates = record["rates"]
+    lines = [f"On the machine of the benchmarks ({record['threads']} threads), by the rates of growth.json:", ""]
+    lines += ["| data | rule | B | days |", "|---|---|---|---|"]
+    for name, task in TASKS.items():
+        for rule, kind in CASES:
+            need = cost(name, rule, kind)
+            step = (
+                rates["seconds_a_product"] * need.convolutions
+                + rates["seconds_a_product_of_b"] * need.projections
+                + rates["seconds_a_parameter"] * need.parameters
+                + rates["seconds_a_step"]
+            )
+            lines.append(f"| {name} | {rule} | {kind} | {task.epochs * task.images / task.batch * step / 86400:,.0f} |")
+    return lines

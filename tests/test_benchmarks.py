@@ -1,0 +1,135 @@
+"""The benchmarks run, on networks too small to say anything; the arithmetic beside them against counted operations."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import localssl
+from localssl import encoders, projections, rules
+from localssl.engine import factors
+from localssl.optimizer import FactoredAdamW
+from localssl.report import arithmetic, growth_figure
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PATCHES = (4, 4, 4, 2, 2, 1)
+
+
+def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def growth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("growth", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["bp-clapp++", "clapp", "clapp++", "clapp++dfb", "clapp++both"])
+@pytest.mark.parametrize("projection", projections.KINDS)
+def test_multiply_adds_and_parameters(name: str, projection: str) -> None:
+    rule = rules.get(name, projection=projection, rank=3)
+    patches = [None] * 6 if name == "clapp" else list(PATCHES)
+    learner = localssl.Learner(encoders.vgg6(0.05), rule, (3, 32, 32), patches)
+    cost = arithmetic.step(learner.encoder, rule, (3, 32, 32), patches, 4)
+    optimiser = FactoredAdamW(learner.parameters())
+    views = torch.rand(2, 4, 3, 32, 32)
+    with FlopCounterMode(display=False) as counted:
+        for _ in learner.updates(views[0], views[1], factored=True):
+            optimiser.step()
+            optimiser.zero_grad()
+    assert counted.get_total_flops() == 2 * cost.products
+    assert cost.encoder == sum(p.numel() for p in learner.encoder.parameters())
+    assert cost.b == sum(p.numel() for p in learner.projections.parameters())
+    assert cost.fixed == sum(b.numel() for b in learner.projections.buffers())
+
+
+def test_no_arithmetic_for_others() -> None:
+    with pytest.raises(ValueError, match="no arithmetic"):
+        arithmetic.step(encoders.vgg6(0.05), rules.get("ff"), (3, 32, 32), PATCHES, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("rule", ["bp-clapp++", "clapp++both"])
+def test_growth_of_one_point(growth: ModuleType, rule: str) -> None:
+    point = {"width": 0.02, "depth": 8, "batch": 2, "size": 64, "patch": 0.5}
+    found = growth.one({"rule": rule, "point": point}, 2, 0.0)
+    assert found["steps"] == 2
+    assert found["seconds"] > 0
+    assert found["activity"] > 0
+
+
+def test_exponents_and_their_figure(growth: ModuleType, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for point in growth.points("width", tiny=False):
+        figures = {"seconds": 0.1 * point.width**2, "activity": 7.0, "total": 3.0 * point.width}
+        rows.append(growth.row("width", "clapp++", point, figures))
+    found = {e["quantity"]: e for e in growth.exponents(rows)}
+    assert [found[q]["exponent"] for q in ("seconds", "activity", "total")] == [2, 0, 1]
+    assert found["seconds"]["arithmetic"]["parameters"] == pytest.approx(2, abs=0.02)  # B and weights are squares
+    file = growth_figure.draw("width", rows, list(found.values()), tmp_path / "x.png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_patches_are_counted_on_every_map(growth: ModuleType) -> None:
+    assert [growth.place("patches", p) for p in growth.points("patches", tiny=False)] == [6, 9, 30, 120, 468]
+    assert growth.place("width", growth.Point(width=0.5)) == 0.5
+
+
+def test_rates_of_a_machine_that_keeps_them(growth: ModuleType) -> None:
+    rows: list[dict[str, Any]] = []
+    for axis in ("width", "depth", "batch", "patches"):
+        for point in growth.points(axis, tiny=False):
+            need = growth.arithmetic("clapp++both", point)
+            seconds = 2e-11 * need.convolutions + 5e-11 * need.projections + 1e-9 * need.parameters + 0.01
+            rows.append(growth.row(axis, "clapp++both", point, {"seconds": seconds, "activity": 1, "total": 1}))
+            rows[-1]["seconds"] = seconds
+    found = growth.rates(rows)
+    assert found["seconds_a_product"] == pytest.approx(2e-11, rel=1e-3)
+    assert found["seconds_a_product_of_b"] == pytest.approx(5e-11, rel=1e-3)
+    assert found["seconds_a_parameter"] == pytest.approx(1e-9, rel=1e-3)
+    assert found["seconds_a_step"] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("negatives", ["next", "random"])
+@pytest.mark.parametrize("rule", ["clapp++", "clapp++both"])
+@pytest.mark.parametrize("loss_type", [1, 2])
+def test_inactive_samples_leave_nothing(
+    rule: str, loss_type: int, negatives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("inactive", monkeypatch)
+    options: dict[str, Any] = {"loss_type": loss_type, "margin": -0.1, "negatives": negatives}  # few are active
+    torch.manual_seed(0)
+    made = localssl.Learner(encoders.vgg6(0.05), rules.get(rule, **options), (3, 32, 32), PATCHES)
+    views = torch.randn(2, 32, 3, 32, 32)
+    with torch.no_grad():
+        batch = made.batch(views[0], views[1])
+        drawn = torch.randint(64, (64,)) if negatives == "random" else None
+        batch = localssl.rules.Batch([4 * z for z in batch.z], drawn)
+    seen: list[float] = []
+    for layer in range(6):
+        _, soma, changes = factors.learn(made.rule, batch, layer, made.parts)  # pyright: ignore[reportArgumentType]
+        no_b = torch.stack([(c.signal == 0).all(1) for c in changes]).all(0)
+        no_w = (soma == 0).all(1)
+        assert module.inactive(made, batch, layer) == (float(no_b.float().mean()), float(no_w.float().mean()))
+        seen += [float(no_b.float().mean()), float(no_w.float().mean())]
+    assert max(seen) > 0
+    assert min(seen) < 1
+
+
+def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, loops = benchmark("throughput", monkeypatch), benchmark("loops", monkeypatch)
+    root, data = loops.cifar10(tmp_path / "nothing", tmp_path, 8)
+    assert data == loops.NOISE
+    times = module.once("clapp++", 0.02, 2, 2, root, tmp_path / "run", torch.get_num_threads())
+    assert set(times) == {"views", "step", "loop", "checkpoint"}
+    row = module.row("clapp++", 0.02, 2, 2, [{"views": 1.0, "step": 3.0, "loop": 5.0, "checkpoint": 0.0}])
+    assert (row["of_step_and_views"], row["of_step"], row["views_share"]) == (0.8, 0.6, 0.25)
+    assert (row["images_per_second"], row["step_images_per_second"]) == (0.8, 1.3)

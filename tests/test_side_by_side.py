@@ -1,0 +1,84 @@
+"""The page of a comparison, from committed cells."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localssl.experiments import published, side_by_side, summary
+from localssl.experiments.cells import Settings
+from localssl.experiments.comparison import Compared
+from localssl.experiments.rows import Row, Study
+
+from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+
+CELLS = Path(__file__).resolve().parents[1] / "docs" / "results" / "compare-digits" / "cells"
+RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
+STUDY = Study("digits", epochs=10, labels=("10", "all"))
+
+
+def compared() -> list[Compared]:
+    def row(name: str, baseline: str | None) -> Compared:
+        records = [json.loads((CELLS / f"{name}-s{seed}.json").read_text()) for seed in (0, 1)]
+        return Compared(Row(name, name if baseline else "clapp++"), records, baseline, "1 (default)")
+
+    return [row("untrained", None), *(row(name, "untrained") for name in RULES)]
+
+
+def write(out: Path, study: Study, rows: list[Compared]) -> str:
+    settings = Settings(out)
+    lines = summary.summarise(rows, study)
+    path = side_by_side.write(rows, lines, study, settings, "localssl compare --rules <all>")
+    return html.unescape(re.sub(r"<script>.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL))
+
+
+def test_what_stands_on_it(tmp_path: Path) -> None:
+    text = write(tmp_path, STUDY, compared())
+    assert "localssl compare --rules <all>" in text
+    assert "give no number for these rules on digits" in text
+    line = summary.summarise(compared(), STUDY)[1]
+    assert f"{line.accuracy['all'][0]:.2f}" in text
+    assert f"{line.blocks['3'][0]:.2f}" in text
+    assert f"{line.align['2'][0]:.2f}" in text
+
+
+def test_beside_the_paper(tmp_path: Path) -> None:
+    """As if the cells were of CIFAR-10: the paper's numbers, and why ours are not comparable."""
+    text = write(tmp_path, replace(STUDY, data="cifar10"), compared())
+    for rule, name in zip(RULES, ("CLAPP++", "CLAPP++DFB", "BP-CLAPP++"), strict=True):
+        row = re.search(rf'<th scope="row">{re.escape(rule)}</th><td>Table 2, {re.escape(name)}</td>(.*?)</tr>', text)
+        assert row is not None, rule
+        assert str(published.TABLE2[name]["cifar10"]) in row[1]
+        assert "not comparable: vgg5 for vgg6" in row[1]
+
+
+def test_another_option_is_another_rule(tmp_path: Path) -> None:
+    rows = compared()
+    rows[1] = replace(rows[1], row=replace(rows[1].row, options={"margin": 2.0}))
+    text = write(tmp_path, replace(STUDY, data="cifar10"), rows)
+    assert "Table 2, CLAPP++<" not in text
+    assert "Table 2, CLAPP++DFB<" in text
+
+
+def test_a_failed_row(tmp_path: Path) -> None:
+    rows = compared()
+    rows[2] = replace(rows[2], records=[], failed="it raised <here>")
+    text = write(tmp_path, STUDY, rows)
+    assert "it raised <here>" in text
+    assert "Failed" in text
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [375, 1400])
+def test_in_a_browser(width: int, tmp_path: Path) -> None:
+    write(tmp_path, replace(STUDY, data="cifar10"), compared())
+    with opened(tmp_path / "report.html", width, "light" if width > 500 else "dark") as driver:
+        keep_screenshot(driver, f"compare-{width}")
+        assert complaints(driver) == []
+        assert requests(driver) == []
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width

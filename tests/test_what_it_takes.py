@@ -1,0 +1,95 @@
+"""What training would take: the arithmetic by hand, and the tables of benchmarks that were run or were not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from localssl.report import benchmark_tables
+from localssl.report import what_it_takes as takes
+
+
+def test_sizes_of_the_published_nets() -> None:
+    assert [layer.d for layer in takes.layers("ImageNet", "clapp++")] == [8192, 4096, *[8192] * 2, *[4096] * 3, 1024]
+    assert takes.cost("STL-10", "clapp++", "dense").b == sum(d * d for d in (8192, 4096, 4096, 8192, 4096, 4096))
+    assert takes.cost("STL-10", "clapp++dfb", "dense").b == 32768 * 4096
+    first = takes.layers("ImageNet", "clapp++")[0]
+    assert first.products == 224 * 224 * 128 * 3 * 9
+    assert first.weights == 128 * 3 * 9 + 128
+
+
+def test_exchange_by_hand() -> None:
+    need = takes.cost("ImageNet", "clapp++dfb", "dense")
+    assert takes.exchanged("ImageNet", "clapp++dfb", "dense", 2, factors=False) == 4 * need.parameters
+    lengths = sum(d + 1024 for d in (8192, 4096, 8192, 8192, 4096, 4096, 4096, 1024))
+    sent = takes.exchanged("ImageNet", "clapp++dfb", "dense", 3, factors=True)
+    assert sent == pytest.approx(2 * (2 / 3) * 4 * need.encoder + 2 * 128 * 4 * lengths)
+    alone, both = (takes.seconds("ImageNet", "clapp++dfb", "dense", "H100", k, 1.0) for k in (1, 2))
+    assert alone.link == 0
+    assert both.link == pytest.approx(takes.exchanged("ImageNet", "clapp++dfb", "dense", 2, True) / 450e9)
+    assert both.products - alone.products == pytest.approx(2 * 128 * need.b / 989e12)
+    far = takes.seconds("ImageNet", "clapp++dfb", "dense", "H100", 9, factors=False)
+    near = takes.seconds("ImageNet", "clapp++dfb", "dense", "H100", 8, factors=False)
+    assert far.link > 8 * near.link  # beyond a server
+    assert takes.quicker("ImageNet", "clapp++dfb", "dense", "H100", 9).all <= far.all
+
+
+def test_the_published_run_takes_its_own_hours() -> None:
+    name, card, cards, took = takes.PUBLISHED
+    need = takes.cost(name, "clapp++", "dense")
+    step = 2 * need.products / (takes.CARDS[card].peak * takes.published_efficiency())
+    assert takes.hours(name, step, cards) == pytest.approx(took)
+
+
+def test_traffic_by_hand() -> None:
+    """One bf16 pass over input, drive twice and output, two or three times; weights, moments, gradients in float32."""
+    need = takes.cost("STL-10", "clapp++", "dense")
+    sides, channels = (96, 96, 48, 48, 24, 12), (128, 256, 256, 512, 1024, 1024)
+    x = [3 * 96 * 96, 128 * 96 * 96, 256 * 48 * 48, 256 * 48 * 48, 512 * 24 * 24, 1024 * 12 * 12]
+    a = [c * m * m for c, m in zip(channels, sides, strict=True)]
+    z = [*x[1:], 1024 * 6 * 6]
+    units = sum(x) + 2 * sum(a) + sum(z)
+    weights = need.b + 6 * (need.b + need.encoder) + 2 * need.encoder
+    assert takes.traffic("STL-10", "clapp++", "dense") == 2 * 64 * 2 * units + 4 * weights
+
+
+def test_tables_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_tables, "RESULTS", tmp_path)
+    for name in ("growth", "throughput", "inactive"):
+        assert getattr(benchmark_tables, name)().startswith("Not measured yet: `python benchmarks/")
+    assert "has not been run yet" in takes._days()[0]
+
+
+def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_tables, "RESULTS", tmp_path)
+    made_by = {"torch": "2", "threads": 2, "processor": "x", "commit": "abc"}
+    exponents = [
+        {"axis": "width", "rule": "clapp++", "quantity": q, "exponent": e, "arithmetic": a}
+        for q, e, a in (
+            ("seconds", 1.9, {"products": 2.0, "parameters": 2.1}),
+            ("activity", 1.0, {"activity": 1.1}),
+            ("total", 1.2, {"total": 1.3}),
+        )
+    ]
+    rates = dict.fromkeys(("seconds_a_product", "seconds_a_product_of_b", "seconds_a_parameter", "seconds_a_step"), 0.0)
+    rates["seconds_a_step"] = 86400 / (50 * 1_281_167 / 64)  # a day for all of ImageNet's steps
+    share = {f"{n}{e}": 0.5 for n in ("of_step_and_views", "of_step", "views_share") for e in ("", "_low", "_high")}
+    written = {
+        "growth": {"rates": rates, "exponents": exponents, "rows": [{"batch": 32}]},
+        "throughput": {
+            "data": "CIFAR-10",
+            "rows": [{"rule": "clapp++", "batch": 32, "images_per_second": 300.0, "n": 3, **share}],
+        },
+        "inactive": {
+            "data": "CIFAR-10",
+            "rows": [{"rule": "clapp++", "batch": 32, "step": 9, "own_mean": 0.1, "none_mean": 0.2, "none": [0.25]}],
+        },
+    }
+    for name, found in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**made_by, **found}), encoding="utf-8")
+    assert "| width | clapp++ | 1.90 | 2.00 | 2.10 | 1.00 | 1.10 | 1.20 | 1.30 |" in benchmark_tables.growth()
+    assert "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 | 3 |" in benchmark_tables.throughput()
+    assert "| clapp++ | 9 | 0.100 | 0.200 | 0.25 |" in benchmark_tables.inactive()
+    assert "| ImageNet | bp-clapp++ | dense | 1 |" in takes._days()
