@@ -172,6 +172,8 @@ class _Loop:
             if self.step == 0 and self.small:
                 self.save()
             if self.divided and self.step < self.last_step:
+                if len(self.divided) > 1:
+                    self.report(f"{len(self.divided)} processes: {', '.join(map(pipeline.words, self.divided))}")
                 self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
             self.train(stopped, rows, progress)
         return self.step == self.last_step

@@ -15,6 +15,6 @@ from __future__ import annotations
 from localssl.pipeline.assembly import Setup
 from localssl.pipeline.first import First, begun
 from localssl.pipeline.link import Lost
-from localssl.pipeline.split import divide
+from localssl.pipeline.split import divide, words
 
-__all__ = ["First", "Lost", "Setup", "begun", "divide"]
+__all__ = ["First", "Lost", "Setup", "begun", "divide", "words"]

@@ -32,6 +32,7 @@ class Workers:
 
     def __init__(self, processes: Sequence[BaseProcess], pipes: Sequence[Connection], blocks: Sequence[str]):
         self.processes, self.pipes, self.blocks = processes, pipes, blocks
+        self.hint = ' before it began (a program that calls train so needs a guard, if __name__ == "__main__")'
         self.said = ["" for _ in pipes]  # why they failed, in their own words
 
     def hear(self, number: int) -> bool:
@@ -57,6 +58,7 @@ class Workers:
                     del waiting[number]
             if any(self.processes[i].sentinel in happened for i in waiting):
                 raise Lost("a process ended before the run began")
+        self.hint = ""
 
     def reason(self, lost: Lost) -> Lost:
         """What became of the process that is gone, in one line."""
@@ -73,7 +75,7 @@ class Workers:
             elif code is not None and code < 0:
                 said.append((1, f"the process of {blocks} was ended by signal {-code} (out of memory?)"))
             elif code:
-                said.append((2, f"the process of {blocks} ended with status {code}"))
+                said.append((2, f"the process of {blocks} ended with status {code}{self.hint}"))
         return Lost(min(said)[1] if said else str(lost))
 
     def end(self, kill: bool) -> None:
