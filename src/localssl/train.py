@@ -195,9 +195,11 @@ class _Loop:
                 self.seconds += time.monotonic() - began
                 progress.advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
-                if self.step == 1 or epoch_end or self.step % self.log_every == 0:
+                row = self.step == 1 or epoch_end or self.step % self.log_every == 0
+                if row:
                     self.log(rows, progress)
                 due = time.monotonic() - saved_at > self.checkpoint_seconds
+                due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
                 stop = stopped()
                 if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                     self.save()
