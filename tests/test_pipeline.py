@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from localssl import credit, pipeline
+import localssl
+from localssl import credit, encoders, pipeline, rules
 from localssl.config import RunConfig
 from localssl.errors import RunError
 from localssl.pipeline import split
@@ -228,6 +229,21 @@ def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with usage_error(message):
         run_tiny(tmp_path / "x", **changes)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_process_that_cannot_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "localssl.pipeline.worker", None)
+    with pytest.raises(RunError, match=r"^the process of blocks \d to 5: ModuleNotFoundError: .*worker.*; the last "):
+        run_tiny(tmp_path / "x", pipeline=2)
+
+
+def test_blocks_of_about_the_same_work() -> None:
+    torch.manual_seed(0)
+    for rule in RULES:
+        learner = localssl.Learner(encoders.vgg6(0.25), rules.get(rule), (3, 32, 32), (4, 4, 4, 2, 2, 1))
+        costs = split.costs(learner, 32)
+        assert split.groups(costs, 2) == [range(3), range(3, 6)]
+        assert 0.8 < sum(costs[:3]) / sum(costs[3:]) < 1.25
 
 
 def test_groups_are_balanced() -> None:

@@ -238,6 +238,8 @@ class _Loop:
             if self.step == 0 and self.small:
                 self.save()
             if self.divided and self.step < self.last_step:
+                if len(self.divided) > 1:
+                    self.report(f"{len(self.divided)} processes: {', '.join(map(pipeline.words, self.divided))}")
                 self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
             self.train(stopped, shown)
         return self.step == self.last_step
@@ -271,9 +273,11 @@ class _Loop:
                 if shown is not None:
                     shown[1].advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
-                if self.step == 1 or epoch_end or self.step % self.log_every == 0:
+                row = self.step == 1 or epoch_end or self.step % self.log_every == 0
+                if row:
                     self.log(shown)
                 due = time.monotonic() - saved_at > self.checkpoint_seconds
+                due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
                 stop = stopped() if self.processes is None else self.processes.any(stopped())
                 if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                     self.save()

@@ -14,6 +14,6 @@ from __future__ import annotations
 
 from localssl.pipeline.assembly import Setup
 from localssl.pipeline.first import First, begun
-from localssl.pipeline.split import divide
+from localssl.pipeline.split import divide, words
 
-__all__ = ["First", "Setup", "begun", "divide"]
+__all__ = ["First", "Setup", "begun", "divide", "words"]

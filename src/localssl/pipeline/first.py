@@ -14,6 +14,7 @@ from localssl.pipeline import exchange
 from localssl.pipeline.assembly import REPORT, ROW, STATES, WEIGHTS, Setup, stage
 from localssl.pipeline.link import END, receive_bytes, send_bytes
 from localssl.pipeline.processes import started
+from localssl.pipeline.split import words
 from localssl.pipeline.stage import Stage, draw
 from localssl.prepared import Prepared
 
@@ -82,7 +83,7 @@ def begun(prepared: Prepared, setup: Setup) -> Generator[First]:
     if len(setup.bounds) == 2:
         yield First(stage(prepared, setup), setup)
         return
-    with started([_words(setup.layers(rank)) for rank in range(1, len(setup.bounds) - 1)]):
+    with started([words(setup.layers(rank)) for rank in range(1, len(setup.bounds) - 1)]):
         for rank in range(1, len(setup.bounds) - 1):
             send_bytes(setup.to_bytes(), rank)
         first = First(stage(prepared, setup), setup)
@@ -95,9 +96,3 @@ def begun(prepared: Prepared, setup: Setup) -> Generator[First]:
         assert first.own.link is not None
         first.own.link.send_order(END)
         first.own.link.flush()
-
-
-def _words(layers: range) -> str:
-    if len(layers) == 1:
-        return f"block {layers.stop}"
-    return f"blocks {layers.start + 1} to {layers.stop}"

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,6 +23,7 @@ from localssl.parallel import Lost
 
 START = "spawn"  # CUDA allows no other
 PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
+READY = b"ready"
 GRACE = 5.0  # seconds in which the others notice that one is gone
 
 
@@ -31,6 +32,17 @@ class Workers:
 
     def __init__(self, processes: Sequence[BaseProcess], pipes: Sequence[Connection], blocks: Sequence[str]):
         self.processes, self.pipes, self.blocks = processes, pipes, blocks
+        self.hint = ' before it began (a program that calls train so needs a guard, if __name__ == "__main__")'
+        self.said = ["" for _ in pipes]  # why they failed, in their own words
+
+    def hear(self, number: int) -> bool:
+        """Whether a process says that it is ready; what else it says is kept, as its end is near."""
+        try:
+            said = self.pipes[number].recv_bytes()
+        except (EOFError, OSError):
+            return False
+        self.said[number] = "" if said == READY else said.decode()
+        return said == READY
 
     def wait_until_ready(self) -> None:
         """Until all have imported what they need.
@@ -38,14 +50,15 @@ class Workers:
         Raises:
             Lost: one ended before that.
         """
-        waiting = dict(zip(self.pipes, self.processes, strict=True))
+        waiting = dict(enumerate(self.pipes))
         while waiting:
-            for ready in wait([*waiting, *(p.sentinel for p in waiting.values())]):
-                if not isinstance(ready, Connection):
-                    raise Lost("a process ended before the run began")
-                with suppress(EOFError):  # it ended: its sentinel comes next
-                    ready.recv_bytes()
-                    del waiting[ready]
+            happened = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)])
+            for number in [i for i, pipe in waiting.items() if pipe in happened]:
+                if self.hear(number):
+                    del waiting[number]
+            if any(self.processes[i].sentinel in happened for i in waiting):
+                raise Lost("a process ended before the run began")
+        self.hint = ""
 
     def reason(self, lost: Lost) -> Lost:
         """What became of the process that is gone, in one line."""
@@ -53,14 +66,16 @@ class Workers:
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
         said: list[tuple[int, str]] = []  # the lowest first: who ended because another did has little to say
-        for process, pipe, blocks in zip(self.processes, self.pipes, self.blocks, strict=True):
-            text, code = _last_words(pipe), process.exitcode
+        for number, (process, blocks) in enumerate(zip(self.processes, self.blocks, strict=True)):
+            if self.pipes[number].poll():
+                self.hear(number)
+            text, code = self.said[number], process.exitcode
             if text:
                 said.append((0, f"the process of {blocks}: {text}"))
             elif code is not None and code < 0:
                 said.append((1, f"the process of {blocks} was ended by signal {-code} (out of memory?)"))
             elif code:
-                said.append((2, f"the process of {blocks} ended with status {code}"))
+                said.append((2, f"the process of {blocks} ended with status {code}{self.hint}"))
         return Lost(min(said)[1] if said else str(lost))
 
     def end(self, kill: bool) -> None:
@@ -71,13 +86,6 @@ class Workers:
             process.join()
         for pipe in self.pipes:
             pipe.close()
-
-
-def _last_words(pipe: Connection) -> str:
-    try:
-        return pipe.recv_bytes().decode() if pipe.poll() else ""
-    except (EOFError, OSError):
-        return ""
 
 
 @contextmanager
@@ -100,7 +108,7 @@ def started(blocks: Sequence[str]) -> Generator[Workers]:
     pairs = [context.Pipe(duplex=False) for _ in blocks]
     threads = torch.get_num_threads()
     processes = [
-        context.Process(target=_work, args=(rank, size, meeting, threads, end), daemon=True)
+        context.Process(target=_work, args=(rank, size, meeting, threads, end, os.getpid()), daemon=True)
         for rank, (_, end) in enumerate(pairs, start=1)
     ]
     with interrupts.blocked():  # inherited: Ctrl-C is this process's business, which ends the others when it is done
@@ -130,15 +138,16 @@ def _join(meeting: str, rank: int, size: int) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
 
 
-def _work(rank: int, size: int, meeting: str, threads: int, pipe: Connection) -> None:
+def _work(rank: int, size: int, meeting: str, threads: int, pipe: Connection, parent: int) -> None:
     """A worker's life: says that it is ready, then why it failed, if it did."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first process saves, and ends this one
+    interrupts.follow(parent)  # or if it cannot
     torch.set_num_threads(threads)
-    from localssl.pipeline.worker import work  # takes seconds, and may fail
-
-    pipe.send_bytes(b"ready")
     try:
+        from localssl.pipeline.worker import work  # takes seconds, and may fail
+
+        pipe.send_bytes(READY)
         _join(meeting, rank, size)
         work()
     except Lost:

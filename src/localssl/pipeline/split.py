@@ -77,6 +77,11 @@ def groups(costs: Sequence[float], processes: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(best)]
 
 
+def words(layers: range) -> str:
+    """Some blocks, as they are called: "blocks 1 to 3"."""
+    return f"block {layers.stop}" if len(layers) == 1 else f"blocks {layers.start + 1} to {layers.stop}"
+
+
 @torch.no_grad()
 def costs(learner: Learner, batch_size: int) -> list[float]:
     """Estimated work of every block in a step, in multiply-adds; that of the first has the views with it."""
