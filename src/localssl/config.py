@@ -64,9 +64,9 @@ class TrainConfig:
     """Images in a batch (each gives two views)."""
     weight_decay: float | None = None
     """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; tiny-imagenet 1e-5, bp-infonce always 0."""
-    optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
-    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
-    for."""
+    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd"] | None = None
+    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none. Default:
+    the rule's, else adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None

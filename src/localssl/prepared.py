@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +13,7 @@ from localssl import devices
 from localssl.config import RunConfig
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
+from localssl.projections import Dense
 from localssl.run import build
 
 
@@ -71,7 +73,16 @@ def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
     if config.optimizer == "adam-l2":  # PyTorch's Adam: the decay is part of the gradient
         return torch.optim.Adam(learner.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    groups = parameter_groups(learner, config.optimizer == "adam-factored")
     # AdamW is Adam where the decay is 0.
-    return FactoredAdamW(
-        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
-    )
+    return FactoredAdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay)
+
+
+def parameter_groups(learner: Learner, factored_moment: bool) -> list[dict[str, Any]]:
+    """The learner's parameters for ``FactoredAdamW``; dense projections apart where their second moment is factored."""
+    dense = [module.weight for module in learner.projections.modules() if type(module) is Dense]
+    if not factored_moment or not dense:
+        return [{"params": list(learner.parameters())}]
+    apart = {id(p) for p in dense}
+    others = [p for p in learner.parameters() if id(p) not in apart]
+    return [{"params": others}, {"params": dense, "factored_moment": True}]

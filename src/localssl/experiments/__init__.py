@@ -47,6 +47,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "brain": brain.run,
     "cheap-b": cheap_b.screen,
     "cheap-b-final": cheap_b.final,
+    "factored-moment": cheap_b.moment,
     "ff-mnist": ff_mnist.run,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
