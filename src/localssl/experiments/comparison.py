@@ -165,7 +165,8 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
         records = [done[part.name] for part in mine]
         accuracies = [(r["accuracy"], lr) for r, lr in zip(records, rates[label], strict=True) if FAILED not in r]
         epochs = f"{study.search_epochs} epoch{'s' if study.search_epochs != 1 else ''}"
-        budget = f"{len(study.search_lr)} rates × {epochs} on {trial:,} images"
+        rate = "1 rate" if len(study.search_lr) == 1 else f"{len(study.search_lr)} rates"
+        budget = f"{rate} × {epochs} on {trial:,} images"
         if accuracies:
             result[label] = _Chosen(max(accuracies, key=lambda pair: pair[0])[1], budget)
         else:
