@@ -291,6 +291,7 @@ def _held_out(run: Run, study: Study) -> Record:
     else:  # what is trained on lies apart and has no labels
         n = 4 * len(order) // 5
         fit, held = order[:n], order[n:]
+    fit = fit[: study.probe_images]
     patches, normalise = _probe_patches(run, study), run.normalise()
     parts = [images.subset(torch.as_tensor(np.sort(index))) for index in (fit, held)]
     z = [features(run.encoder(), part, patches=patches, normalise=normalise) for part in parts]
