@@ -16,6 +16,7 @@ from localssl.experiments import (
     fig4c,
     fig_a1,
     lpl_cifar10,
+    own_settings,
     pc_mnist,
     scff_mnist,
     settled,
@@ -62,7 +63,9 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
     "lpl-cifar10": lpl_cifar10.run,
+    **own_settings.experiments(),
 }
 
 PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}
+PAPER_SCALE |= set(own_settings.RECIPES)
 KEPT_SCALE = {"table2", "tableA3", "fig5"}  # what can be said of a comparison that was run with other settings

@@ -61,6 +61,25 @@ class Batch:
         return torch.cat((z[self.n :], z[: self.n]))
 
 
+@dataclass(frozen=True)
+class Form:
+    """A rule's columns of the paper's Table 1, in words, for the documentation.
+
+    Type 1: f((z_pos - z_neg).B c). Type 2: f(z_pos.B c_pos) + f(-z_neg.B c_neg).
+
+    Args:
+        f: the decreasing function of a score x, or what stands in its place.
+        loss_type: 1 or 2; None: no contrast of two scores.
+        reference: what z is compared with.
+        projection: B.
+    """
+
+    f: str
+    loss_type: int | None = None
+    reference: str = ""
+    projection: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Base of every rule. Options are the dataclass fields; what the class declares is in the class variables.
@@ -76,6 +95,7 @@ class Rule:
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
     optimizer: ClassVar[str | None] = None  # "plain-sgd" where the update is no gradient to be rescaled; None: adam
     lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
+    form: ClassVar[Form | None] = None  # of Table 1; score rules have theirs from their options and references
     exceptions: ClassVar[Mapping[str, str]] = {}  # checks of localssl.testing that cannot hold, each with its reason
 
     @property
