@@ -24,6 +24,8 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.vgg6, "width in_channels"),
     (localssl.encoders.mlp, "in_features widths bias"),
     (localssl.encoders.Encoder.from_blocks, "blocks"),
+    (localssl.encoders.Encoder.from_torchvision, "name blocks"),
+    (localssl.encoders.Encoder.from_timm, "name blocks"),
     (localssl.blocks.BlackBox, "function out_shape timeout name"),
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
