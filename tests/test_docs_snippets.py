@@ -42,12 +42,13 @@ def run_page(page: Path) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("page", ["hardware.md", "neuroscience.md", "networks.md"])
+@pytest.mark.parametrize("page", ["hardware.md", "neuroscience.md", "networks.md", "own-data.md"])
 def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_tiny(Path("runs/x"))
     assert run_page(DOCS / page) >= 2
-    own._LOADED.pop(tmp_path / "net.py", None)
+    for name in ("net.py", "mine.py"):
+        own._LOADED.pop(tmp_path / name, None)
 
 
 def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:

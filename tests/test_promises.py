@@ -100,7 +100,7 @@ PROJECTIONS = {
 }
 
 COMMANDS = {
-    "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
+    "train": "views rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
     "precision threads probe-every align-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",

@@ -321,6 +321,24 @@ def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool =
     return Options(**options).stack(layers, [False] * len(layers), config)
 
 
+def cnn1d(width: float = 1.0, in_channels: int = 1) -> Encoder:
+    """Four blocks for time series (N, C, T): 32, 64, 64, 128 channels, kernels of 5, ReLU, the time halved by maxima.
+
+    Args:
+        width: factor on the channel numbers (rounded).
+        in_channels: channels of the series.
+
+    Raises:
+        UsageError: a width that leaves a block without channels.
+    """
+    channels = [round(width * c) for c in (32, 64, 64, 128)]
+    if min(channels) < 1:
+        raise UsageError(f"width {width:g} leaves cnn1d without channels; use at least 0.03")
+    sizes = zip([in_channels, *channels[:-1]], channels, strict=True)
+    blocks = [nn.Sequential(nn.Conv1d(c_in, c, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2)) for c_in, c in sizes]
+    return Encoder(blocks, {"name": "cnn1d", "width": width, "in_channels": in_channels})
+
+
 def published(name: str, width: float = 1.0, in_channels: int = 3, **options: Any) -> Encoder:
     """The net of a rule's own publication, see ``peers_nets``; its activations are its own.
 
@@ -372,6 +390,7 @@ _BUILDERS: dict[str, Callable[..., Encoder]] = {
     "vgg6": vgg6,
     "vgg5": vgg5,
     "mlp": mlp,
+    "cnn1d": cnn1d,
     **{name: partial(published, name) for name in NETS},
 }
 
@@ -503,9 +522,9 @@ def build(
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
         given = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
     for option in options:
-        known = [f.name for f in fields(Options)]
+        known = [] if name == "cnn1d" else [f.name for f in fields(Options)]
         if option not in known:
-            raise unknown(f"option of encoder {name!r}", option, known)
+            raise unknown(f"option of encoder {name!r}", option, known or {"none"})
     return _BUILDERS[name](**given, **options)
 
 

@@ -1,4 +1,4 @@
-"""Other people's networks in blocks, cut where one value alone goes on: at the ends of stages, or where the user says."""
+"""Other people's networks in blocks, cut where one value alone goes on: at ends of stages, or where the user says."""
 
 from __future__ import annotations
 
