@@ -137,7 +137,7 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         (f"--data digits --views {file}:viw", "did you mean 'view'", 2),
         (
             f"--data digits --limit-images 32 --views {file}:half",
-            "view mine.py:half returned of shape (16, 1, 8, 16)",
+            "half returned of shape (16, 1, 8, 16)",
             1,
         ),
     ):

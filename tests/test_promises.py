@@ -100,8 +100,8 @@ PROJECTIONS = {
 }
 
 COMMANDS = {
-    "train": "views rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
-    "precision threads probe-every align-every limit-images resume skip-bad download",
+    "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
+    "device precision threads probe-every align-every limit-images resume skip-bad download",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels report",

@@ -51,8 +51,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, cnn1d (series), a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), torchvision:NAME,
-    timm:NAME, or your own, PATH.py:NAME. Default: what suits the data."""
+    """vgg6, vgg5, mlp, cnn1d (series), a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), of others
+    (torchvision:NAME, timm:NAME), or your own, PATH.py:NAME. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()

@@ -62,9 +62,8 @@ class Run:
         """The run's images, or another data set's in the run's size and channels; bad ones skipped as in training."""
         c = self.config
         kind, _, path = c.data.partition(":")
-        if (
-            data is None and path and not own.is_path(c.data) and not Path(path).expanduser().exists()
-        ):  # often a relative path, seen from elsewhere
+        there = not path or own.is_path(c.data) or Path(path).expanduser().exists()
+        if data is None and not there:  # often a relative path, seen from elsewhere
             raise UsageError(f"{path}, on which {self.path} was trained, is not here; name it with --data {kind}:PATH")
         return open_images(
             data or c.data,

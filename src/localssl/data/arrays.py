@@ -30,9 +30,7 @@ def read(data: str, split: str) -> tuple[NDArray[Any], NDArray[np.int64] | None,
     x, y, train_y, whole = (_of_npz if data.startswith(f"{KIND}:") else _of_file)(data, split)
     x = np.asarray(x)
     if x.ndim not in (2, 3, 4) or 0 in x.shape:
-        raise UsageError(
-            f"{data}: x is {x.shape}; give (N, features), (N, channels, time) or (N, channels, height, width)"
-        )
+        raise UsageError(f"{data}: x is {x.shape}; give (N, features), (N, channels, time) or (N, C, H, W)")
     if x.dtype != np.uint8:
         if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer) or x.dtype == np.bool_):
             raise UsageError(f"{data}: x holds {x.dtype}; give numbers")
@@ -84,9 +82,7 @@ def _numbered(data: str, y: Any, train_y: Any, count: int) -> tuple[NDArray[np.i
         return None, ()
     y = np.asarray(y)
     if y.shape != (count,) or y.dtype.kind not in "iubUS":
-        raise UsageError(
-            f"{data}: y is {y.dtype} of shape {y.shape}; give one whole number or text for each of {count} rows"
-        )
+        raise UsageError(f"{data}: y is {y.dtype} {y.shape}; give one whole number or text for each of {count} rows")
     values = np.unique(np.asarray(train_y))
     place = np.searchsorted(values, y).clip(max=len(values) - 1)
     if (wrong := values[place] != y).any():
