@@ -35,8 +35,8 @@ class TrainConfig:
     """Learning rule, e.g. clapp++dfb (misspell one to see all), or your own, PATH.py:CLASS. Not needed with
     --resume."""
     data: str | None = None
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH (vectors, series) or your
-    own, PATH.py:NAME."""
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH, or your own,
+    PATH.py:NAME."""
     out: Path | None = None
     """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
@@ -51,30 +51,28 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, cnn1d (series), a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), of others
-    (torchvision:NAME, timm:NAME), or your own, PATH.py:NAME. Default: what suits the data."""
+    """vgg6, vgg5, mlp, cnn1d, scff3, scff4, softhebb3, stochastic-ff3, torchvision:NAME, timm:NAME, or your own,
+    PATH.py:NAME. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
-    """Options of the encoder, NAME=VALUE, e.g. norm=length activation=gelu. Default: what the rule asks for."""
+    """Of the encoder, NAME=VALUE, e.g. norm=length. Default: what the rule asks for."""
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
     """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (the paper: 2e-4)."""
     batch_size: int = 64
-    """Images in a batch (each gives two views)."""
+    """Images in a batch, two views each."""
     weight_decay: float | None = None
-    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; tiny-imagenet 1e-5, bp-infonce always 0."""
+    """Decoupled (adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, bp-infonce always 0."""
     optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
-    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
-    for."""
+    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9), plain-sgd. Default: adam, or the rule's."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
     """Side to which images are resized. Default: the data set's own."""
     views: str | None = None
-    """Views of your own, PATH.py:NAME: a function of a batch of floats that returns one view. Default: what suits the
-    data."""
+    """Views of your own, PATH.py:NAME."""
     view_strength: float | None = None
     """Factor on how far affine views turn, shift, zoom and shear (digits, mnist). Default: 1."""
     limit_images: int | None = None
@@ -88,7 +86,7 @@ class TrainConfig:
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's own choice."""
+    """CPU threads. Default: PyTorch's own."""
     probe_every: int = 1
     """Epochs between rows of the online monitors (kNN, effective rank, dead units, active hinges); 0: never."""
     align_every: int = 0
