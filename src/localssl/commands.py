@@ -216,7 +216,7 @@ def export_run(command: flags.Export) -> None:
     opened = open_run(command.run)
     encoder = opened.encoder()
     c = opened.config
-    shape = (c.channels, c.image_size, c.image_size)
+    shape = c.input_shape
     if command.onnx:
         path = command.out or command.run / "encoder.onnx"
         _check_folder(path)
