@@ -99,13 +99,14 @@ PROJECTIONS = {
 
 COMMANDS = {
     "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
-    "precision threads probe-every align-every limit-images resume skip-bad download",
+    "precision threads probe-every align-every limit-images resume skip-bad download dry-run",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
+    "doctor": "data-root quick",
     "report": "images units data data-root",
     "export": "onnx embeddings data data-root out",
 }

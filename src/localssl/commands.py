@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, encoders, evaluate, export, flags, rules
+from localssl import certificate, checkup, encoders, evaluate, export, flags, rehearsal, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -26,7 +26,10 @@ from localssl.train import train
 
 def run(command: object) -> None:
     """Carry out a parsed command."""
-    if isinstance(command, TrainConfig):
+    if isinstance(command, flags.Train) and command.dry_run:
+        for line in rehearsal.lines(rehearsal.rehearse(command)):
+            print(line)
+    elif isinstance(command, TrainConfig):
         finished = train(command)
         path, localssl = shlex.quote(str(finished.path)), program()
         print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
@@ -46,6 +49,8 @@ def run(command: object) -> None:
         export_run(command)
     elif isinstance(command, flags.Reproduce):
         reproduce(command)
+    elif isinstance(command, flags.Doctor):
+        doctor(command)
 
 
 def probe(command: flags.Probe) -> None:
@@ -249,6 +254,27 @@ def reproduce(command: flags.Reproduce) -> None:
     c = command
     for name in c.names:
         EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))
+
+
+def doctor(command: flags.Doctor) -> None:
+    """Look at this machine, line by line, and say what to do."""
+    if command.data_root is not None and not command.data_root.is_dir():
+        raise UsageError(f"--data-root {command.data_root} is no folder")
+    findings: list[checkup.Finding] = []
+    for finding in checkup.look(command.data_root, speed=not command.quick):
+        if not findings or findings[-1].about != finding.about:
+            print(f"{finding.about}:")
+        mark = "!" if finding.broken else " "
+        print(f" {mark} {finding.name}: {finding.found}", flush=True)
+        findings.append(finding)
+    advice = [finding for finding in findings if finding.advice]
+    if advice:
+        print("what to do:")
+    for finding in advice:
+        print(f"   {finding.name}: {finding.advice}")
+    if broken := [finding.name for finding in findings if finding.broken]:
+        raise RunError(f"localssl cannot work as it is: {', '.join(broken)}")
+    print("localssl can work here")
 
 
 def _set_threads(threads: int | None) -> None:

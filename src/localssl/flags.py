@@ -14,6 +14,18 @@ from localssl.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Train an encoder by one rule on unlabelled images.
+
+    Only --rule, --data and --out are needed; everything else defaults to what suits the data set.
+    """
+
+    dry_run: bool = False
+    """Print sizes, parameters, memory and time, estimated from some real steps; write nothing. --out may be left
+    out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """Accuracy of a classifier on the frozen encoder, layer by layer, beside the untrained encoder of the same seed."""
 
@@ -235,8 +247,22 @@ class Report:
     """CPU threads. Default: PyTorch's own choice."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What this machine has for localssl, and what to do where something is missing.
+
+    Versions, devices, rules, data sets, disk, and the speed of a training step, measured now. Exit status 1 where
+    localssl cannot work as it is; a data set or an extra package that is missing is no failure.
+    """
+
+    data_root: Path | None = None
+    """Folder that holds the data sets. Default: $LOCALSSL_DATA, else ./data."""
+    quick: bool = False
+    """Do not measure speed."""
+
+
 Command = (
-    Annotated[TrainConfig, subcommand("train")]
+    Annotated[Train, subcommand("train")]
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Align, subcommand("align")]
     | Annotated[Compare, subcommand("compare")]
@@ -245,6 +271,7 @@ Command = (
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Doctor, subcommand("doctor")]
 )
 
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
