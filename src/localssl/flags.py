@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
@@ -272,6 +272,26 @@ Command = (
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Doctor, subcommand("doctor")]
+)
+
+
+def overview() -> str:
+    """Every command in a line: what ``localssl --help`` shows."""
+    lines = ["usage: localssl COMMAND [flags]", "", str(localssl.__doc__), ""]
+    for choice in get_args(Command):
+        command, settings = get_args(choice)
+        lines.append(f"  {settings.name:10s} {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", *_BESIDE])
+
+
+_BESIDE = (
+    "localssl COMMAND --help     its flags",
+    "localssl --version          the version",
+    "localssl --citation         how to cite, as BibTeX",
+    "localssl --completion SHELL completion for bash, zsh or tcsh",
+    "",
+    "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
+    "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
 )
 
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
