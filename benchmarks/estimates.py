@@ -20,7 +20,7 @@ from localssl import metrics, rehearsal
 from localssl.config import TrainConfig
 from localssl.files import write_text
 from localssl.manifest import environment
-from localssl.train import train
+from localssl.training import train
 
 AIM = 0.25
 CASES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError
 from localssl.resume import begin
 from localssl.run import check
-from localssl.train import Loop
+from localssl.training import Loop
 
 WARM, LEAST, SECONDS = 3, 5, 10.0  # steps that are not timed; steps that are, at least, and for about how long
 
