@@ -14,7 +14,7 @@ from localssl.config import TrainConfig
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
 from localssl.resume import begin
-from localssl.train import _Loop
+from localssl.training import _Loop
 
 NOISE = "noise in place of CIFAR-10"
 

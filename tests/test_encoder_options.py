@@ -16,7 +16,7 @@ from localssl import encoders, norms, rules
 from localssl.config import TrainConfig
 from localssl.oracle.layers import normalised
 from localssl.rules import Batch, Projections, Rule
-from localssl.train import train
+from localssl.training import train
 
 from .util import assert_close_report, numpy, usage_error
 

@@ -10,7 +10,7 @@ import torch
 
 from localssl import rules
 from localssl.config import TrainConfig
-from localssl.train import train
+from localssl.training import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -69,11 +69,11 @@ def test_imports_point_to_the_right(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
-        ("rules.clapp", "from localssl.train import train", ["train"]),
-        ("rules.clapp", "from localssl import train", ["train"]),
+        ("rules.clapp", "from localssl.training import train", ["training"]),
+        ("rules.clapp", "from localssl import training", ["training"]),
         ("rules.clapp", "def later():\n    import localssl.learner", ["learner"]),
         ("rules.clapp", "from localssl.rules.base import Rule", []),
-        ("train", "from localssl.evaluate import probe_run", ["evaluate"]),  # neighbours do not know each other
+        ("training", "from localssl.evaluate import probe_run", ["evaluate"]),  # neighbours do not know each other
         ("readout", "from localssl.oracle import result", ["oracle.result"]),
         ("oracle.scores", "from localssl.rules import get", ["rules"]),
         ("oracle.scores", "from localssl.losses import hinge", ["losses"]),

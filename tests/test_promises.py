@@ -34,6 +34,8 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
+    (localssl.train, "report rule data out"),
+    (localssl.open_run, "path"),
     (localssl.testing.check_rule, "rule"),
     (localssl.certificate.certify, "subject seed"),
     (localssl.represent.activities, "encoder images patches whole"),
@@ -101,14 +103,15 @@ PROJECTIONS = {
 
 COMMANDS = {
     "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
-    "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images resume "
-    "skip-bad download",
+    "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images "
+    "resume skip-bad download dry-run",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
+    "doctor": "data-root quick",
     "report": "images units data data-root",
     "export": "onnx embeddings data data-root out",
 }
@@ -208,7 +211,7 @@ def test_train_needs_three_flags_only() -> None:
 def test_modules_import_alone(capfd: pytest.CaptureFixture[str]) -> None:
     """No module leans on another having been imported first: none is part of a circle."""
     modules = sorted(m.name for m in pkgutil.walk_packages(localssl.__path__, "localssl.") if "__main__" not in m.name)
-    assert "localssl.train" in modules
+    assert "localssl.training" in modules
     child = os.fork()  # so that this process keeps its own
     if child == 0:
         try:

@@ -20,7 +20,7 @@ from localssl import checkpoint
 from localssl.config import TrainConfig
 from localssl.errors import RunError
 from localssl.files import held
-from localssl.train import train
+from localssl.training import train
 
 from .train_util import (
     Hooked,
@@ -207,7 +207,7 @@ def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise MemoryError
 
     with monkeypatch.context() as patch:  # a large run that died before its first checkpoint
-        patch.setattr("localssl.train.SMALL", 0)
+        patch.setattr("localssl.training.SMALL", 0)
         with pytest.raises(RunError, match=r"^out of memory; .* smaller --batch-size"):
             hooked(tmp_path / "x", {3: die})
     assert steps(tmp_path / "x") == []

@@ -12,7 +12,7 @@ import torch
 from localssl import checkpoint
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.specs import Augmentation
-from localssl.train import train
+from localssl.training import train
 
 from .sources_util import encoded, pictures
 from .train_util import (

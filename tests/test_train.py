@@ -24,7 +24,7 @@ from localssl.errors import RunError
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
 from localssl.run import Run, build, open_run
-from localssl.train import train
+from localssl.training import train
 
 from .train_util import (
     BUILT_IN,
@@ -311,7 +311,7 @@ def test_a_pickle_is_never_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_large_runs_write_at_intervals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localssl.train.SMALL", 0)
+    monkeypatch.setattr("localssl.training.SMALL", 0)
     saved: list[int] = []
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda run, state: (saved.append(state["step"]), original(run, state)))

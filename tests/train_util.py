@@ -17,7 +17,7 @@ from localssl import checkpoint, metrics, rules
 from localssl.config import TrainConfig
 from localssl.rules.clapp_pp import ClappPPDfb
 from localssl.run import Run
-from localssl.train import train
+from localssl.training import train
 
 from .sources_util import encoded, pictures, write_files
 

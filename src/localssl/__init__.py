@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localssl import alignment, blocks, certificate, encoders, represent, rules, testing, theory
+    from localssl.api import open_run, train
     from localssl.checkpoint import load
     from localssl.learner import Learner
 
@@ -19,13 +20,20 @@ __all__ = [
     "certificate",
     "encoders",
     "load",
+    "open_run",
     "represent",
     "rules",
     "testing",
     "theory",
+    "train",
 ]
 
-_HOMES = {"Learner": "localssl.learner", "load": "localssl.checkpoint"}
+_HOMES = {
+    "Learner": "localssl.learner",
+    "load": "localssl.checkpoint",
+    "open_run": "localssl.api",
+    "train": "localssl.api",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,8 @@ import localssl
 from localssl import interrupts
 from localssl.errors import RunError, UsageError
 
+SHELLS = ("bash", "zsh", "tcsh")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the run could not go on, 2 bad input, 130 stopped by the user."""
@@ -18,9 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
+    if arguments == ["--citation"]:
+        from localssl import citation
+
+        print(citation.bibtex())
+        return 0
+    if arguments[:1] == ["--completion"]:
+        if len(arguments) != 2 or arguments[1] not in SHELLS:
+            return _say(f"--completion takes one of {', '.join(SHELLS)}; docs/first-hour.md says where it goes", 2)
+        arguments = ["--tyro-print-completion", arguments[1]]
     with interrupts.leaving():  # importing PyTorch takes seconds
         from localssl import flags
 
+        if arguments in ([], ["-h"], ["--help"]):
+            print(flags.overview(), file=sys.stdout if arguments else sys.stderr)
+            return 0 if arguments else 2
         command = flags.parse(arguments)
         from localssl import commands  # after parsing: --help should not wait for the heavier imports
         from localssl.rules import own

@@ -8,25 +8,29 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, encoders, evaluate, export, flags, launch, rules
+from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, summary
 from localssl.experiments.rows import Study, named
 from localssl.learner import Learner
-from localssl.probe import features
+from localssl.probe import ProbeResult, features
+from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
 from localssl.run import open_run
 from localssl.slow import Slow
-from localssl.theory.checks import verify_all
-from localssl.train import train
+from localssl.theory.checks import Outcome, verify_all
+from localssl.training import train
 
 
 def run(command: object) -> None:
     """Carry out a parsed command."""
-    if isinstance(command, TrainConfig):
+    if isinstance(command, flags.Train) and command.dry_run:
+        for line in rehearsal.lines(rehearsal.rehearse(command)):
+            print(line)
+    elif isinstance(command, TrainConfig):
         finished = train(command)
         path, localssl = shlex.quote(str(finished.path)), program()
         if not launch.speaks():
@@ -48,9 +52,11 @@ def run(command: object) -> None:
         export_run(command)
     elif isinstance(command, flags.Reproduce):
         reproduce(command)
+    elif isinstance(command, flags.Doctor):
+        doctor(command)
 
 
-def probe(command: flags.Probe) -> None:
+def probe(command: flags.Probe) -> dict[str, ProbeResult]:
     """Probe a run, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
     paper = command.protocol == "paper"
@@ -77,9 +83,10 @@ def probe(command: flags.Probe) -> None:
     path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.PROBE_HEADER, rows, protocol)
     print(f"written: {path}")
+    return results
 
 
-def align(command: flags.Align) -> None:
+def align(command: flags.Align) -> evaluate.AlignResult:
     """Measure alignment, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
     _set_threads(command.threads)
@@ -95,9 +102,10 @@ def align(command: flags.Align) -> None:
     path = command.run / f"align{against}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.ALIGN_HEADER, rows, result.protocol)
     print(f"written: {path} (there also for every parameter)")
+    return result
 
 
-def compare(command: flags.Compare) -> None:
+def compare(command: flags.Compare) -> list[Line]:
     """Train and measure the rules that are not there yet; show and write the table."""
     c = command
     for name, value, least in (("seeds", c.seeds, 1), ("jobs", c.jobs, 1), ("align-batches", c.align_batches, 0)):
@@ -130,9 +138,10 @@ def compare(command: flags.Compare) -> None:
 
         print(f"written: {side_by_side.write(compared, lines, study, settings, as_typed('compare', c))}")
     summary.check(lines, c.out)
+    return lines
 
 
-def certify(command: flags.Certify) -> None:
+def certify(command: flags.Certify) -> list[Certificate]:
     """Certify rules, show the table and keep the details as CSV."""
     names = list(dict.fromkeys(name for group in command.rule for name in group))
     if command.rule_options and len(names) != 1:
@@ -152,6 +161,7 @@ def certify(command: flags.Certify) -> None:
     if command.out is not None:
         evaluate.to_csv(command.out, listing.LONG, [row for c in found for row in listing.long(c)], listing.CAPTION)
         print(f"written: {command.out} (every parameter, what it read and what that rests on)")
+    return found
 
 
 def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
@@ -166,7 +176,7 @@ def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
     return Learner(encoder, rule, shape)
 
 
-def theory(command: flags.Theory) -> None:
+def theory(command: flags.Theory) -> list[Outcome]:
     """Check every statement and show what was found."""
     torch.set_num_threads(1)  # the matrices are small: threads would wait for each other
     if command.full and command.cases is not None:
@@ -192,9 +202,10 @@ def theory(command: flags.Theory) -> None:
     if failed:
         raise RunError(f"{len(failed)} of {len(outcomes)} statements failed")
     print(f"all {len(outcomes)} statements hold")
+    return outcomes
 
 
-def report(command: flags.Report) -> None:
+def report(command: flags.Report) -> list[Path]:
     """Write the page of every run."""
     from localssl.report import run_page  # here: what draws charts takes a second to import
 
@@ -204,12 +215,14 @@ def report(command: flags.Report) -> None:
     c = command
     options = run_page.Options(c.data, c.data_root, c.skip_bad, c.images, c.units)
     opened = [open_run(path) for path in c.runs]  # first: one may be misspelt
+    pages: list[Path] = []
     for run in opened:
-        path = run_page.write(run, options)
-        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        pages.append(run_page.write(run, options))
+        print(f"written: {pages[-1]} ({pages[-1].stat().st_size / 1e6:.1f} MB)")
+    return pages
 
 
-def export_run(command: flags.Export) -> None:
+def export_run(command: flags.Export) -> Path:
     """Write ONNX or embeddings."""
     if command.onnx == command.embeddings:
         raise UsageError("export needs one of --onnx and --embeddings")
@@ -222,7 +235,7 @@ def export_run(command: flags.Export) -> None:
         _check_folder(path)
         worst = export.to_onnx(encoder, shape, path)
         print(f"written: {path}; onnxruntime differs from PyTorch by at most {worst:.1e}")
-        return
+        return path
     if command.out is None:
         raise UsageError("export --embeddings needs --out, for instance --out z.npy")
     _check_folder(command.out)
@@ -234,6 +247,7 @@ def export_run(command: flags.Export) -> None:
     for fact in images.facts:
         print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
+    return command.out
 
 
 def reproduce(command: flags.Reproduce) -> None:
@@ -251,6 +265,28 @@ def reproduce(command: flags.Reproduce) -> None:
     c = command
     for name in c.names:
         EXPERIMENTS[name](Settings(c.out / name, c.data_root, c.seeds, c.jobs, c.threads, c.scale))
+
+
+def doctor(command: flags.Doctor) -> list[checkup.Finding]:
+    """Look at this machine, line by line, and say what to do."""
+    if command.data_root is not None and not command.data_root.is_dir():
+        raise UsageError(f"--data-root {command.data_root} is no folder")
+    findings: list[checkup.Finding] = []
+    for finding in checkup.look(command.data_root, speed=not command.quick):
+        if not findings or findings[-1].about != finding.about:
+            print(f"{finding.about}:")
+        mark = "!" if finding.broken else " "
+        print(f" {mark} {finding.name}: {finding.found}", flush=True)
+        findings.append(finding)
+    advice = [finding for finding in findings if finding.advice]
+    if advice:
+        print("what to do:")
+    for finding in advice:
+        print(f"   {finding.name}: {finding.advice}")
+    if broken := [finding.name for finding in findings if finding.broken]:
+        raise RunError(f"localssl cannot work as it is: {', '.join(broken)}")
+    print("localssl can work here")
+    return findings
 
 
 def _set_threads(threads: int | None) -> None:

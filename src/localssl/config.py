@@ -111,7 +111,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
-        return as_typed("train", self, but=("resume",))
+        return as_typed("train", self, but=("resume", "dry_run"))
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -33,6 +34,22 @@ def choose(name: str) -> torch.device:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is full, on whatever device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until what a device was given is done, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory() -> int | None:
+    """Bytes of this machine's memory; None where that is not known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def peak_memory() -> float:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
 import localssl
 from localssl.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Train an encoder by one rule on unlabelled images.
+
+    Only --rule, --data and --out are needed; everything else defaults to what suits the data set.
+    """
+
+    dry_run: bool = False
+    """Print sizes, parameters, memory and time, estimated from some real steps; write nothing. --out may be left
+    out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +248,22 @@ class Report:
     """CPU threads. Default: PyTorch's own choice."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What this machine has for localssl, and what to do where something is missing.
+
+    Versions, devices, rules, data sets, disk, and the speed of a training step, measured now. Exit status 1 where
+    localssl cannot work as it is; a data set or an extra package that is missing is no failure.
+    """
+
+    data_root: Path | None = None
+    """Folder that holds the data sets. Default: $LOCALSSL_DATA, else ./data."""
+    quick: bool = False
+    """Do not measure speed."""
+
+
 Command = (
-    Annotated[TrainConfig, subcommand("train")]
+    Annotated[Train, subcommand("train")]
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Align, subcommand("align")]
     | Annotated[Compare, subcommand("compare")]
@@ -246,6 +272,27 @@ Command = (
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
+
+
+def overview() -> str:
+    """Every command in a line: what ``localssl --help`` shows."""
+    lines = ["usage: localssl COMMAND [flags]", "", str(localssl.__doc__), ""]
+    for choice in get_args(Command):
+        command, settings = get_args(choice)
+        lines.append(f"  {settings.name:10s} {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", *_BESIDE])
+
+
+_BESIDE = (
+    "localssl COMMAND --help     its flags",
+    "localssl --version          the version",
+    "localssl --citation         how to cite, as BibTeX",
+    "localssl --completion SHELL completion for bash, zsh or tcsh",
+    "",
+    "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
+    "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
 )
 
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)

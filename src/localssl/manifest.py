@@ -7,14 +7,15 @@ import json
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import localssl
-from localssl import own
-from localssl.config import FORMAT, RunConfig
+from localssl import devices, own
+from localssl.config import FORMAT, RunConfig, TrainConfig
 from localssl.data.sources import Images
 from localssl.files import write_text
 from localssl.run import manifest_of
@@ -34,9 +35,22 @@ def environment() -> dict[str, Any]:
 
 
 def write_manifest(
-    run: Path, config: RunConfig, images: Images, root: Path, commands: list[str], processes: int = 1
+    run: Path, config: RunConfig, images: Images, root: Path, asked: TrainConfig, resumed: bool = False
 ) -> None:
-    """Write ``manifest.json`` into the run's folder; ``commands`` began the run and went on with it, in order."""
+    """Write ``manifest.json`` into the run's folder.
+
+    Args:
+        run: the folder.
+        config: of the run, resolved.
+        images: those trained on.
+        root: folder that holds the data set.
+        asked: what the user asked for; kept as a command.
+        resumed: whether the run goes on: the commands before this one are kept, too.
+    """
+    begun = manifest_of(run, "begun") if resumed else {}
+    commands = list(begun.get("commands", ()))
+    if (command := asked.command() + (" --resume" if resumed else "")) not in commands:
+        commands.append(command)
     manifest = {
         "format": FORMAT,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -48,14 +62,24 @@ def write_manifest(
             "notes": images.notes,
         },
         **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
-        "processes": processes,
+        "processes": asked.devices * asked.nodes * (asked.pipeline or 1),
         "begun": {
-            "date": manifest_of(run, "begun").get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "date": begun.get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "commands": commands,
         },
         "environment": environment(),
     }
     write_text(run / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def write_cost(run: Path) -> None:
+    """Write ``cost.json``: peak memory of this process, or of an earlier one that trained here and took more."""
+    file = run / "cost.json"
+    spent = {"peak_memory_mib": devices.peak_memory(), "gpu_memory_mib": devices.peak_gpu_memory()}
+    with suppress(OSError, ValueError, AttributeError):  # none yet
+        before = json.loads(file.read_text(encoding="utf-8"))
+        spent = {key: max(value, float(before.get(key) or 0)) for key, value in spent.items()}
+    write_text(file, json.dumps({key: round(value, 1) for key, value in spent.items()}) + "\n")
 
 
 def _git() -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import checkpoint, encoders, own, rules
+from localssl import checkpoint, devices, encoders, own, rules
 from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, parse_options
@@ -279,11 +278,8 @@ def check_memory(config: RunConfig) -> None:
     with encoders.sketched(str(config.encoder.get("name"))):  # shapes only
         learner = build(config)
     need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer.startswith("adam") else 3)
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not known here
-        return
-    if need > memory:
+    memory = devices.memory()
+    if memory is not None and need > memory:
         raise UsageError(
             f"weights, gradients and optimiser would take {need / 2**30:,.1f} GiB, this machine has "
             f"{memory / 2**30:,.1f} GiB; use a smaller --width"

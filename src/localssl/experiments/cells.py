@@ -24,7 +24,7 @@ from localssl.errors import RunError, UsageError
 from localssl.files import write_atomic, write_text
 from localssl.manifest import environment
 from localssl.run import Run, open_run
-from localssl.train import train
+from localssl.training import train
 
 KEPT = (
     "encoder.json",

@@ -18,7 +18,7 @@ from localssl.probe import fast_probe, features
 from localssl.report import epochs_figure
 from localssl.report.tables import show
 from localssl.run import Run
-from localssl.train import STEPS_PER_ROW
+from localssl.training import STEPS_PER_ROW
 
 RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both", "bp-clapp++")
 ORDER = ("clapp++both", "bp-clapp++", "clapp++dfb", "clapp++", "clapp")  # the heaviest first

@@ -27,7 +27,7 @@ from localssl.files import write_text
 from localssl.metrics import read
 from localssl.probe import fast_probe, features
 from localssl.run import Run, check, get_rule, train_split
-from localssl.train import train
+from localssl.training import train
 
 SEARCH_SEED = 1000  # no seed of a study
 SEARCH_IMAGES, HELD_OUT = 10_000, 3_000  # at most

@@ -130,7 +130,7 @@ def write(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Non
     """
     shown = [part for section in sections for part in section.parts if isinstance(part, Chart)]
     numbers = {id(part): number for number, part in enumerate(shown)}
-    text = _template().render(
+    text = template("page.html").render(
         title=title,
         lead=lead,
         sections=sections,
@@ -157,7 +157,8 @@ def _vega() -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A file of ``templates/``; what it is given is text, never markup."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("localssl.report"),
         autoescape=True,
@@ -165,4 +166,4 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import signal
 import time
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from localssl.data.sources import Images
 from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
 from localssl.learner import Learner
-from localssl.manifest import write_manifest
+from localssl.manifest import write_cost, write_manifest
 from localssl.parallel import Lost, Processes
 from localssl.prepared import prepare, rate
 from localssl.progress import Progress
@@ -97,18 +96,17 @@ def _train(
     if processes is not None:
         _compare(processes, resolved, state)
     try:
-        loop = _Loop(config, resolved, images, state, report, processes, number)
+        loop = Loop(config, resolved, images, state, report, processes, number)
         if loop.speaks:
             out.mkdir(parents=True, exist_ok=True)
         with held(out) if loop.speaks else nullcontext():
             if loop.speaks:
                 write_text(out / "config.yaml", resolved.to_yaml())
                 root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-                count = config.devices * config.nodes * (config.pipeline or 1)
-                write_manifest(out, resolved, images, root, _commands(config, out, state is not None), count)
+                write_manifest(out, resolved, images, root, config, resumed=state is not None)
             finished = loop.run()
             if loop.speaks:
-                _write_cost(out)
+                write_cost(out)
     except Lost as error:
         raise RunError(f"{error}; {_advice(config, out)}") from error
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
@@ -146,30 +144,13 @@ def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
         report(f"warning: {error}; it trains all the same, see docs/your-own-rule.md")
 
 
-def _commands(config: TrainConfig, out: Path, resumed: bool) -> list[str]:
-    """The commands behind a run so far, this one last; one that says no more than "go on" is not repeated."""
-    earlier = manifest_of(out, "begun").get("commands", []) if resumed else []
-    own = config.command() if not resumed else f"{config.command()} --resume"
-    return [*earlier, *([own] if own not in earlier else [])]
-
-
-def _write_cost(out: Path) -> None:
-    """Peak memory of the processes so far, the largest of them."""
-    file = out / "cost.json"
-    spent = {"peak_memory_mib": devices.peak_memory(), "gpu_memory_mib": devices.peak_gpu_memory()}
-    with suppress(OSError, ValueError, AttributeError):  # none yet
-        before = json.loads(file.read_text(encoding="utf-8"))
-        spent = {key: max(value, float(before.get(key) or 0)) for key, value in spent.items()}
-    write_text(file, json.dumps({key: round(value, 1) for key, value in spent.items()}) + "\n")
-
-
 def _advice(config: TrainConfig, out: Path) -> str:
     if not (out / "config.yaml").exists():  # nothing says yet what to go on with
         return "nothing was begun: mend that, then give the same command again"
     return f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
 
 
-class _Loop:
+class Loop:
     """One training run from its (re)start to its end."""
 
     def __init__(
@@ -229,6 +210,13 @@ class _Loop:
         self.count: int = 0 if state is None else state["count"]
         self.warned: set[str] = set()  # monitors that were warned of already
 
+    @property
+    def columns(self) -> list[str]:
+        """Of metrics.csv."""
+        blocks = len(self.learner.encoder.blocks)
+        first = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
+        return [*first, *monitors.names(blocks), *(f"align_{block}" for block in range(1, blocks + 1))]
+
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
         with _stop_signals() as stopped, ExitStack() as stack:
@@ -247,11 +235,8 @@ class _Loop:
     @contextmanager
     def shown(self) -> Generator[tuple[metrics.Metrics, Progress]]:
         """Where the rows of metrics.csv go, and what the user sees."""
-        columns = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
-        columns += monitors.names(len(self.learner.encoder.blocks))
-        columns += [f"align_{block}" for block in range(1, len(self.learner.encoder.blocks) + 1)]
         progress = Progress(self.step, self.last_step, self.config.batch_size)
-        with closing(metrics.Metrics(self.out, columns, self.step if self.resumed else None)) as rows, progress:
+        with closing(metrics.Metrics(self.out, self.columns, self.step if self.resumed else None)) as rows, progress:
             yield rows, progress
 
     def setup(self) -> pipeline.Setup:

@@ -1,0 +1,229 @@
+"""Every command as a function for programs and notebooks: the flags by keyword, the result returned.
+
+    run = localssl.train(rule="clapp++dfb", data="digits", out="runs/x")
+    run                      # in a notebook: losses, accuracies, where the files are
+    run.probe(labels=("10", "all"))
+    run.report()
+
+Keywords are the flags with "_" for "-" (``localssl train --help``, or ``help`` of the class in ``localssl.flags``),
+with the same defaults. What the command line prints is printed here, too. Bad input raises
+``localssl.errors.UsageError``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from localssl import commands, flags, rehearsal, training
+from localssl import run as runs
+from localssl.certificate import Certificate
+from localssl.checkup import Finding
+from localssl.errors import unknown
+from localssl.evaluate import AlignResult
+from localssl.probe import ProbeResult
+from localssl.report.comparison import Line
+from localssl.run import Run
+from localssl.theory.checks import Outcome
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class TrainedRun(Run):
+    """A run's folder, opened, with the commands that go on from it, and a card in a notebook."""
+
+    def probe(self, **options: Any) -> dict[str, ProbeResult]:
+        """As ``probe``."""
+        return probe(self.path, **options)
+
+    def align(self, **options: Any) -> AlignResult:
+        """As ``align``."""
+        return align(self.path, **options)
+
+    def report(self, **options: Any) -> Path:
+        """As ``report``; the page."""
+        return report(self.path, **options)[0]
+
+    def export(self, **options: Any) -> Path:
+        """As ``export``; the file."""
+        return export(self.path, **options)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from localssl.report import card  # here: what draws charts takes a second to import
+
+        return card.html(self)
+
+
+def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Give a function the signature of a command's flags, for those who ask a notebook for it."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
+        names = {p.name for p in own} | {positional}
+        given = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in dataclasses.fields(kind)
+            if f.name not in names
+        ]
+        function.__signature__ = inspect.Signature([*own, *given])  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return decorate
+
+
+def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
+    """The flags of a command from keywords: texts for paths, lists for tuples and dictionaries for NAME=VALUE will do.
+
+    Raises:
+        UsageError: a keyword that the command has no flag for.
+    """
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in fields:
+            raise unknown(f"option of {kind.__name__.lower()}", name, fields)
+        if isinstance(value, str) and "Path" in fields[name]:
+            value = Path(value)
+        elif isinstance(value, Mapping):
+            value = tuple(f"{key}={json.dumps(item)}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)
+
+
+@_takes(flags.TrainConfig)
+def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRun:
+    """Train an encoder and leave everything in the folder ``out``: ``localssl train``.
+
+    Args:
+        report: receives one-line remarks.
+        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: input that has to be mended; nothing was written or changed.
+        RunError: the run cannot go on; the last checkpoint is whole.
+        KeyboardInterrupt: stopped, after a checkpoint was written.
+    """
+    finished = training.train(_flags(flags.TrainConfig, options), report)
+    return TrainedRun(finished.path, finished.config)
+
+
+@_takes(flags.TrainConfig)
+def dry_run(**options: Any) -> rehearsal.Estimate:
+    """What a run would take: ``localssl train --dry-run``. Options and errors as ``train``; nothing is written."""
+    return rehearsal.rehearse(_flags(flags.TrainConfig, options))
+
+
+def open_run(path: str | Path) -> TrainedRun:
+    """The run in a folder.
+
+    Raises:
+        UsageError: there is none, or its configuration cannot be read.
+    """
+    found = runs.open_run(path)
+    return TrainedRun(found.path, found.config)
+
+
+@_takes(flags.Probe)
+def probe(run: str | Path, **options: Any) -> dict[str, ProbeResult]:
+    """Accuracy by layer of a run and of its untrained encoder, kept as CSV in its folder: ``localssl probe``.
+
+    Raises:
+        UsageError: no run, data that are not here, options that do not go together.
+    """
+    return commands.probe(_flags(flags.Probe, {"run": str(run), **options}))
+
+
+@_takes(flags.Align)
+def align(run: str | Path, **options: Any) -> AlignResult:
+    """Similarity of a run's updates with backpropagation's, kept as CSV in its folder: ``localssl align``.
+
+    Raises:
+        UsageError: no run or checkpoint, data that are not here, an unknown reference.
+    """
+    return commands.align(_flags(flags.Align, {"run": str(run), **options}))
+
+
+@_takes(flags.Compare)
+def compare(**options: Any) -> list[Line]:
+    """Rules side by side, kept in the folder ``out``: ``localssl compare``. A row a rule.
+
+    Raises:
+        UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``.
+        RunError: a row failed; the others are written.
+    """
+    return commands.compare(_flags(flags.Compare, options))
+
+
+@_takes(flags.Certify)
+def certify(*rules: str, **options: Any) -> list[Certificate]:
+    """What the updates of rules read: ``localssl certify``.
+
+    Args:
+        rules: names, or PATH.py:CLASS; none: all built-in ones.
+        options: see ``localssl.flags.Certify``.
+
+    Raises:
+        UsageError: an unknown rule or option.
+    """
+    return commands.certify(_flags(flags.Certify, {"rule": [(name,) for name in rules], **options}))
+
+
+@_takes(flags.Theory)
+def theory(**options: Any) -> list[Outcome]:
+    """The paper's statements, checked on random networks: ``localssl theory``.
+
+    Raises:
+        RunError: a statement failed.
+    """
+    return commands.theory(_flags(flags.Theory, options))
+
+
+@_takes(flags.Reproduce)
+def reproduce(*names: str, **options: Any) -> None:
+    """Experiments of the paper and of the documentation by name, none lists them: ``localssl reproduce``.
+
+    Raises:
+        UsageError: an unknown experiment.
+    """
+    commands.reproduce(_flags(flags.Reproduce, {"names": list(names), **options}))
+
+
+@_takes(flags.Report, positional="runs")
+def report(*runs: str | Path, **options: Any) -> list[Path]:
+    """One page about every run, ``report.html`` in its folder: ``localssl report``. Returns the pages.
+
+    Raises:
+        UsageError: no run there.
+    """
+    return commands.report(_flags(flags.Report, {"runs": [Path(run) for run in runs], **options}))
+
+
+@_takes(flags.Export)
+def export(run: str | Path, **options: Any) -> Path:
+    """The frozen encoder as ONNX, or embeddings as an array: ``localssl export``. Returns the file.
+
+    Raises:
+        UsageError: no run, data that are not here, a package that is missing.
+    """
+    return commands.export_run(_flags(flags.Export, {"run": str(run), **options}))
+
+
+@_takes(flags.Doctor)
+def doctor(**options: Any) -> list[Finding]:
+    """What this machine has for localssl: ``localssl doctor``.
+
+    Raises:
+        RunError: localssl cannot work here.
+    """
+    return commands.doctor(_flags(flags.Doctor, options))

@@ -1,0 +1,131 @@
+"""Every command as a function, and the card that a notebook shows of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import localssl
+from localssl import api, flags
+from localssl.errors import RunError, UsageError
+
+from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+
+TINY: dict[str, Any] = {
+    "rule": "clapp++",
+    "data": "digits",
+    "epochs": 1,
+    "limit_images": 64,
+    "batch_size": 16,
+    "width": 0.25,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> api.TrainedRun:
+    return localssl.train(**TINY, out=str(tmp_path_factory.mktemp("runs") / "x"), rule_options={"margin": 2.0})
+
+
+def test_train_is_a_function(run: api.TrainedRun) -> None:
+    from localssl.training import Loop  # the module has another name, so that nothing takes the function's place
+
+    assert Loop
+    assert localssl.train is api.train
+    assert run.config.rule_options == {"margin": 2.0}
+    assert (run.path / "encoder.safetensors").is_file()
+    assert localssl.open_run(run.path) == run
+
+
+def test_from_run_to_report(run: api.TrainedRun) -> None:
+    results = run.probe(labels=["10", "all"], threads=1)
+    assert set(results) == {"untrained", "clapp++"}
+    aligned = run.align(batches=2)
+    assert {row.block for row in aligned.rows} == {1, 2, 3, 4, 5}
+    page = run.report(images=20)
+    assert page == run.path / "report.html"
+    assert page.is_file()
+    out = run.export(embeddings=True, out=str(run.path / "z.npy"))
+    assert out.is_file()
+
+
+def test_the_card(run: api.TrainedRun) -> None:
+    shown = run._repr_html_()
+    assert "clapp++ on digits" in shown
+    assert str(run.path) in shown
+    assert "<svg" in shown
+    assert "<script" not in shown
+    row = localssl.metrics.read(run.path)[-1]
+    assert f"{int(row['step'])} (1 epochs" in shown
+    assert re.search(r'aria-label="Loss by block over 1 epochs\. block 1: from', shown)
+
+
+def test_a_card_of_nothing_yet(tmp_path: Path) -> None:
+    run = localssl.train(**{**TINY, "epochs": 0}, out=tmp_path / "x", report=lambda line: None)
+    assert "<svg" not in run._repr_html_()
+    assert "run.probe()" in run._repr_html_()
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_card_in_a_browser(scheme: str, run: api.TrainedRun, tmp_path: Path) -> None:
+    page = tmp_path / "card.html"
+    page.write_text(f'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">{run._repr_html_()}', "utf-8")
+    with opened(page, 700, scheme) as driver:
+        keep_screenshot(driver, f"card-{scheme}")
+        assert complaints(driver) == []
+        assert requests(driver) == []
+        ink = driver.execute_script("return getComputedStyle(document.querySelector('svg .role-axis-label text')).fill")
+        assert ink == ("rgb(26, 26, 26)" if scheme == "light" else "rgb(230, 230, 230)")
+
+
+def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (certificate,) = api.certify("clapp++dfb")
+    assert certificate.verdict == "local"
+    assert all(outcome.passed for outcome in api.theory(cases=1))
+    api.reproduce()
+    assert "demo" in capsys.readouterr().out
+    assert {f.about for f in api.doctor(quick=True)} >= {"versions", "data"}
+    estimate = api.dry_run(**TINY)
+    assert estimate.steps == 4
+    study = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8, "align_batches": 0}
+    lines = api.compare(out=tmp_path / "c", rules=["clapp++"], **study)
+    assert [line.label for line in lines] == ["untrained", "clapp++"]
+
+
+COMMANDS = {
+    "train": flags.TrainConfig,
+    "probe": flags.Probe,
+    "align": flags.Align,
+    "compare": flags.Compare,
+    "certify": flags.Certify,
+    "theory": flags.Theory,
+    "reproduce": flags.Reproduce,
+    "report": flags.Report,
+    "export": flags.Export,
+    "doctor": flags.Doctor,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_one_documented_function(name: str) -> None:
+    function = getattr(api, name)
+    assert f"``localssl {name}``" in function.__doc__
+    shown = inspect.signature(function).parameters
+    absent = {field.name for field in dataclasses.fields(COMMANDS[name])} - set(shown)
+    assert absent <= {"runs"}
+    with pytest.raises(UsageError, match=r"unknown option of \w+ 'epohcs'"):
+        function(*(["x"] if name in ("probe", "align", "export") else []), epohcs=3)
+
+
+def test_errors_are_raised(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown rule 'clap'"):
+        localssl.train(rule="clap", data="digits", out=tmp_path / "x")
+    with pytest.raises(UsageError, match="no run in"):
+        localssl.open_run(tmp_path)
+    assert issubclass(RunError, Exception)
