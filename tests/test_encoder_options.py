@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import localssl
-from localssl import encoders, norms, rules
+from localssl import encoders, layers, rules
 from localssl.config import TrainConfig
 from localssl.oracle.layers import normalised
 from localssl.rules import Batch, Projections, Rule
@@ -24,13 +24,13 @@ from .util import assert_close_report, numpy, usage_error
 @pytest.mark.parametrize("norm", ["length", "standardise"])
 def test_norms_are_the_slow_ones(norm: str) -> None:
     x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
-    found = numpy(norms.NORMS[norm]()(x))
+    found = numpy(layers.NORMS[norm]()(x))
     assert_close_report(found, np.stack([normalised(sample, norm) for sample in numpy(x)]), 1e-12, norm)
 
 
 def test_triangle_is_relative_to_the_channels_at_a_position() -> None:
     a = torch.tensor([[[1.0, -2.0], [3.0, -4.0], [-1.0, 9.0]]])  # one image, three channels, two positions
-    assert norms.Triangle()(a).tolist() == [[[0.0, 0.0], [2.0, 0.0], [0.0, 8.0]]]
+    assert layers.Triangle()(a).tolist() == [[[0.0, 0.0], [2.0, 0.0], [0.0, 8.0]]]
 
 
 @pytest.mark.parametrize("norm", ["length", "standardise"])
@@ -39,7 +39,7 @@ def test_norms_of_a_sample_of_zeros_have_a_finite_slope(norm: str) -> None:
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     x[1] = 0
     x.requires_grad_()
-    out = encoders.NORMS[norm]()(x)
+    out = layers.NORMS[norm]()(x)
     (slope,) = torch.autograd.grad((out * torch.randn_like(out)).sum(), x)
     assert not out[1].any()
     assert not slope[1].any()
@@ -60,7 +60,7 @@ def test_norms_of_a_sample_of_zeros_have_a_finite_slope(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [None, "length"])
-@pytest.mark.parametrize("activation", norms.ACTIVATIONS)
+@pytest.mark.parametrize("activation", layers.ACTIVATIONS)
 def test_late_activation_only_moves_the_cut(activation: str, norm: str | None) -> None:
     torch.manual_seed(0)
     early = encoders.vgg5(width=0.25, norm=norm, activation=activation)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import alignment, encoders, evaluate, norms, oracle, readout
+from localssl import alignment, encoders, evaluate, layers, oracle, readout
 from localssl.data.specs import default_patches
 from localssl.encoders import Encoder
 from localssl.experiments import scff_mnist
@@ -365,7 +365,7 @@ def test_published_nets(name: str) -> None:
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
 def test_triangle(power: float) -> None:
     a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    z = norms.Triangle(power)(a)
+    z = layers.Triangle(power)(a)
     for n, c, p in np.ndindex(2, 5, 3):
         over = float(a[n, c, p].detach() - a[n, :, p].detach().sum() / 5)
         assert z[n, c, p].item() == pytest.approx(over**power if over > 0 else 0.0)
