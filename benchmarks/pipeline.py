@@ -17,7 +17,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -76,11 +75,10 @@ def measure(config: RunConfig, options: TrainConfig, steps: int, repeats: int) -
     alone, apart = prepare(config, "cpu"), prepare(config, "cpu")
     divided = pipeline.divide(apart.learner, options, config)
     sizes = [len(layers) for layers in divided]
-    bounds = [0, *accumulate(sizes)]
     views = make_views(config)
     images = torch.randint(256, (config.batch_size, *SHAPE), dtype=torch.uint8)
     total = steps * (repeats + 1)
-    setup = pipeline.Setup(config.to_yaml(), "cpu", bounds, 0, total, [0.0] * bounds[-1], False)
+    setup = pipeline.Setup.of(config, "cpu", divided, 0, total, [0.0] * sum(sizes), False)
 
     def alone_steps() -> None:
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Ctrl-C while nothing has begun that could be lost: the process ends without a word.
+"""Ctrl-C: as a flag while a run could be lost; before, the process ends without a word.
 
 As an exception it would be a traceback from inside a library, or be swallowed by one that is being imported.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
 
@@ -61,6 +61,30 @@ def blocked() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def stop_signals() -> Generator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, read between steps; a second one ends the program at once."""
+    flag: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not the main thread: signals are the caller's business
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, old in previous.items():
+            if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
+                signal.signal(number, old)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import signal
 import time
 import zlib
 from collections.abc import Callable, Generator
@@ -16,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, launch, metrics, monitors, own, pipeline, testing
+from localssl import (
+    alignment,
+    checkpoint,
+    devices,
+    engine,
+    interrupts,
+    launch,
+    metrics,
+    monitors,
+    own,
+    pipeline,
+    testing,
+)
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
@@ -169,8 +180,8 @@ class Loop:
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.prepared = prepare(config, options.device, number)
-        self.fabric, self.learner, self.optimizer = (p := self.prepared).fabric, p.learner, p.optimizer
-        learner, optimizer = self.learner, self.optimizer
+        self.fabric = self.prepared.fabric
+        self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
         if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.boxes = black_boxes(learner.encoder.blocks)
@@ -182,7 +193,6 @@ class Loop:
             self.across = None if why else processes
             if why:
                 report(f"every process compares its own samples only ({why})")
-        self.device = options.device
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
@@ -219,15 +229,14 @@ class Loop:
 
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
-        with _stop_signals() as stopped, ExitStack() as stack:
+        with interrupts.stop_signals() as stopped, ExitStack() as stack:
             shown = stack.enter_context(self.shown()) if self.speaks else None
             if self.speaks and self.step in (0, self.last_step):  # a finished run: mends a damaged encoder
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
             if self.divided and self.step < self.last_step:
-                if len(self.divided) > 1:
-                    self.report(f"{len(self.divided)} processes: {', '.join(map(pipeline.words, self.divided))}")
+                self.report(f"processes: {len(self.divided)}, {', '.join(map(pipeline.words, self.divided))}")
                 self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
             self.train(stopped, shown)
         return self.step == self.last_step
@@ -241,9 +250,8 @@ class Loop:
 
     def setup(self) -> pipeline.Setup:
         """What the processes that train the blocks are told."""
-        bounds = [*(layers.start for layers in self.divided), self.divided[-1].stop]
-        text, sums = self.config.to_yaml(), self.sum.tolist()
-        return pipeline.Setup(text, self.device, bounds, self.step, self.last_step, sums, self.resumed)
+        at = (self.step, self.last_step, self.sum.tolist(), self.resumed)
+        return pipeline.Setup.of(self.config, self.fabric.device.type, self.divided, *at)
 
     def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
@@ -363,10 +371,8 @@ class Loop:
         rows, progress = shown
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
-        observes, aligns = (
-            bool(every) and epoch_end and epoch % every == 0
-            for every in (self.config.probe_every, self.config.align_every)
-        )
+        due = (self.config.probe_every, self.config.align_every)
+        observes, aligns = (bool(every) and epoch_end and epoch % every == 0 for every in due)
         self.settle(row=True, weights=observes or aligns)
         self.guard()
         mean = (self.sum / max(1, self.count)).tolist()
@@ -467,27 +473,3 @@ def _loss_names(learner: Learner) -> list[str]:
     if not learner.rule.per_layer:
         return [f"loss_{n_blocks}"]
     return [f"loss_{block}" for block in range(1, n_blocks + 1)]
-
-
-@contextmanager
-def _stop_signals() -> Generator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, read between steps; a second one ends the program at once."""
-    flag: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        if flag:
-            raise KeyboardInterrupt
-        flag.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        previous = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(flag)
-    finally:
-        for number, old in previous.items():
-            if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
-                signal.signal(number, old)

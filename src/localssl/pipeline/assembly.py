@@ -44,6 +44,21 @@ class Setup:
     sums: Sequence[float]
     resumed: bool
 
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        device: str,
+        divided: Sequence[range],
+        step: int,
+        last_step: int,
+        sums: Sequence[float],
+        resumed: bool,
+    ) -> Setup:
+        """From a configuration, and the blocks of every stage."""
+        bounds = [*(layers.start for layers in divided), divided[-1].stop]
+        return cls(config.to_yaml(), device, bounds, step, last_step, sums, resumed)
+
     def layers(self, rank: int) -> range:
         """The blocks of a stage."""
         return range(self.bounds[rank], self.bounds[rank + 1])
