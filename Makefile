@@ -28,6 +28,7 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 	.venv/bin/python benchmarks/estimates.py --out benchmarks/results/estimates.json
+	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
 
 bench-growth: .venv/installed
 	@echo "== how a training step grows, the whole loop, inactive samples (an idle machine, half an hour)"

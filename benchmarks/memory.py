@@ -4,7 +4,8 @@
 
 Two figures a row, each of a fresh process. "activity": the allocator's peak within the third step above what is held
 between steps (parameters, B, moments), from the profiler's allocation events; gradients, dense ΔB included, count.
-"total": the kernel's high-water mark (VmHWM) after three steps less what the process held before the network was made.
+"total": the kernel's high-water mark (VmHWM) after two steps less what the process held before the network was made,
+when a tiny one had stepped already: what the libraries take at a first step is not in it.
 Depth: vgg6 with blocks of as many channels as its third put in behind it. "checkpointing": backpropagation that runs
 every block again.
 """

@@ -20,6 +20,7 @@ from localssl import encoders, rules
 from localssl.encoders import Encoder
 from localssl.files import write_text
 from localssl.optimizer import FactoredAdamW
+from localssl.prepared import parameter_groups
 
 SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
 BASE = "bp-clapp++"
@@ -48,12 +49,13 @@ def make(
     patches: Sequence[int | None] = PATCHES,
     engine: str = "auto",
     projection: str = "dense",
+    factored_moment: bool = False,
 ) -> Made:
     """A rule on an encoder as ``train`` has it: channels-last, fused AdamW that takes factors."""
     options = {} if projection == "dense" else {"projection": projection, "rank": RANK}
     learner = localssl.Learner(encoder, rules.get(rule, **options), tuple(shape), tuple(patches), engine)
     learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Made(learner, FactoredAdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-4, weight_decay=0))
+    return Made(learner, FactoredAdamW(parameter_groups(learner, factored_moment), lr=1e-4, weight_decay=0))
 
 
 def deep(width: float, depth: int) -> tuple[Encoder, tuple[int, ...]]:

@@ -38,10 +38,13 @@ class Case:
     projection: str = "dense"
     layout: str = "ours"
     augmented: bool = False
+    factored_moment: bool = False
 
     @property
     def name(self) -> str:
         """The rule as it stands in a row."""
+        if self.factored_moment:
+            return f"{self.rule}, factored second moment"
         return self.rule if self.projection == "dense" else f"{self.rule}, B {self.projection} {RANK}"
 
 
@@ -49,7 +52,13 @@ def step_of(case: Case, width: float) -> Callable[[Tensor], None]:
     """One training step on images (n, 3, 32, 32) of bytes."""
     torch.manual_seed(0)
     ours = case.layout == "ours"
-    made = make(case.rule, encoders.vgg6(width), engine=case.engine, projection=case.projection)
+    made = make(
+        case.rule,
+        encoders.vgg6(width),
+        engine=case.engine,
+        projection=case.projection,
+        factored_moment=case.factored_moment,
+    )
     if not ours:
         made.learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         made = Made(made.learner, torch.optim.AdamW(made.learner.parameters(), 1e-4))
@@ -137,6 +146,7 @@ def main() -> None:
     cases = [Case(rule) for rule in LOCAL]
     cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]
     cases += [Case(rule, projection="low-rank-frozen") for rule in LOCAL]
+    cases += [Case("clapp++both", factored_moment=True)]
     cases += [Case("clapp++", "autograd"), Case("clapp++dfb", "autograd")]
     layouts: list[Case] = []
     for rule in ("clapp++", "clapp++dfb"):

@@ -64,11 +64,19 @@ def fake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found: list[dict[str, Any]] = []
         for cell in cells:
             asked.append(cell.name)
-            name = next(n for n in TRIED if screening.file_name(n) == cell.name.rpartition("-s")[0])
+            name = next(
+                n for n in (*TRIED, cheap_b.FACTORED) if screening.file_name(n) == cell.name.rpartition("-s")[0]
+            )
             accuracy = ACCURACY.get(name, 40.0) + 0.01 * cell.config.seed
             options = dict(o.split("=") for o in cell.config.rule_options)
             seed, width = cell.config.seed, cell.config.width
-            config = {"seed": seed, "width": width, "rule_options": options, "engine": "auto"}
+            config = {
+                "seed": seed,
+                "width": width,
+                "rule_options": options,
+                "engine": "auto",
+                "optimizer": cell.config.optimizer or "adam",
+            }
             record = {"accuracy": accuracy, "cosines": [0.1] * 6, "protocol": "p", "notes": ["n"], "config": config}
             found.append(record)
         return found
@@ -99,7 +107,7 @@ def test_dense_cells_of_better_rule_are_read_where_all_else_is_equal(
     folder = tmp_path / "better-rule-final" / "cells"
     folder.mkdir(parents=True)
     for seed, width in ((0, 0.25), (1, 0.5)):  # the second one is another run
-        config = {"seed": seed, "width": width, "rule_options": {}}
+        config = {"seed": seed, "width": width, "rule_options": {}, "optimizer": "adam"}
         record = {"accuracy": 70.0, "protocol": "p", "notes": ["n"], "config": config}
         (folder / f"clapp++both-s{seed}.json").write_text(json.dumps(record), encoding="utf-8")
     settings = Settings(tmp_path / "cheap-b-final", threads=1)
@@ -107,6 +115,11 @@ def test_dense_cells_of_better_rule_are_read_where_all_else_is_equal(
     found = cheap_b._records(settings, ["frozen 64"], 0.25, [0, 1], screening.measure_final, "better-rule-final")
     assert asked == ["frozen-64-s0", "frozen-64-s1", "dense-s1"]
     assert [r["accuracy"] for r in found[DENSE]] == [70.0, 58.01]
+    asked.clear()
+    cheap_b.moment(Settings(settings.out, threads=1, seeds=2))
+    assert asked == ["dense-factored-second-moment-s0", "dense-factored-second-moment-s1", "dense-s1"]
+    text = (settings.out / "factored-moment.csv").read_text(encoding="utf-8")
+    assert '"dense, factored second moment",40.005' in text
 
 
 def test_the_final_asks_for_the_screening(tmp_path: Path) -> None:

@@ -25,9 +25,13 @@ def test_rules_from_their_declarations() -> None:
     lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
     assert sorted(BUILT_IN) == list(lines)
     assert lines["clapp++both"].startswith(
-        "| `clapp++both` | local | lateral: own layer, feedback: last layer | hinge, type 2 | two views |  | next |  | "
+        "| `clapp++both` | local | lateral: own layer, feedback: last layer | trained | hinge; type 2 | two views |  | "
     )
-    assert lines["bp-infonce"].startswith("| `bp-infonce` | backprop |  |  | two views |  |  |  | L = ")
+    assert lines["bp-infonce"].startswith("| `bp-infonce` | backprop | other view, with gradient | HᵀH, H trained | ")
+    assert "| local | ξ, fixed and random | I | softplus(−θx), z of length one; type 1 | " in lines["phyll"]
+    place = docs_tables.HEADER.index("f, type") + 1
+    for name, line in lines.items():
+        assert line.split(" | ")[place - 1].strip(), name  # no rule leaves it open
     assert all(line.replace("\\|", "").count("|") == len(docs_tables.HEADER) + 1 for line in lines.values())
 
 

@@ -24,6 +24,8 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.vgg6, "width in_channels"),
     (localssl.encoders.mlp, "in_features widths bias"),
     (localssl.encoders.Encoder.from_blocks, "blocks"),
+    (localssl.encoders.Encoder.from_torchvision, "name blocks"),
+    (localssl.encoders.Encoder.from_timm, "name blocks"),
     (localssl.blocks.BlackBox, "function out_shape timeout name"),
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
@@ -100,8 +102,9 @@ PROJECTIONS = {
 }
 
 COMMANDS = {
-    "train": "rule data data-root epochs width seed out encoder lr batch-size weight-decay optimizer schedule device "
-    "precision threads probe-every align-every limit-images resume skip-bad download dry-run",
+    "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
+    "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images "
+    "resume skip-bad download dry-run",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels report",

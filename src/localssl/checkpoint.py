@@ -31,7 +31,7 @@ def save_encoder(run: Path, encoder: Encoder, config: RunConfig) -> None:
     meta = {
         "format": FORMAT,
         "encoder": encoder.config,
-        "input_shape": [config.channels, config.image_size, config.image_size],
+        "input_shape": list(config.input_shape),
         "mean": config.mean,
         "std": config.std,
         "patches": config.patches,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, checkup, encoders, evaluate, export, flags, rehearsal, rules
+from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -33,6 +33,8 @@ def run(command: object) -> None:
     elif isinstance(command, TrainConfig):
         finished = train(command)
         path, localssl = shlex.quote(str(finished.path)), program()
+        if not launch.speaks():
+            return
         print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
     elif isinstance(command, flags.Probe):
         probe(command)
@@ -227,7 +229,7 @@ def export_run(command: flags.Export) -> Path:
     opened = open_run(command.run)
     encoder = opened.encoder()
     c = opened.config
-    shape = (c.channels, c.image_size, c.image_size)
+    shape = c.input_shape
     if command.onnx:
         path = command.out or command.run / "encoder.onnx"
         _check_folder(path)

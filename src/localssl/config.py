@@ -35,7 +35,8 @@ class TrainConfig:
     """Learning rule, e.g. clapp++dfb (misspell one to see all), or your own, PATH.py:CLASS. Not needed with
     --resume."""
     data: str | None = None
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH, or your own,
+    PATH.py:NAME."""
     out: Path | None = None
     """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
@@ -50,27 +51,29 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order of images, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, a net of a publication (scff3, scff4, softhebb3, stochastic-ff3), or your own, PATH.py:NAME.
-    Default: what suits the data."""
+    """vgg6, vgg5, mlp, cnn1d, scff3, scff4, softhebb3, stochastic-ff3, torchvision:NAME, timm:NAME, or your own,
+    PATH.py:NAME. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
-    """Options of the encoder, NAME=VALUE, e.g. norm=length activation=gelu. Default: what the rule asks for."""
+    """Of the encoder, NAME=VALUE, e.g. norm=length. Default: what the rule asks for."""
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
     """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (the paper: 2e-4)."""
     batch_size: int = 64
-    """Images in a batch (each gives two views)."""
+    """Images in a batch, two views each."""
     weight_decay: float | None = None
-    """Weight decay (adam: decoupled; adam-l2: in the gradient). Default: 0; tiny-imagenet 1e-5, bp-infonce always 0."""
-    optimizer: Literal["adam", "adam-l2", "sgd", "plain-sgd"] | None = None
-    """adam, adam-l2 (betas 0.9, 0.999), sgd (momentum 0.9) or plain-sgd (none). Default: adam, or what the rule asks
-    for."""
+    """Decoupled (adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, bp-infonce always 0."""
+    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd"] | None = None
+    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none. Default:
+    the rule's, else adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
     """Side to which images are resized. Default: the data set's own."""
+    views: str | None = None
+    """Views of your own, PATH.py:NAME."""
     view_strength: float | None = None
     """Factor on how far affine views turn, shift, zoom and shear (digits, mnist). Default: 1."""
     limit_images: int | None = None
@@ -84,7 +87,19 @@ class TrainConfig:
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's own choice."""
+    """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
+    devices: int = 1
+    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes."""
+    nodes: int = 1
+    """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
+    across: Literal["all", "process"] = "all"
+    """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
+    pipeline: int | None = None
+    """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
+    split: tuple[int, ...] | None = None
+    """Blocks of every process, e.g. 2 4, with --pipeline. Default: balanced by estimated work."""
+    staleness: int = 0
+    """Batches that a block may run before it has learnt from an earlier one; for rules with feedback. 0: none."""
     probe_every: int = 1
     """Epochs between rows of the online monitors (kNN, effective rank, dead units, active hinges); 0: never."""
     align_every: int = 0
@@ -101,10 +116,10 @@ class TrainConfig:
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "checkpoint_every"):
+        for flag in ("device", "threads", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                words += [f"--{flag.replace('_', '-')}", str(value)]
+                words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
         return f"{program()} {shlex.join(words)}"
 
 
@@ -152,6 +167,15 @@ class RunConfig:
     probe_every: int
     align_every: int = 0  # younger than format 1: configurations without them are read as before
     engine: str = "autograd"
+    staleness: int = 0
+    across: str = "all"
+    views: str | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, or array."""
+        return self.shape or (self.channels, self.image_size, self.image_size)
 
     def make_rule(self) -> rules.Rule:
         """The rule with its options."""
@@ -159,7 +183,8 @@ class RunConfig:
 
     def own_files(self) -> dict[str, str]:
         """What of the run comes from a file of the user's own, PATH.py:NAME, by its part."""
-        named = {"rule": self.rule, "encoder": str(self.encoder.get("name"))}
+        named = {"rule": self.rule, "encoder": str(self.encoder.get("name")), "data set": self.data}
+        named["views"] = self.views or ""
         return {part: name for part, name in named.items() if own.is_path(name)}
 
     def to_yaml(self) -> str:
@@ -198,8 +223,8 @@ class RunConfig:
             raw["augmentation"] = Augmentation(**augmentation)
         except TypeError as error:
             raise UsageError(f"{source}: augmentation has unknown keys ({error})") from error
-        for key in ("mean", "std", "patches"):
-            raw[key] = None if raw[key] is None else tuple(raw[key])
+        for key in ("mean", "std", "patches", "shape"):
+            raw[key] = None if raw.get(key) is None else tuple(raw[key])
         return cls(**raw)
 
     def flat(self) -> dict[str, Any]:

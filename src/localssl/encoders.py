@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localssl import own
+from localssl import networks, own
 from localssl.blocks import BlackBoxError
 from localssl.errors import UsageError, unknown
 from localssl.layers import ACTIVATIONS, NORMS, ImageNorm, Triangle
@@ -69,6 +69,25 @@ class Encoder(nn.Module):
             if not isinstance(block, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UsageError(f"block {i + 1} is a {type(block).__name__}; every block must be a torch.nn.Module")
         return cls(blocks)
+
+    @classmethod
+    def from_torchvision(cls, name: str, blocks: int | Sequence[str] = 4, **options: Any) -> Encoder:
+        """A network of torchvision (random weights) in blocks, each learning by backpropagation within.
+
+        Args:
+            name: as ``torchvision.models`` calls it: "resnet18".
+            blocks: their number, cut where the maps change their size; or the modules that they end with.
+            options: see ``other_peoples``.
+
+        Raises:
+            UsageError: see ``networks.blocks_of``; a cut through a skip connection is one.
+        """
+        return other_peoples(f"torchvision:{name}", blocks, **options)
+
+    @classmethod
+    def from_timm(cls, name: str, blocks: int | Sequence[str] = 4, **options: Any) -> Encoder:
+        """The same for a network of timm, which has to be installed."""
+        return other_peoples(f"timm:{name}", blocks, **options)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Every block's output, first to last, for inputs ``x`` of shape (N, ...)."""
@@ -302,6 +321,24 @@ def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool =
     return Options(**options).stack(layers, [False] * len(layers), config)
 
 
+def cnn1d(width: float = 1.0, in_channels: int = 1) -> Encoder:
+    """Four blocks for time series (N, C, T): 32, 64, 64, 128 channels, kernels of 5, ReLU, the time halved by maxima.
+
+    Args:
+        width: factor on the channel numbers (rounded).
+        in_channels: channels of the series.
+
+    Raises:
+        UsageError: a width that leaves a block without channels.
+    """
+    channels = [round(width * c) for c in (32, 64, 64, 128)]
+    if min(channels) < 1:
+        raise UsageError(f"width {width:g} leaves cnn1d without channels; use at least 0.03")
+    sizes = zip([in_channels, *channels[:-1]], channels, strict=True)
+    blocks = [nn.Sequential(nn.Conv1d(c_in, c, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2)) for c_in, c in sizes]
+    return Encoder(blocks, {"name": "cnn1d", "width": width, "in_channels": in_channels})
+
+
 def published(name: str, width: float = 1.0, in_channels: int = 3, **options: Any) -> Encoder:
     """The net of a rule's own publication, see ``peers_nets``; its activations are its own.
 
@@ -353,12 +390,48 @@ _BUILDERS: dict[str, Callable[..., Encoder]] = {
     "vgg6": vgg6,
     "vgg5": vgg5,
     "mlp": mlp,
+    "cnn1d": cnn1d,
     **{name: partial(published, name) for name in NETS},
 }
 
 
+def other_peoples(
+    name: str,
+    blocks: int | Sequence[str] = 4,
+    in_channels: int = 3,
+    inner_norm: str = "batch",
+    norm: str | None = None,
+) -> Encoder:
+    """A network of torchvision or timm in blocks.
+
+    Args:
+        name: "torchvision:resnet18", "timm:resnet18".
+        blocks, in_channels, inner_norm: see ``networks.blocks_of``.
+        norm: "length" or "standardise", in front of every block; None: nothing.
+
+    Raises:
+        UsageError: see ``networks.blocks_of``.
+    """
+    if norm is not None and norm not in NORMS:
+        raise unknown("norm", str(norm), NORMS)
+    if isinstance(blocks, bool) or not isinstance(blocks, int | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"blocks is {blocks!r}; give their number, or a list of the modules that they end with")
+    source, _, own_name = name.partition(":")
+    model = networks.network(source, own_name)
+    parts = networks.blocks_of(model, blocks, in_channels, inner_norm, own_name)
+    given = {"blocks": blocks if isinstance(blocks, int) else list(blocks), "in_channels": in_channels}
+    options = {"inner_norm": inner_norm, "norm": norm}
+    config = {"name": name, **given, **{k: v for k, v in options.items() if v not in ("batch", None)}}
+    return Encoder(parts if norm is None else [nn.Sequential(NORMS[norm](), part) for part in parts], config)
+
+
+def is_other_peoples(name: str) -> bool:
+    """Whether a name is that of a network of torchvision or timm."""
+    return name.partition(":")[0] in networks.SOURCES
+
+
 def names() -> tuple[str, ...]:
-    """Names that ``--encoder`` accepts, besides PATH.py:NAME."""
+    """Names that ``--encoder`` accepts, besides torchvision:NAME, timm:NAME and PATH.py:NAME."""
     return tuple(_BUILDERS)
 
 
@@ -368,8 +441,8 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: the nearest names are given.
     """
-    if name not in _BUILDERS and not own.is_path(name):
-        raise unknown("encoder", name, (*_BUILDERS, "PATH.py:NAME"))
+    if name not in _BUILDERS and not own.is_path(name) and not is_other_peoples(name):
+        raise unknown("encoder", name, (*_BUILDERS, *(f"{s}:NAME" for s in networks.SOURCES), "PATH.py:NAME"))
 
 
 def of_ones_own(name: str, input_shape: Sequence[int], **options: Any) -> Encoder:
@@ -406,10 +479,10 @@ def from_config(config: dict[str, Any]) -> Encoder:
     options = dict(config)
     name = str(options.pop("name", ""))
     check_name(name)
-    if name not in _BUILDERS:
+    if own.is_path(name):
         return of_ones_own(name, **options)
     try:
-        return _BUILDERS[name](**options)
+        return (partial(other_peoples, name) if is_other_peoples(name) else _BUILDERS[name])(**options)
     except TypeError as error:
         raise UsageError(f"encoder {name!r} does not take these options: {error}") from error
 
@@ -434,7 +507,9 @@ def build(
         UsageError: unknown name, a width that leaves nothing, or options that the encoder does not have.
     """
     check_name(name)
-    if name not in _BUILDERS:
+    if is_other_peoples(name):
+        return _scaled_other(name, input_shape, width, options or {}, wished or {})
+    if own.is_path(name):
         make = own.load(name, "encoder", callable)
         taken = {k: v for k, v in (wished or {}).items() if own.takes(make, k)}
         scaled = {} if width == 1 else {"width": width}
@@ -447,16 +522,32 @@ def build(
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
         given = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
     for option in options:
-        known = [f.name for f in fields(Options)]
+        known = [] if name == "cnn1d" else [f.name for f in fields(Options)]
+        if option not in known:
+            raise unknown(f"option of encoder {name!r}", option, known or {"none"})
+    return _BUILDERS[name](**given, **options)
+
+
+def _scaled_other(
+    name: str, input_shape: Sequence[int], width: float, options: Mapping[str, Any], wished: Mapping[str, Any]
+) -> Encoder:
+    """Somebody's network as the command line asks for it."""
+    if width != 1:
+        raise UsageError(f"--width {width:g}: {name} has widths of its own; leave it out, or choose a narrower network")
+    if left := sorted(wished.keys() - {"norm"}):
+        raise UsageError(f"the rule asks for an encoder with {', '.join(left)} of its own, {name} has others; use vgg6")
+    known = ("blocks", "inner_norm", "norm")
+    for option in options:
         if option not in known:
             raise unknown(f"option of encoder {name!r}", option, known)
-    return _BUILDERS[name](**given, **options)
+    given: dict[str, Any] = {"in_channels": input_shape[0], **wished, **options}
+    return other_peoples(name, **given)
 
 
 @contextmanager
 def sketched(name: str) -> Generator[None]:
-    """Within, encoders of that name are made without memory, or, if the user's own, without leaving a trace."""
-    if own.is_path(name):  # who may compute with the weights that he makes
+    """Within, encoders of that name are made without memory, or, if not this library's, without leaving a trace."""
+    if name not in _BUILDERS:  # their code may compute with the weights that it makes
         with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
             yield
     else:

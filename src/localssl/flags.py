@@ -220,8 +220,9 @@ class Reproduce:
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     scale: Literal["cpu", "paper", "kept"] = "cpu"
-    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3, fig5 and
-    lpl-cifar10. kept: the settings of the comparison that lies in the folder, for table2, tableA3 and fig5."""
+    """paper: the paper's own sizes (GPUs, days), for fig4c, figA2, alignment-accuracy, table2, tableA3, fig5,
+    lpl-cifar10 and the peers' own settings (scff-cifar10 and so on). kept: the settings of the comparison that lies in
+    the folder, for table2, tableA3 and fig5."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,19 @@ def leaving() -> Generator[None]:
         interrupt()
 
 
+@contextmanager
+def blocked() -> Generator[None]:
+    """No Ctrl-C for a while, and never for the processes that are started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave(number: int, frame: object) -> None:
     os._exit(130)
 

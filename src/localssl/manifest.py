@@ -35,7 +35,13 @@ def environment() -> dict[str, Any]:
 
 
 def write_manifest(
-    run: Path, config: RunConfig, images: Images, root: Path, asked: TrainConfig, resumed: bool = False
+    run: Path,
+    config: RunConfig,
+    images: Images,
+    root: Path,
+    asked: TrainConfig,
+    resumed: bool = False,
+    processes: int = 1,
 ) -> None:
     """Write ``manifest.json`` into the run's folder.
 
@@ -46,6 +52,7 @@ def write_manifest(
         root: folder that holds the data set.
         asked: what the user asked for; kept as a command.
         resumed: whether the run goes on: the commands before this one are kept, too.
+        processes: that train together.
     """
     begun = manifest_of(run, "begun") if resumed else {}
     commands = list(begun.get("commands", ()))
@@ -62,7 +69,7 @@ def write_manifest(
             "notes": images.notes,
         },
         **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
-        "processes": 1,
+        "processes": processes,
         "begun": {
             "date": begun.get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "commands": commands,

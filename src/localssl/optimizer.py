@@ -1,7 +1,13 @@
-"""AdamW that takes a dense projection's gradient as two thin factors and never makes it as a whole."""
+"""AdamW that takes a dense projection's gradient as two thin factors and never makes it as a whole.
+
+Its second moment can be factored, too, for those parameters that stand in a group with ``factored_moment=True``: of g²
+only the means over rows and columns are kept, R (d_z) and C (d_c), and R_i C_j / mean(R) stands in v_ij's place
+(Shazeer & Stern 2018). Both means follow from the factors alone, without g. It is exact where g² has rank one.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +34,8 @@ def factors_of(p: Tensor) -> tuple[Tensor, Tensor] | None:
 class FactoredAdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW; parameters with factors are updated tile by tile, with the same result to rounding.
 
-    Its state is AdamW's own. A gradient in ``.grad`` is treated as there.
+    Its state is AdamW's own. A gradient in ``.grad`` is treated as there. Groups with ``factored_moment`` keep "row"
+    and "column" in place of "exp_avg_sq", whichever way their gradient comes.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -38,12 +45,21 @@ class FactoredAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of everything that has a gradient or factors."""
+        apart = [group for group in self.param_groups if group.get("factored_moment")]
+        whole: dict[Tensor, Tensor | None] = {p: p.grad for group in apart for p in group["params"]}
+        for p in whole:
+            p.grad = None  # not AdamW's business
         loss = super().step(closure)  # pyright: ignore[reportArgumentType]
         for group in self.param_groups:
             for p in group["params"]:
-                if (factors := factors_of(p)) is not None:
+                factors = factors_of(p)
+                if p in whole and (factors is not None or whole[p] is not None):
+                    self._by_rows_and_columns(p, factors, whole[p], group)
+                elif factors is not None:
                     self._by_tiles(p, *factors, group)
-                    del p.factors
+                p.__dict__.pop("factors", None)
+        for p, gradient in whole.items():
+            p.grad = gradient
         return loss
 
     @override
@@ -84,3 +100,43 @@ class FactoredAdamW(torch.optim.AdamW):
                 maximize=False,
             )
         state["step"] += 1
+
+    def _by_rows_and_columns(
+        self, p: Tensor, factors: tuple[Tensor, Tensor] | None, dense: Tensor | None, group: dict[str, Any]
+    ) -> None:
+        """A step of ``p`` (d_z, d_c) by its factors or its dense gradient (their sum where there are both)."""
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["row"], state["column"] = p.new_zeros(len(p)), p.new_zeros(p.shape[1])
+        if factors is not None and dense is not None:
+            dense, factors = torch.addmm(dense, factors[0].T.to(p.dtype), factors[1].to(p.dtype)), None
+        if dense is None:
+            assert factors is not None
+            signal, c = (x.to(p.dtype) for x in factors)
+            row, column = _sums_of_squares(signal, c), _sums_of_squares(c, signal)
+        else:
+            signal = c = dense[:0]
+            row, column = dense.square().sum(1), dense.square().sum(0)
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        state["step"] += 1
+        state["row"].lerp_(row / p.shape[1], 1 - beta2)
+        state["column"].lerp_(column / len(p), 1 - beta2)
+        smallest = torch.finfo(p.dtype).tiny
+        steps = state["step"].to(p.dtype)
+        corrected, squared = (-torch.expm1(steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2))  # 1 − βᵗ
+        left = (state["row"] / squared).sqrt_()
+        right = (state["column"] / state["row"].mean().clamp_min(smallest)).sqrt_()
+        rows = max(1, TILE // (p.shape[1] * p.element_size()))
+        for first in range(0, len(p), rows):
+            part = slice(first, min(first + rows, len(p)))
+            gradient = signal[:, part].T @ c if dense is None else dense[part]
+            moment = state["exp_avg"][part].lerp_(gradient, 1 - beta1)
+            scale = torch.outer(left[part], right).add_(group["eps"]).mul_(corrected)
+            p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
+
+
+def _sums_of_squares(one: Tensor, other: Tensor) -> Tensor:
+    """Σ_j g_ij² of g = oneᵀ · other, from (N, d) and (N, e), in N² d multiply-adds: g is never made."""
+    return ((other @ other.T @ one) * one).sum(0).clamp_min_(0)

@@ -7,19 +7,37 @@ since B's factors are the readouts: no matrix of its size is ever sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from localssl.errors import UsageError
+from localssl.errors import RunError, UsageError
+
+
+class Lost(RunError):
+    """Another process of the run is gone."""
+
+
+def guarded(call: Callable[[], object]) -> None:
+    """Call what may find that another process is gone.
+
+    Raises:
+        Lost: it is.
+    """
+    try:
+        call()
+    except RuntimeError as error:
+        raise Lost("another process of the run ended before its time (killed, or out of memory?)") from error
 
 
 class Processes:
     """The processes that share a batch: process r has images r n … (r + 1) n − 1 of the whole batch's N n.
 
     Args:
+        device: where numbers that go to the others lie.
         group: of ``torch.distributed``, initialised; None: all processes.
 
     Attributes:
@@ -27,10 +45,10 @@ class Processes:
         sent: bytes that this process has given to the others so far, as a ring sends them.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, device: torch.device | str = "cpu", group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_initialized():
             raise UsageError("there are no processes yet: call torch.distributed.init_process_group first")
-        self.group = group
+        self.device, self.group = torch.device(device), group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = 0
 
@@ -47,7 +65,7 @@ class Processes:
         with torch.no_grad():
             own = rows.detach().contiguous()
             parts = [torch.empty_like(own) for _ in range(self.size)]
-            dist.all_gather(parts, own, group=self.group)
+            guarded(lambda: dist.all_gather(parts, own, group=self.group))
         self.sent += (self.size - 1) * own.numel() * own.element_size()
         parts[self.rank] = rows
         chunks = [part.chunk(views) for part in parts]
@@ -59,13 +77,38 @@ class Processes:
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes; all must have gradients for the same parameters."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for same in _by_kind(gradients):
-            flat = torch.cat([g.flatten() for g in same])
-            dist.all_reduce(flat, group=self.group)
-            self.sent += 2 * (self.size - 1) * flat.numel() * flat.element_size() // self.size
+        for same in _by_kind([p.grad for p in parameters if p.grad is not None]):
+            flat = self.sum(torch.cat([g.flatten() for g in same]))
             for g, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
                 g.copy_(part.view_as(g))
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        given = list(parameters)
+        self.add_up(given)
+        for p in given:
+            if p.grad is not None:
+                p.grad /= self.size
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        guarded(lambda: dist.all_reduce(numbers, group=self.group))
+        self.sent += 2 * (self.size - 1) * numbers.numel() * numbers.element_size() // self.size
+        return numbers
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def agree(self, *numbers: int) -> bool:
+        """Whether all processes have the same whole numbers; nobody goes on before all have said theirs."""
+        said = self.gather(torch.tensor([numbers], dtype=torch.int64, device=self.device), views=1)
+        return bool((said == said[0]).all())
+
+    def seeds(self, seed: int, step: int) -> tuple[int, int]:
+        """Seeds of a step: for what this process draws by itself (views), and for what all draw alike (negatives)."""
+        own, shared = (np.random.SeedSequence([seed, step, k]).generate_state(1)[0] for k in (self.rank + 1, 0))
+        return int(own), int(shared)
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

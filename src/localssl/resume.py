@@ -94,6 +94,7 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     changes = {name: value for name, value in flags.items() if name in known}
     if typed.rule is not None:
         changes["rule"] = rules.full_name(typed.rule)
+    changes |= {key: own.full_name(str(changes[key])) for key in ("data", "views") if key in changes}
     if "rule_options" in flags:
         changes["rule_options"] = parse_options(typed.rule_options)
     if "view_strength" in flags:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import checkpoint, devices, encoders, rules
+from localssl import checkpoint, devices, encoders, own, rules
 from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, parse_options
+from localssl.data import arrays
 from localssl.data.sources import Images, open_images
-from localssl.data.specs import default_patches, spec_for
-from localssl.data.views import Normalise, Views
+from localssl.data.specs import default_patches, spec_for, spec_of_arrays
+from localssl.data.views import Normalise, OwnView, Views
 from localssl.errors import UsageError
 from localssl.learner import Learner
 
@@ -60,7 +61,8 @@ class Run:
         """The run's images, or another data set's in the run's size and channels; bad ones skipped as in training."""
         c = self.config
         kind, _, path = c.data.partition(":")
-        if data is None and path and not Path(path).expanduser().exists():  # often a relative path, seen from elsewhere
+        there = not path or own.is_path(c.data) or Path(path).expanduser().exists()
+        if data is None and not there:  # often a relative path, seen from elsewhere
             raise UsageError(f"{path}, on which {self.path} was trained, is not here; name it with --data {kind}:PATH")
         return open_images(
             data or c.data,
@@ -116,15 +118,14 @@ def stored_root(run: Path) -> Path | None:
 
 def make_views(config: RunConfig) -> Views:
     """The view maker of a configuration."""
-    return Views(config.augmentation, config.mean, config.std, config.channels, config.image_size)
+    return Views(config.augmentation, config.mean, config.std, config.channels, config.image_size, config.views)
 
 
 def build(config: RunConfig) -> Learner:
     """The untrained learner of a configuration; the same seed gives the same encoder under every rule."""
     torch.manual_seed(config.seed)
     encoder = encoders.from_config(config.encoder)
-    shape = (config.channels, config.image_size, config.image_size)
-    learner = Learner(encoder, config.make_rule(), shape, config.patches, config.engine)
+    learner = Learner(encoder, config.make_rule(), config.input_shape, config.patches, config.engine)
     return learner.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
 
 
@@ -140,10 +141,14 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
     typed = parse_options(config.encoder_options, "--encoder-options")
-    augmentation = spec.augmentation.scaled(config.view_strength)
+    plain = arrays.are_arrays(config.data)
+    if plain and config.image_size is not None:
+        raise UsageError(f"--image-size goes with images, {config.data} has a shape of its own; leave it out")
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
-    encoder_name = config.encoder or spec.encoder
-    encoders.check_name(encoder_name)
+    if config.encoder is not None:
+        encoders.check_name(config.encoder)
+    if config.views is not None:
+        OwnView(own.full_name(config.views))
     images = open_images(
         config.data,
         train_split(config.data),
@@ -154,7 +159,10 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         download=config.download,
         skip_bad=config.skip_bad,
     )
-    channels, height, _ = images.shape
+    spec = spec_of_arrays(images.shape) if plain else spec
+    augmentation = spec.augmentation.scaled(config.view_strength)
+    encoder_name = config.encoder or spec.encoder
+    channels, height = (spec.channels, images.shape[-1]) if plain else images.shape[:2]
     if rule.uses_labels and images.labels is None:
         raise UsageError(
             f"rule {config.rule!r} is supervised and {config.data} has no labels; choose another of the two"
@@ -172,7 +180,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     resolved = RunConfig(
         rule=rules.full_name(config.rule),
         rule_options=options,
-        data=config.data,
+        data=own.full_name(config.data),
         image_size=height,
         channels=channels,
         mean=mean,
@@ -193,6 +201,10 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         engine=engines.choose(config.engine, encoder, rule).name,
         probe_every=config.probe_every,
         align_every=config.align_every,
+        staleness=config.staleness,
+        across=config.across,
+        views=None if config.views is None else own.full_name(config.views),
+        shape=images.shape if plain else None,
     )
     return resolved, images
 
@@ -219,12 +231,25 @@ def check(config: TrainConfig) -> None:
         ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
         ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
         ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
+        ("devices", c.devices >= 1, "use a number of processes, 1 or more"),
+        ("nodes", c.nodes >= 1, "use a number of machines, 1 or more"),
+        ("pipeline", c.pipeline is None or c.pipeline >= 1, "use a number of processes, 1 or more"),
+        ("staleness", c.staleness >= 0, "use 0 or more"),
         ("probe_every", c.probe_every >= 0, "use 0 (never) or more"),
         ("align_every", c.align_every >= 0, "use 0 (never) or more"),
         ("checkpoint_every", c.checkpoint_every > 0, "use a positive number of minutes"),
     ):
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
+    if c.devices * c.nodes > 1 and (c.pipeline or 1) > 1:
+        raise UsageError("--pipeline and --devices do not go together yet; leave one of them out")
+    if c.batch_size % (c.devices * c.nodes) or c.batch_size < 2 * c.devices * c.nodes:
+        raise UsageError(
+            f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
+            f"2 images or more for each"
+        )
+    if c.split is not None and c.pipeline is None:
+        raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 
 
 def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:
@@ -262,15 +287,16 @@ def check_memory(config: RunConfig) -> None:
 
 
 def measure_mean_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation of evenly spaced images (at most 10,000), in [0, 1]."""
+    """Per-channel mean and standard deviation of evenly spaced images (at most 10,000), in [0, 1]; of vectors one."""
     step = max(1, len(images) // MEASURED_ON)
-    total = torch.zeros(images.shape[0], dtype=torch.float64)
+    total = torch.zeros(images.shape[0] if len(images.shape) > 1 else 1, dtype=torch.float64)
     square = torch.zeros_like(total)
     index = torch.arange(0, len(images), step)
     for part in index.split(1000):
-        x = images.batch(part).double() / 255
-        total += x.mean((2, 3)).sum(0)
-        square += x.square().mean((2, 3)).sum(0)
+        x = images.batch(part)
+        x = (x.double() / 255 if x.dtype == torch.uint8 else x.double()).view(len(x), len(total), -1)
+        total += x.mean(2).sum(0)
+        square += x.square().mean(2).sum(0)
     mean = total / len(index)
     std = (square / len(index) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
     return _rounded(mean), _rounded(std)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from localssl import alignment, checkpoint, devices, engine, metrics, monitors, own, testing
+from localssl import alignment, checkpoint, devices, engine, launch, metrics, monitors, own, pipeline, testing
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data.sources import Images
@@ -24,10 +24,11 @@ from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
 from localssl.learner import Learner
 from localssl.manifest import write_cost, write_manifest
-from localssl.optimizer import FactoredAdamW
+from localssl.parallel import Lost, Processes
+from localssl.prepared import prepare, rate
 from localssl.progress import Progress
 from localssl.resume import begin
-from localssl.run import Run, build, check, make_views, manifest_of, stored_root
+from localssl.run import Run, check, make_views, manifest_of, open_run, stored_root
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 ALIGN_BATCHES = 4
@@ -54,8 +55,33 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
     devices.choose(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.devices * config.nodes == 1:
+        return _train(config, out, report, None)
+    try:
+        launch.launch(config, functools.partial(_share, config))
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            report(str(stopped))
+        raise
+    return open_run(out)
+
+
+def _share(config: TrainConfig, processes: Processes, number: int) -> None:
+    """The part of one of several processes; the first one speaks and writes."""
+    assert config.out is not None
+    said: list[str] = []
+    try:
+        _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt("") from stopped
+
+
+def _train(
+    config: TrainConfig, out: Path, report: Callable[[str], None], processes: Processes | None, number: int = 0
+) -> Run:
+    here = config.devices if processes is not None else config.pipeline
+    if config.threads is not None or here is not None:
+        torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (here or 1)))
     if config.resume and config.data_root is None:
         config = dataclasses.replace(config, data_root=stored_root(out))
     resolved, images, state = begin(config, out, report)
@@ -67,15 +93,23 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
             report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
         if part == "rule" and (state is None or changed):
             _check_own_rule(resolved, report)
+    if processes is not None:
+        _compare(processes, resolved, state)
     try:
-        loop = Loop(config, resolved, images, state, report)
-        out.mkdir(parents=True, exist_ok=True)
-        with held(out):
-            write_text(out / "config.yaml", resolved.to_yaml())
-            root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-            write_manifest(out, resolved, images, root, config, resumed=state is not None)
+        loop = Loop(config, resolved, images, state, report, processes, number)
+        if loop.speaks:
+            out.mkdir(parents=True, exist_ok=True)
+        with held(out) if loop.speaks else nullcontext():
+            if loop.speaks:
+                write_text(out / "config.yaml", resolved.to_yaml())
+                root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
+                count = config.devices * config.nodes * (config.pipeline or 1)
+                write_manifest(out, resolved, images, root, config, state is not None, count)
             finished = loop.run()
-            write_cost(out)
+            if loop.speaks:
+                write_cost(out)
+    except Lost as error:
+        raise RunError(f"{error}; {_advice(config, out)}") from error
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
@@ -91,6 +125,16 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | None) -> None:
+    """Refuse processes that do not see the same run; nothing is written before all have looked.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not processes.agree(zlib.crc32(config.to_yaml().encode()), -1 if state is None else state["step"]):
+        raise UsageError("the processes see different data or checkpoints: --out and the data must be shared by all")
 
 
 def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
@@ -117,23 +161,34 @@ class Loop:
         images: Images,
         state: dict[str, Any] | None,
         report: Callable[[str], None],
+        processes: Processes | None = None,
+        number: int = 0,
     ):
         assert options.out is not None
+        self.processes, self.speaks = processes, processes is None or processes.rank == 0
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
-        self.fabric = _fabric(options.device, config.precision)
-        learner = build(config)
+        self.prepared = prepare(config, options.device, number)
+        self.fabric, self.learner, self.optimizer = (p := self.prepared).fabric, p.learner, p.optimizer
+        learner, optimizer = self.learner, self.optimizer
         if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
-        optimizer = _optimizer(config, learner)
-        self.learner = learner
         self.boxes = black_boxes(learner.encoder.blocks)
-        self.factored = isinstance(optimizer, FactoredAdamW)
-        _, self.optimizer = self.fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
+        apart = (options.pipeline or 1) > 1 or config.staleness
+        self.divided = pipeline.divide(learner, options, config) if apart else []
+        self.across: Processes | None = None  # where samples are compared across processes
+        if processes is not None and config.across == "all":
+            why = learner.not_spread()
+            self.across = None if why else processes
+            if why:
+                report(f"every process compares its own samples only ({why})")
+        self.device = options.device
+        self.first: pipeline.First | None = None  # while blocks learn apart
+        self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
-        if state is not None:  # after setup, which may have made them float64
+        if state is not None:  # after they were prepared, which may have made them float64
             checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
             optimizer.load_state_dict(state["optimizer"])
         self.resumed = state is not None
@@ -165,20 +220,33 @@ class Loop:
 
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
-        progress = Progress(self.step, self.last_step, self.config.batch_size)
-        with (
-            _stop_signals() as stopped,
-            closing(metrics.Metrics(self.out, self.columns, self.step if self.resumed else None)) as rows,
-            progress,
-        ):
-            if self.step in (0, self.last_step):  # a finished run: mends an encoder that was deleted or damaged
+        with _stop_signals() as stopped, ExitStack() as stack:
+            shown = stack.enter_context(self.shown()) if self.speaks else None
+            if self.speaks and self.step in (0, self.last_step):  # a finished run: mends a damaged encoder
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
-            self.train(stopped, rows, progress)
+            if self.divided and self.step < self.last_step:
+                if len(self.divided) > 1:
+                    self.report(f"{len(self.divided)} processes: {', '.join(map(pipeline.words, self.divided))}")
+                self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
+            self.train(stopped, shown)
         return self.step == self.last_step
 
-    def train(self, stopped: Callable[[], bool], rows: metrics.Metrics, progress: Progress) -> None:
+    @contextmanager
+    def shown(self) -> Generator[tuple[metrics.Metrics, Progress]]:
+        """Where the rows of metrics.csv go, and what the user sees."""
+        progress = Progress(self.step, self.last_step, self.config.batch_size)
+        with closing(metrics.Metrics(self.out, self.columns, self.step if self.resumed else None)) as rows, progress:
+            yield rows, progress
+
+    def setup(self) -> pipeline.Setup:
+        """What the processes that train the blocks are told."""
+        bounds = [*(layers.start for layers in self.divided), self.divided[-1].stop]
+        text, sums = self.config.to_yaml(), self.sum.tolist()
+        return pipeline.Setup(text, self.device, bounds, self.step, self.last_step, sums, self.resumed)
+
+    def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
         saved_at = time.monotonic()
         while self.step < self.last_step:
@@ -188,12 +256,15 @@ class Loop:
                 with self.may_fail():
                     self.train_step(index)
                 self.seconds += time.monotonic() - began
-                progress.advance(self.step)
+                if shown is not None:
+                    shown[1].advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
-                if self.step == 1 or epoch_end or self.step % self.log_every == 0:
-                    self.log(rows, progress)
+                row = self.step == 1 or epoch_end or self.step % self.log_every == 0
+                if row:
+                    self.log(shown)
                 due = time.monotonic() - saved_at > self.checkpoint_seconds
-                stop = stopped()
+                due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
+                stop = stopped() if self.processes is None else self.processes.any(stopped())
                 if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                     self.save()
                     saved_at = time.monotonic()
@@ -227,42 +298,78 @@ class Loop:
 
     def train_step(self, index: Tensor) -> None:
         """One batch, one update."""
+        drawn_alike: int | None = None
+        if self.processes is not None:
+            index = self.processes.own(index, views=1)
+            own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
+            torch.manual_seed(own)
         images = self.images.batch(index).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         view_a, view_b = self.views(images)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
+        if drawn_alike is not None:
+            torch.manual_seed(drawn_alike)
+        if self.first is None:
+            self.learn(view_a, view_b, labels)
+        else:
+            with self.fabric.autocast():
+                x = self.learner.step(view_a, view_b, labels=labels).x
+            self.first.feed(x)
+        self.step += 1
+        self.count += 1
+
+    def learn(self, view_a: Tensor, view_b: Tensor, labels: Tensor | None) -> None:
+        """All of it here and now."""
+        self.prepared.set_rate(self.step, self.last_step)
         first: Tensor | None = None
+        apart = None if self.across is not None else self.processes
+        factored = self.prepared.factored and apart is None  # a mean is taken of gradients, not of factors
+        updates = self.learner.updates(view_a, view_b, None, labels, factored, self.across)
         with self.fabric.autocast():
-            for losses in self.learner.updates(view_a, view_b, labels=labels, factored=self.factored):
+            for losses in updates:
+                if apart is not None:
+                    apart.average(self.learner.parameters())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 first = losses if first is None else first
-        self.step += 1
         self.sum += 0 if first is None else first
-        self.count += 1
 
-    def lr(self) -> float:
-        """Learning rate of the coming step."""
-        if self.config.schedule == "cosine":
-            return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.last_step))
-        return self.config.lr
+    def settle(self, row: bool = False, weights: bool = False, states: bool = False) -> None:
+        """Where blocks learn apart: wait until all batches are learnt, and gather what is asked for."""
+        if self.first is None:
+            return
+        began = time.monotonic()
+        report = self.first.settle(row, weights, states)
+        self.sum, self.bad = report.sums, report.bad
+        self.seconds += time.monotonic() - began
 
     def guard(self) -> None:
         """Refuse to go on, and above all to write a checkpoint, once a loss or a weight is not finite."""
         bad = monitors.not_finite(dict(zip(self.loss_names, self.sum, strict=True)))
-        bad = bad or monitors.not_finite(dict(self.learner.named_parameters()))
+        bad = bad or monitors.not_finite(dict(self.learner.named_parameters())) or self.bad
         if bad:
             raise RunError(
                 f"{', '.join(bad)} became NaN or infinite by step {self.step}; the last checkpoint is from before: "
                 f"start anew with a lower --lr and another --out"
             )
 
-    def log(self, rows: metrics.Metrics, progress: Progress) -> None:
-        """Write a row of metrics, and show it."""
-        self.guard()
+    def log(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
+        """A row of metrics.csv, with what was to be measured; only the process that speaks writes and measures."""
+        if self.processes is not None and self.across is None:
+            self.sum = self.processes.sum(self.sum) / self.processes.size
+        if shown is None:
+            self.guard()
+            self.sum.zero_()
+            self.count = 0
+            return
+        rows, progress = shown
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
+        observes, aligns = (
+            bool(every) and epoch_end and epoch % every == 0
+            for every in (self.config.probe_every, self.config.align_every)
+        )
+        self.settle(row=True, weights=observes or aligns)
+        self.guard()
         mean = (self.sum / max(1, self.count)).tolist()
         n = self.config.batch_size
         row = {
@@ -270,24 +377,22 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(progress.rate() or n * self.step / max(self.seconds, 1e-9), 1),
-            "lr": self.lr(),
+            "lr": rate(self.config, self.step, self.last_step),
             "loss": sum(mean),
             **dict(zip(self.loss_names, mean, strict=True)),
         }
-        every = self.config.probe_every
-        if every and epoch_end and epoch % every == 0:
+        if observes:
             values = self.observe()
             row.update(values)
             for place, warning in monitors.collapse(values).items():
                 if place not in self.warned:
                     self.report(f"warning: {warning}")
                 self.warned.add(place)
-        every = self.config.align_every
-        if every and epoch_end and epoch % every == 0:
+        if aligns:
             row.update(self.align())
         rows.log(row)
-        shown = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
-        progress.line([*shown, f"kNN {row['knn']:.1f} %"] if "knn" in row else shown)
+        words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
+        progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
         self.sum.zero_()
         self.count = 0
 
@@ -334,35 +439,24 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint and the encoder."""
+        self.settle(states=True)
         self.guard()
+        if not self.speaks:
+            return
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "rng": checkpoint.rng_state(),
             "sum": self.sum.cpu(),
             "count": self.count,
         }
         checkpoint.save(self.out, state)
+        if self.first is not None:
+            self.first.forget()
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
-
-
-def _fabric(device: str, precision: str) -> Fabric:
-    return Fabric(accelerator=device, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
-
-
-def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
-    if config.optimizer in ("sgd", "plain-sgd"):
-        momentum = 0.9 if config.optimizer == "sgd" else 0.0
-        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
-    if config.optimizer == "adam-l2":  # PyTorch's Adam: the decay is part of the gradient
-        return torch.optim.Adam(learner.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    # AdamW is Adam where the decay is 0.
-    return FactoredAdamW(
-        learner.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
-    )
 
 
 def _shown(row: alignment.LayerAlignment) -> bool:

@@ -23,6 +23,7 @@ class Step:
         x: what enters the first block, (N, ...).
         patches: of every block's readout.
         negatives, labels: as given with the batch, or None.
+        drawn: choices of negatives that were drawn beforehand, as in ``Batch``, or None.
         factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
         processes: those that the batch is spread over; x is then this process's part, the losses are the whole's.
     """
@@ -35,6 +36,7 @@ class Step:
     negatives: Tensor | None = None
     labels: Tensor | None = None
     factored: bool = False
+    drawn: Iterator[Tensor] | None = None
     processes: Processes | None = None
 
     def read(self, outputs: Sequence[Tensor]) -> Batch:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localssl.data import arrays
 from localssl.data.decode import BadImage, is_colour, shorter_side
-from localssl.data.pixels import EncodedRows, InMemory, Pixels, Streamed, decode_all
+from localssl.data.pixels import ArrayRows, EncodedRows, InMemory, Pixels, Streamed, decode_all
 from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found
 from localssl.errors import UsageError, unknown
 
@@ -32,7 +33,7 @@ class Images:
         labels: int64 (N,), None for unlabelled images.
         classes: the name of each label.
         notes: one-line remarks on what was read, converted, skipped or split.
-        shape: (C, H, W) of every image.
+        shape: (C, H, W) of every image; of arrays (d,), (C, T) or (C, H, W).
         pixels: where the images come from.
         facts: those of the notes that belong beside a number made from these images.
     """
@@ -42,7 +43,7 @@ class Images:
     labels: Tensor | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     pixels: Pixels = field(repr=False)
     facts: tuple[str, ...] = ()
 
@@ -50,7 +51,7 @@ class Images:
         return len(self.pixels)
 
     def batch(self, index: Tensor) -> Tensor:
-        """The images at an int64 index (n,): uint8 (n, C, H, W) on the CPU.
+        """The images at an int64 index (n,): uint8 (n, C, H, W) on the CPU; arrays as they are, floats float32.
 
         Raises:
             IndexError: a number outside 0..N-1.
@@ -85,7 +86,7 @@ class Images:
 
 def data_names() -> tuple[str, ...]:
     """The data sets there are, as a user types them."""
-    return (*NAMED, *(f"{kind}:PATH" for kind in WITH_PATH))
+    return (*NAMED, *(f"{kind}:PATH" for kind in (*WITH_PATH, arrays.KIND)), "PATH.py:NAME")
 
 
 def open_images(
@@ -120,6 +121,9 @@ def open_images(
     Raises:
         UsageError: an unknown name, missing or damaged files, an image that cannot be decoded, bad options.
     """
+    if arrays.are_arrays(data):  # they have a shape of their own, and no files to decode
+        _check_options(None, None, limit, None)
+        return _of_arrays(data, split, limit, download)
     _check_options(channels, image_size, limit, memory_limit)
     found = _find(data, split, root, download)
     index, notes = _choose(found, split, limit)
@@ -150,6 +154,20 @@ def open_images(
     labels = None if found.labels is None else torch.as_tensor(found.labels[index])
     facts = (*found.notes, *notes)
     return Images(data, split, labels, found.classes, (*facts, how), (channels, size, size), pixels, facts)
+
+
+def _of_arrays(data: str, split: str, limit: int | None, download: bool) -> Images:
+    if split not in SPLITS[:2]:
+        raise UsageError(f"{data} has no part {split!r}: use 'train' or 'test'")
+    if download:
+        raise UsageError(f"only {', '.join(DOWNLOADS)} can be downloaded, {data} cannot: leave out --download")
+    x, labels, classes, whole = arrays.read(data, split)
+    found = Found(ArrayRows([]), labels, classes, held_out=0.2 if whole else 0)
+    index, notes = _choose(found, split, limit, len(x))
+    taken = None if labels is None else torch.as_tensor(labels[index])
+    how = f"{len(index):,} arrays of shape {x.shape[1:]} in memory"
+    pixels = InMemory(torch.as_tensor(x[index]))
+    return Images(data, split, taken, classes, (*notes, how), x.shape[1:], pixels, tuple(notes))
 
 
 def stratified_holdout(labels: NDArray[np.int64] | None, total: int, held_out: int) -> NDArray[np.bool_]:
@@ -190,9 +208,11 @@ def _find(data: str, split: str, root: str | Path | None, download: bool) -> Fou
         raise UsageError(f"{data} cannot be read ({error})") from error
 
 
-def _choose(found: Found, split: str, limit: int | None) -> tuple[NDArray[np.int64], list[str]]:
+def _choose(
+    found: Found, split: str, limit: int | None, total: int | None = None
+) -> tuple[NDArray[np.int64], list[str]]:
     """The rows of this part: the other side of a held-out part goes, then what is over the limit."""
-    total, notes = len(found.rows), list[str]()
+    total, notes = len(found.rows) if total is None else total, list[str]()
     index = np.arange(total)
     if found.held_out:
         share = found.held_out

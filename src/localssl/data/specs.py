@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from localssl.errors import UsageError
@@ -11,14 +12,17 @@ from localssl.peers_nets import NETS
 @dataclass(frozen=True)
 class Augmentation:
     """How a view is drawn. ``simclr``: paper Appendix B with recipe's constants. ``affine``: for digits (ours).
+    ``signal``: for vectors and series (ours).
 
     Args:
-        kind: "simclr" or "affine".
+        kind: "simclr", "affine" or "signal".
         crop_scale: area of the random resized crop, as a share of the image (simclr).
         degrees: largest rotation, in degrees (affine).
-        translate: largest shift, as a share of the side (affine).
+        translate: largest shift, as a share of the side (affine) or of the time, round its end (signal).
         scale: range of the zoom (affine).
         shear: largest shear, in degrees (affine).
+        noise: standard deviation of what is added to standardised numbers (signal).
+        mask: share of the features, or of the time in one piece, that is set to the mean (signal).
     """
 
     kind: str = "simclr"
@@ -27,6 +31,8 @@ class Augmentation:
     translate: float = 0.1
     scale: tuple[float, float] = (0.8, 1.2)
     shear: float = 10.0
+    noise: float = 0.2
+    mask: float = 0.2
 
     def scaled(self, strength: float | None) -> Augmentation:
         """Views that turn, shift, zoom and shear ``strength`` times as far (affine only); None leaves them.
@@ -90,6 +96,15 @@ SPECS: dict[str, DataSpec] = {
 def spec_for(data: str) -> DataSpec:
     """The defaults of a data set given by name or as ``imagefolder:PATH`` or ``parquet:PATH``."""
     return SPECS.get(data, DataSpec())
+
+
+def spec_of_arrays(shape: Sequence[int]) -> DataSpec:
+    """The defaults for arrays of this shape: (d,), (C, T) or (C, H, W)."""
+    if len(shape) == 3 and shape[1] == shape[2]:
+        kind = "simclr" if shape[0] in (1, 3) else "signal"
+        return DataSpec(shape[0], shape[1], "vgg6", augmentation=Augmentation(kind=kind))
+    encoder = "cnn1d" if len(shape) == 2 else "mlp"
+    return DataSpec(shape[0] if len(shape) > 1 else 1, shape[-1], encoder, augmentation=Augmentation(kind="signal"))
 
 
 def default_patches(encoder: str, image_size: int) -> tuple[int, ...] | None:

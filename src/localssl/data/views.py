@@ -8,7 +8,9 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
+from localssl import own
 from localssl.data.specs import Augmentation
+from localssl.errors import RunError, UsageError
 
 
 def blur_kernel(image_size: int) -> int:
@@ -28,6 +30,8 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
     Affine: every image is turned, shifted (by parts of a pixel too), zoomed and sheared along x; bilinear, the
     outside is 0.
     """
+    if augmentation.kind == "signal":
+        return nn.Sequential(Signal(augmentation.noise, augmentation.mask, augmentation.translate))
     if augmentation.kind == "affine":
         a = augmentation
         # p: Kornia's own default leaves half of the images as they are.
@@ -48,8 +52,60 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
     )
 
 
+class Signal(nn.Module):
+    """A view of standardised vectors (N, d), series (N, C, T) or maps: shifted round the end, a part of it 0, noise.
+
+    Vectors are not shifted, and lose features here and there; what has a last axis loses a piece of it, all channels
+    alike.
+    """
+
+    def __init__(self, noise: float, mask: float, shift: float):
+        super().__init__()
+        self.noise, self.mask, self.shift = noise, mask, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x``; every sample is drawn for itself."""
+        n, length = len(x), x.shape[-1]
+        if x.ndim == 2:
+            kept = torch.rand(x.shape, device=x.device, dtype=x.dtype) >= self.mask
+        else:
+            place = torch.arange(length, device=x.device)
+            by = ((2 * torch.rand(n, 1, device=x.device) - 1) * self.shift * length).round().long()
+            piece = round(self.mask * length)
+            start = (torch.rand(n, 1, device=x.device) * (length - piece + 1)).long()
+            wide = (n, *[1] * (x.ndim - 2), length)
+            x = x.gather(-1, ((place - by) % length).view(wide).expand(x.shape))
+            kept = ((place < start) | (place >= start + piece)).view(wide)
+        return x * kept + self.noise * torch.randn(x.shape, device=x.device, dtype=x.dtype)
+
+
+class OwnView(nn.Module):
+    """Views by a function of the user's own, PATH.py:NAME: floats (n, …) in, one view of the same shape out."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self.function = name, own.load(name, "view", callable)
+        if not callable(self.function):
+            raise UsageError(f"{name} is a {type(self.function).__name__}; a view of your own is a function of a batch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One view.
+
+        Raises:
+            RunError: the function returned something else.
+        """
+        view = self.function(x)
+        if not isinstance(view, Tensor) or view.shape != x.shape:
+            got = f"of shape {tuple(view.shape)}" if isinstance(view, Tensor) else f"a {type(view).__name__}"
+            raise RunError(f"view {own.short_name(self.name)} returned {got}, expected a tensor {tuple(x.shape)}")
+        return view.to(x.dtype)
+
+
 class Normalise(nn.Module):
-    """uint8 images (N, C, H, W) to floats, (x / 255 - mean) / std per channel; floats are taken to be in [0, 1]."""
+    """uint8 images (N, C, H, W) to floats, (x / 255 - mean) / std per channel; floats are taken to be in [0, 1].
+
+    Series (N, C, T) and vectors (N, d) alike; vectors have one mean and one std.
+    """
 
     mean: Tensor
     std: Tensor
@@ -63,7 +119,8 @@ class Normalise(nn.Module):
         """The normalised images, in the dtype of the constants where the images are uint8."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
-        return (images - self.mean) / self.std
+        shape = (-1, *[1] * (images.ndim - 2))
+        return (images - self.mean.view(shape)) / self.std.view(shape)
 
 
 class Views(nn.Module):
@@ -74,10 +131,17 @@ class Views(nn.Module):
     """
 
     def __init__(
-        self, augmentation: Augmentation, mean: Sequence[float], std: Sequence[float], channels: int, image_size: int
+        self,
+        augmentation: Augmentation,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: int,
+        image_size: int,
+        own_view: str | None = None,
     ):
         super().__init__()
-        self.transform = transform(augmentation, channels, image_size)
+        self.standardised = augmentation.kind == "signal" and own_view is None  # what the transform is made for
+        self.transform = transform(augmentation, channels, image_size) if own_view is None else OwnView(own_view)
         self.normalise = Normalise(mean, std)
 
     @torch.no_grad()
@@ -86,5 +150,8 @@ class Views(nn.Module):
         floats = images.to(self.normalise.mean.dtype)
         if images.dtype == torch.uint8:
             floats = floats / 255
+        if self.standardised:
+            floats = self.normalise(floats)
+            return self.transform(floats), self.transform(floats)
         # One call a view: in a single call over both, the two would share the order of the jitter steps.
         return self.normalise(self.transform(floats)), self.normalise(self.transform(floats))

@@ -44,10 +44,17 @@ def choose(engine: str, encoder: Encoder, rule: Rule) -> Chosen:
 
 def refusal(encoder: Encoder, rule: Rule) -> str | None:
     """Why the three factors cannot train this encoder by this rule, in one line; None where they can."""
+    if why := refused_rule(rule):
+        return why
+    found = plan(encoder)
+    return found if isinstance(found, str) else None
+
+
+def refused_rule(rule: Rule) -> str | None:
+    """Why a rule's update is not known to be that of equation 6, block by block; None where it is."""
     if not isinstance(rule, ScoreRule) or rule.credit != "local":
         return f"rule {rule.name!r} has no update of three factors"
     for method in ("losses", "layer_loss", "scores", "draw"):
         if getattr(type(rule), method) is not getattr(ScoreRule, method):
             return f"rule {rule.name!r} has its own {method}"
-    found = plan(encoder)
-    return found if isinstance(found, str) else None
+    return None

@@ -15,7 +15,7 @@ from localssl.credit.local import Local
 from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
 from localssl.engine.passes import Passed, learn, run
-from localssl.rules.base import Batch, ScoreRule
+from localssl.rules.base import Batch, Projections, ScoreRule
 
 
 class ThreeFactor(Local):
@@ -35,9 +35,9 @@ class ThreeFactor(Local):
         """As ``Credit.updates``, but yields once a block, always the same losses (L,), whole after the last one."""
         rule, blocks = step.rule, plan(step.encoder)
         assert isinstance(rule, ScoreRule)
-        if isinstance(blocks, str) or _shared(
-            step, rule
-        ):  # other blocks or hooks since; or no block can be stepped alone
+        layers = len(step.encoder.blocks)
+        if isinstance(blocks, str) or shared(rule, step.projections, layers):
+            # other blocks or hooks since; or no block can be stepped alone
             yield from super().updates(step)
             return
         asked = above(rule, len(blocks))
@@ -52,7 +52,7 @@ class ThreeFactor(Local):
             passes = _in_turn(blocks, step.x)
         losses: Tensor | None = None
         for layer, passed in enumerate(passes):
-            loss, changes = _learn(step, rule, blocks[layer], passed, known, layer)
+            loss, changes = learn_block(step, rule, blocks[layer], passed, known, layer)
             del passed  # its input makes room for a dense change of B, and for the next block
             for change in changes:
                 change.add(step.factored)
@@ -68,10 +68,9 @@ def above(rule: ScoreRule, layers: int) -> set[int]:
     return {source for source, layer in found if source != layer}
 
 
-def _shared(step: Step, rule: ScoreRule) -> bool:
+def shared(rule: ScoreRule, projections: Projections, layers: int) -> bool:
     """Whether layers have a projection in common."""
-    layers = range(len(step.encoder.blocks))
-    owned = [{id(p) for key in rule.references for p in step.projections[key][i].parameters()} for i in layers]
+    owned = [{id(p) for key in rule.references for p in projections[key][i].parameters()} for i in range(layers)]
     return sum(map(len, owned)) != len(set().union(*owned))
 
 
@@ -109,14 +108,22 @@ def _read(step: Step, z: Tensor, layer: int) -> Tensor:
 
 
 @torch.no_grad()
-def _learn(
+def learn_block(
     step: Step, rule: ScoreRule, block: Block, passed: Passed, known: Mapping[int, Tensor], layer: int
 ) -> tuple[Tensor, list[factors.Change]]:
-    """One block's loss and the changes of its projections; its own gradients are added to ``.grad``."""
+    """One block's loss and the changes of its projections; its own gradients are added to ``.grad``.
+
+    Args:
+        step: the batch; of its inputs only the number is of interest here.
+        rule, block: whose loss, and whose synapses.
+        passed: what is kept of the block's run.
+        known: readouts of other layers by layer, of those that are references of this one.
+        layer: which it is among all.
+    """
     here = known[layer] if layer in known else _read(step, passed.z, layer)
     nothing = here[:, :0]  # in place of readouts that no reference of this layer takes
     z = [here if i == layer else known.get(i, nothing) for i in range(len(step.patches))]
-    loss, soma, changes = factors.learn(rule, Batch(z, step.negatives), layer, step.projections)
+    loss, soma, changes = factors.learn(rule, Batch(z, step.negatives, drawn=step.drawn), layer, step.projections)
     if step.processes is not None:
         soma = step.processes.own(soma)
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))

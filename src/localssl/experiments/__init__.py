@@ -16,9 +16,11 @@ from localssl.experiments import (
     fig4c,
     fig_a1,
     lpl_cifar10,
+    own_settings,
     pc_mnist,
     scff_mnist,
     settled,
+    staleness,
     table_a4,
     tables,
     theory_decay,
@@ -46,11 +48,13 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "brain": brain.run,
     "cheap-b": cheap_b.screen,
     "cheap-b-final": cheap_b.final,
+    "factored-moment": cheap_b.moment,
     "ff-mnist": ff_mnist.run,
     "theory-decay": theory_decay.run,
     "theory-explorer": theory_explorer.run,
     "scff-mnist": scff_mnist.run,
     "pc-mnist": pc_mnist.run,
+    "staleness": staleness.run,
     "tableA4": table_a4.run,
     "table2": tables.table2,
     "tableA3": tables.table_a3,
@@ -59,7 +63,9 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
     "lpl-cifar10": lpl_cifar10.run,
+    **own_settings.experiments(),
 }
 
 PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}
+PAPER_SCALE |= set(own_settings.RECIPES)
 KEPT_SCALE = {"table2", "tableA3", "fig5"}  # what can be said of a comparison that was run with other settings

@@ -6,12 +6,10 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -109,21 +107,9 @@ def _start(part: Part, settings: Settings) -> _Running:
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part.name}: begins, says more in {log}", flush=True)
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(part, settings, os.getpid()))
-    with _sigint_blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
+    with interrupts.blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
         process.start()
     return _Running(part, process, time.monotonic())
-
-
-@contextmanager
-def _sigint_blocked() -> Generator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(running: Sequence[_Running]) -> None:

@@ -136,7 +136,7 @@ def _activities(settings: Settings, rule: str, seed: int, shown: int) -> represe
         run = open_run(settings.out / "runs" / _name(rule, seed))
         images = run.images("test", limit=shown)
         file.parent.mkdir(parents=True, exist_ok=True)
-        described = {} if images.labels is None else {"label": images.labels}
+        described: dict[str, Any] = {} if images.labels is None else {"label": images.labels}
         x = images.batch(torch.arange(len(images)))
         represent.activities(checkpoint.load(run.path), x, **described).save(file)
     return represent.load(file)

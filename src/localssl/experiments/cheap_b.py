@@ -32,6 +32,7 @@ TRIED: dict[str, tuple[str, ...]] = {  # label: options of the rule
     "patch-local, frozen 256": ("projection=patch-local-frozen", "rank=256"),
     "patch-shared, low-rank 64": ("projection=patch-shared", "rank=64"),
 }
+FACTORED = "dense, factored second moment"  # no B, but an optimiser of its own
 SHARES = ["learnt", "held", "learnt_at_width_1", "held_at_width_1"]
 MEANS = (
     "learnt: parameters of B, held: with those that stay random, % of dense ones at the same width and at width 1; "
@@ -60,9 +61,18 @@ def screen(settings: Settings) -> None:
 
 def final(settings: Settings) -> None:
     """Dense B and the best two of cheap-b at width 0.25, five paired seeds, on test images (core-hours)."""
-    best = finalists(_screened(settings.out.parent / "cheap-b" / "screen.csv"))
+    _final(settings, finalists(_screened(settings.out.parent / "cheap-b" / "screen.csv")), "final.csv")
+
+
+def moment(settings: Settings) -> None:
+    """Adam with B's second moment factored against Adam: clapp++both, width 0.25, five paired seeds (core-hours)."""
+    _final(settings, [FACTORED], "factored-moment.csv")
+
+
+def _final(settings: Settings, names: Sequence[str], file: str) -> None:
+    """Dense B and these variants, paired by seed."""
     seeds = range(settings.seeds or 5)
-    records = _records(settings, best, 0.25, seeds, screening.measure_final, "better-rule-final")
+    records = _records(settings, names, 0.25, seeds, screening.measure_final, "better-rule-final")
     found = {name: [float(r["accuracy"]) for r in mine] for name, mine in records.items()}
     rows: list[list[object]] = [
         [name, *compared(mine, found[DENSE], name == DENSE), *shares(name, 0.25)] for name, mine in found.items()
@@ -72,8 +82,8 @@ def final(settings: Settings) -> None:
         f"{_facts(records, 0.25)}; test images; 95 % t intervals over seeds, losses paired; loses less than {LOSS}: "
         f"the upper end of the loss is below it; {MEANS}"
     )
-    evaluate.to_csv(settings.out / "final.csv", header, rows, comment)
-    print(f"written: {settings.out / 'final.csv'}")
+    evaluate.to_csv(settings.out / file, header, rows, comment)
+    print(f"written: {settings.out / file}")
 
 
 def finalists(accuracies: Mapping[str, float]) -> list[str]:
@@ -105,7 +115,7 @@ def shares(name: str, width: float) -> list[float]:
 def _cost(name: str, width: float) -> arithmetic.Cost:
     with torch.device("meta"):
         encoder = encoders.vgg6(width)
-    return arithmetic.step(encoder, rules.get(RULE, **parse_options(TRIED[name])), (3, 32, 32), PATCHES, 2)
+    return arithmetic.step(encoder, rules.get(RULE, **parse_options(TRIED.get(name, ()))), (3, 32, 32), PATCHES, 2)
 
 
 def _records(
@@ -123,21 +133,23 @@ def _records(
 
 
 def _cell(settings: Settings, name: str, width: float, seed: int, measure: Measure) -> Cell:
-    config = screening.config(settings, name, width, seed, RULE, rule_options=TRIED[name])
+    optimizer = "adam-factored" if name == FACTORED else None
+    config = screening.config(settings, name, width, seed, RULE, PATCHES, TRIED.get(name, ()), optimizer)
     return Cell(f"{file_name(name)}-s{seed}", config, measure)
 
 
 def _same(path: Path, like: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of another study's dense cell if only its projection differs from ``like``, and perhaps its engine."""
+    """The record of another study's dense cell if no more than B, its optimiser and the engine are not ``like``'s."""
     if not path.is_file():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
 
     def rest(of: Mapping[str, Any]) -> list[object]:
-        config = {k: v for k, v in of["config"].items() if k not in ("rule_options", "engine")}
+        config = {k: v for k, v in of["config"].items() if k not in ("rule_options", "engine", "optimizer")}
         return [config, of["protocol"], of["notes"]]
 
-    return record if rest(record) == rest(like) and not record["config"]["rule_options"] else None
+    plain = not record["config"]["rule_options"] and record["config"]["optimizer"] == "adam"
+    return record if plain and rest(record) == rest(like) else None
 
 
 def _screened(path: Path) -> dict[str, float]:

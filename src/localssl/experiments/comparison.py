@@ -17,7 +17,7 @@ import torch
 from localssl import evaluate, rules
 from localssl.config import TrainConfig
 from localssl.data.sources import shuffled
-from localssl.data.specs import default_patches
+from localssl.data.specs import default_patches, spec_for
 from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
@@ -156,20 +156,29 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
     if not study.search_lr:
         return {row.label: _Chosen(None, "1 (default)") for row in rows}
     trial = min(SEARCH_IMAGES, 4 * images // 5)
-    parts = {row.label: [_part(study, row, SEARCH_SEED, lr, trial) for lr in study.search_lr] for row in rows}
+    rates = {row.label: _rates(study, row) for row in rows}
+    parts = {row.label: [_part(study, row, SEARCH_SEED, lr, trial) for lr in rates[row.label]] for row in rows}
     every = [part for mine in parts.values() for part in mine]
     done = dict(zip([part.name for part in every], _run(every, settings), strict=True))
     result: dict[str, _Chosen] = {}
     for label, mine in parts.items():
         records = [done[part.name] for part in mine]
-        accuracies = [(r["accuracy"], lr) for r, lr in zip(records, study.search_lr, strict=True) if FAILED not in r]
+        accuracies = [(r["accuracy"], lr) for r, lr in zip(records, rates[label], strict=True) if FAILED not in r]
         epochs = f"{study.search_epochs} epoch{'s' if study.search_epochs != 1 else ''}"
-        budget = f"{len(study.search_lr)} rates × {epochs} on {trial:,} images"
+        rate = "1 rate" if len(study.search_lr) == 1 else f"{len(study.search_lr)} rates"
+        budget = f"{rate} × {epochs} on {trial:,} images"
         if accuracies:
             result[label] = _Chosen(max(accuracies, key=lambda pair: pair[0])[1], budget)
         else:
             result[label] = _Chosen(None, budget, f"at every rate of the search: {records[0][FAILED]}")
     return result
+
+
+def _rates(study: Study, row: Row) -> list[float]:
+    """The common list; for a rule that declares a rate of its own, times that rate over the data set's default."""
+    own = get_rule(row.rule, dict(row.options)).lr
+    factor = 1.0 if own is None else own / spec_for(study.data).lr
+    return [float(f"{factor * lr:.6g}") for lr in study.search_lr]
 
 
 # What follows runs in a cell's own process.
@@ -282,6 +291,7 @@ def _held_out(run: Run, study: Study) -> Record:
     else:  # what is trained on lies apart and has no labels
         n = 4 * len(order) // 5
         fit, held = order[:n], order[n:]
+    fit = fit[: study.probe_images]
     patches, normalise = _probe_patches(run, study), run.normalise()
     parts = [images.subset(torch.as_tensor(np.sort(index))) for index in (fit, held)]
     z = [features(run.encoder(), part, patches=patches, normalise=normalise) for part in parts]

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import Images, open_images
 from localssl.encoders import Encoder
+from localssl.experiments import greedy, own_probe
 from localssl.experiments.cells import Part, Settings, run_cells
+from localssl.experiments.greedy import Pass
+from localssl.experiments.own_probe import OwnProbe
 from localssl.files import write_atomic
 from localssl.layers import Standardise
 from localssl.learner import Learner
@@ -24,8 +27,7 @@ PIXELS, WIDTH, BATCH, SHIFT = 28 * 28, 2000, 100, 2
 RULE: dict[str, Any] = {"theta1": (4.0, 1.0), "theta2": (6.0, 1.0), "penalty": (1e-4, 0.0), "halves": "views"}
 WEIGHT_DECAY = 1e-4
 LAYERS = ((0.003, 0.9, 1000, 20), (0.002, 0.6, 1500, 9))  # rate, its factor, batches between two, epochs
-PROBE_EPOCHS, PROBE_BATCH, PROBE_LR, DROPOUT = 50, 64, 1e-3, 0.2
-HALVED_AT = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the probe's epochs
+PROBE = OwnProbe(dropout=0.2)
 
 
 def run(settings: Settings) -> None:
@@ -53,8 +55,8 @@ def run(settings: Settings) -> None:
     caption = (
         f"{found[0]['data']}: MLP of two layers of {WIDTH} units, batches of {BATCH}, "
         f"{' + '.join(str(epochs) for *_, epochs in LAYERS)} epochs, greedy; linear classifier on both layers' "
-        f"activities, standardised per image and layer, dropout {DROPOUT:g}, Adam {PROBE_LR:g}, {PROBE_EPOCHS} epochs; "
-        f"accuracy (%) on the test images after the last; published: table and repository of Chen et al. 2025"
+        f"activities, standardised per image and layer, dropout {PROBE.dropout:g}, Adam {PROBE.lr:g}, {PROBE.epochs} "
+        f"epochs; accuracy (%) on the test images after the last; published: table and repository of Chen et al. 2025"
     )
     evaluate.to_csv(settings.out / "scff-mnist.csv", ["net", "seed", "accuracy", "published", "verdict"], rows, caption)
     for row in rows:
@@ -66,26 +68,11 @@ def train(settings: Settings, layer: int, seed: int) -> dict[str, Any]:
     """Train one layer (1 or 2) on the frozen ones below; its weights go to ``weights/``."""
     images = _images(settings, "train")
     learner = Learner(_encoder(settings, layer, layer - 1, seed), rules.get("scff", **RULE), (PIXELS,))
-    learner.encoder.blocks[: layer - 1].requires_grad_(False)
     rate, factor, period, epochs = LAYERS[layer - 1]
-    block = learner.encoder.blocks[-1]
-    optimiser = torch.optim.AdamW(block.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
     torch.manual_seed(1000 * layer + seed)
-    losses: list[float] = []
-    step = 0
-    for epoch in range(epochs):
-        total, batches = 0.0, 0
-        for index in torch.randperm(len(images)).split(BATCH):
-            x = images.batch(index)
-            step += 1
-            optimiser.param_groups[0]["lr"] = rate * factor ** (step // period)
-            for loss in learner.updates(shifted(x), shifted(x)):
-                optimiser.step()
-                optimiser.zero_grad()
-                total += float(loss[-1])
-            batches += 1
-        losses.append(round(total / batches, 5))
-        print(f"layer {layer}, epoch {epoch + 1} of {epochs}: loss {losses[-1]:.4f}", flush=True)
+    how = Pass(layer, rate, WEIGHT_DECAY, factor, period, epochs)
+    losses = greedy.train(learner, images, lambda x: (shifted(x), shifted(x)), how, BATCH)
+    block = learner.encoder.blocks[-1]
     path = _weights(settings, layer, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach() for name, value in block.state_dict().items()}
@@ -101,25 +88,8 @@ def probe(settings: Settings, trained: int, seed: int) -> dict[str, Any]:
     y, y_test = (images.labels for images in parts)
     assert y is not None
     assert y_test is not None
-    torch.manual_seed(seed)
-    classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(x.shape[1], int(y.max()) + 1))
-    optimiser = torch.optim.Adam(classifier.parameters(), lr=PROBE_LR)
-    halved = [int(PROBE_EPOCHS * share) for share in HALVED_AT]
-    for epoch in range(PROBE_EPOCHS):
-        optimiser.param_groups[0]["lr"] = PROBE_LR * 0.5 ** sum(epoch >= at for at in halved)
-        total = 0.0
-        for index in torch.randperm(len(x)).split(PROBE_BATCH):
-            loss = F.cross_entropy(classifier(x[index]), y[index])
-            optimiser.zero_grad()
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
-            optimiser.step()
-            total += float(loss.detach()) * len(index)
-        if epoch % 10 == 9:
-            print(f"probe, epoch {epoch + 1} of {PROBE_EPOCHS}: loss {total / len(x):.4f}", flush=True)
-    classifier.eval()
-    with torch.no_grad():
-        correct = int((classifier(x_test).argmax(1) == y_test).sum())
-    return {"data": parts[0].name, "accuracy": round(100 * correct / len(x_test), 2), "features": x.shape[1]}
+    last, _ = own_probe.accuracy(lambda i: x[i], y, lambda i: x_test[i], y_test, PROBE, seed)
+    return {"data": parts[0].name, "accuracy": last, "features": x.shape[1]}
 
 
 def shifted(images: Tensor) -> Tensor:

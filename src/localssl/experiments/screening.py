@@ -5,7 +5,7 @@ What better-rule and cheap-b share: the training, and what is measured on it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,11 +35,13 @@ def config(
     rule: str = "clapp++both",
     patches: tuple[int, ...] = PATCHES,
     rule_options: tuple[str, ...] = (),
+    optimizer: Literal["adam", "adam-factored"] | None = None,
 ) -> TrainConfig:
     """The training run of the variant of that name."""
     return TrainConfig(
         rule=rule,
         rule_options=rule_options,
+        optimizer=optimizer,
         data="cifar10",
         data_root=settings.data_root,
         limit_images=IMAGES,

@@ -115,7 +115,11 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     ]
     if study.search_lr:
         rates = ", ".join(f"{lr:g}" for lr in study.search_lr)
-        texts.insert(3, f"Learning rate: the best of {rates} on held-out training images, never on test images.")
+        texts.insert(
+            3,
+            f"Learning rate: the best of {rates} on held-out training images, never on test images; for a rule that "
+            "declares a rate of its own, of that list times its rate over the data set's default.",
+        )
     return [text for text in texts if text]
 
 

@@ -36,6 +36,41 @@ def memory() -> str:
     return "\n".join([*lines, "", _source("memory")])
 
 
+def pipeline() -> str:
+    """Throughput of layer-parallel training against one process."""
+    if record("pipeline") is None:
+        return _missing("pipeline")
+    lines = [
+        "| rule | staleness | processes | blocks of each | width | images/s | of one | times | 95 % | repeats |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['rule']} | {r['staleness']} | {r['processes']} | {' + '.join(map(str, r['split']))} | {r['width']:g} "
+        f"| {r['images_per_second']:.0f} | {r['images_per_second_alone']:.0f} | {r['ratio']:.2f} "
+        f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} |"
+        for r in rows("pipeline")
+    ]
+    return "\n".join([*lines, "", _source("pipeline").replace(" 1 threads", " one thread a process")])
+
+
+def parallel() -> str:
+    """Seconds and bytes of a step in several processes, by what they exchange."""
+    if record("parallel") is None:
+        return _missing("parallel")
+    lines = [
+        "| rule | width | processes | exchange | ms a step | ms of one with the whole batch | times as fast "
+        "| MB sent by each | share of communication |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['rule']} | {r['width']:g} | {r['processes']} | {r['exchange']} | {1e3 * r['seconds']:.1f} "
+        f"| {1e3 * r['one']:.1f} | {r['speedup']:.2f} | {r['bytes_sent'] / 1e6:.2f} "
+        f"| {r['share_of_communication']:.2f} |"
+        for r in rows("parallel")
+    ]
+    return "\n".join([*lines, "", _source("parallel").replace(" 1 threads", " one thread a process")])
+
+
 def growth() -> str:
     """Exponents of time and memory along every axis, beside those of the arithmetic."""
     found = record("growth")

@@ -12,11 +12,11 @@ from localssl import rules, testing
 from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
-from localssl.references import Reference
 from localssl.report import benchmark_tables, what_it_takes
 from localssl.rules import Rule, ScoreRule
+from localssl.rules.base import Form
 
-HEADER = ("rule", "credit", "references", "f", "inputs", "labels", "negatives", "encoder", "what it does")
+HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does")
 
 
 def rules_table() -> str:
@@ -32,6 +32,8 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "checks": ("your-own-rule.md", testing.table),
     "step": ("engine.md", benchmark_tables.step),
     "memory": ("engine.md", benchmark_tables.memory),
+    "pipeline": ("engine.md", benchmark_tables.pipeline),
+    "parallel": ("many-machines.md", benchmark_tables.parallel),
     "growth": ("engine.md", benchmark_tables.growth),
     "throughput": ("engine.md", benchmark_tables.throughput),
     "inactive": ("engine.md", benchmark_tables.inactive),
@@ -65,14 +67,22 @@ def main(folder: Path) -> None:
         write_text(path, updated(path.read_text(encoding="utf-8"), name))
 
 
+def _form(rule: Rule) -> Form:
+    """The rule's columns of Table 1."""
+    if not isinstance(rule, ScoreRule):
+        return rule.form or Form("")
+    names = {key: type(reference).__name__.lower() for key, reference in rule.references.items()}
+    return Form(rule.f, rule.loss_type, ", ".join(f"{k}: {name} layer" for k, name in names.items()), "trained")
+
+
 def _row(rule: Rule) -> tuple[str, ...]:
-    references: Mapping[str, Reference] = getattr(rule, "references", {})
-    inputs = rule.inputs()
+    form, inputs = _form(rule), rule.inputs()
     return (
         f"`{rule.name}`",
         rule.credit,
-        ", ".join(f"{key}: {type(reference).__name__.lower()} layer" for key, reference in references.items()),
-        f"{rule.f}, type {rule.loss_type}" if isinstance(rule, ScoreRule) else "",
+        form.reference,
+        form.projection,
+        form.f if form.loss_type is None else f"{form.f}; type {form.loss_type}",
         "two views" if type(inputs) is Inputs else (type(inputs).__doc__ or "").splitlines()[0],
         "yes" if rule.uses_labels else "",
         str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",

@@ -140,7 +140,7 @@ def to_rsatoolbox(found: Activities) -> dict[str, Any]:
     """
     if importlib.util.find_spec("rsatoolbox") is None:
         raise UsageError("this needs rsatoolbox: pip install rsatoolbox")
-    from rsatoolbox.data import Dataset  # pyright: ignore[reportMissingImports]
+    from rsatoolbox.data.dataset import Dataset  # pyright: ignore[reportMissingImports]
 
     return {
         name: Dataset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -29,12 +29,14 @@ class Batch:
         negatives: (2n,), indexes the positives, or None.
         labels: (n,), or None.
         maps: per block, its whole output (2n, ...), of which ``z`` is the readout.
+        drawn: the choices of negatives that were drawn beforehand, each (2n,), in the order in which they are used.
     """
 
     z: Sequence[Tensor]
     negatives: Tensor | None = None
     labels: Tensor | None = None
     maps: Sequence[Tensor] = ()
+    drawn: Iterator[Tensor] | None = None
 
     @classmethod
     def read(
@@ -59,6 +61,25 @@ class Batch:
         return torch.cat((z[self.n :], z[: self.n]))
 
 
+@dataclass(frozen=True)
+class Form:
+    """A rule's columns of the paper's Table 1, in words, for the documentation.
+
+    Type 1: f((z_pos - z_neg).B c). Type 2: f(z_pos.B c_pos) + f(-z_neg.B c_neg).
+
+    Args:
+        f: the decreasing function of a score x, or what stands in its place.
+        loss_type: 1 or 2; None: no contrast of two scores.
+        reference: what z is compared with.
+        projection: B.
+    """
+
+    f: str
+    loss_type: int | None = None
+    reference: str = ""
+    projection: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Base of every rule. Options are the dataclass fields; what the class declares is in the class variables.
@@ -74,6 +95,7 @@ class Rule:
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
     optimizer: ClassVar[str | None] = None  # "plain-sgd" where the update is no gradient to be rescaled; None: adam
     lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
+    form: ClassVar[Form | None] = None  # of Table 1; score rules have theirs from their options and references
     exceptions: ClassVar[Mapping[str, str]] = {}  # checks of localssl.testing that cannot hold, each with its reason
 
     @property
@@ -181,6 +203,8 @@ class ScoreRule(Rule):
         """Indices of the negatives among the positives, (2n,): those given with the batch, or the rule's own choice."""
         if batch.negatives is not None:
             return batch.negatives
+        if batch.drawn is not None:
+            return next(batch.drawn)
         samples, device = 2 * batch.n, batch.z[0].device
         if self.negatives == "random":
             return torch.randint(samples, (samples,), device=device)
@@ -193,14 +217,15 @@ class ScoreRule(Rule):
         return losses.score(z_pos, g), losses.score(z_pos[self.draw(batch)], g)
 
     @override
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        i = self.loss_layers(len(batch.z)).index(layer)
+        terms = [
+            losses.contrast(*self.scores(batch, layer, key, projections[key][i]), self.f, self.loss_type, self.margin)
+            for key in self.references
+        ]
+        return torch.stack(terms).sum()
+
+    @override
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        per_layer: list[Tensor] = []
-        for i, layer in enumerate(self.loss_layers(len(batch.z))):
-            terms = [
-                losses.contrast(
-                    *self.scores(batch, layer, key, projections[key][i]), self.f, self.loss_type, self.margin
-                )
-                for key in self.references
-            ]
-            per_layer.append(torch.stack(terms).sum())
-        return torch.stack(per_layer)
+        layers = self.loss_layers(len(batch.z))
+        return torch.stack([self.layer_loss(batch, layer, projections) for layer in layers])

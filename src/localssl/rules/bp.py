@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Bp(Rule):
     """
 
     name: ClassVar[str] = "bp"
+    form: ClassVar[Form | None] = Form("cross-entropy", None, "the label", "trained head")
     credit: ClassVar[str] = "backprop"
     uses_labels: ClassVar[bool] = True
     classes: int = 10

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class BpInfoNCE(Rule):
     """
 
     name: ClassVar[str] = "bp-infonce"
+    form: ClassVar[Form | None] = Form("−log softmax of x / τ", None, "other view, with gradient", "HᵀH, H trained")
     credit: ClassVar[str] = "backprop"
     weight_decay: ClassVar[float | None] = 0.0
     projection_dim: int = 1024

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class BpSimCLR(Rule):
     """
 
     name: ClassVar[str] = "bp-simclr"
+    form: ClassVar[Form | None] = Form("−log softmax of x / τ", None, "other view, with gradient", "trained head")
     credit: ClassVar[str] = "backprop"
     hidden: int | None = None
     projection_dim: int = 128

@@ -14,7 +14,7 @@ from localssl import losses
 from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs, PatchGrid
 from localssl.projections import Dense
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 STEPS = 5  # the furthest prediction
 NEGATIVES = 16  # of clapp-s, per position
@@ -49,6 +49,7 @@ class ClappIlling(Rule):
     """
 
     name: ClassVar[str] = "clapp-illing"
+    form: ClassVar[Form | None] = Form("hinge", 2, "the patch k + 1 rows above, and below", "trained, one a k and side")
     uses_negatives: ClassVar[bool] = True
     negatives: ClassVar[str] = "random"
     variant: str = "clapp"

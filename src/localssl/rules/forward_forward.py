@@ -15,7 +15,7 @@ from typing_extensions import override
 from localssl.errors import UsageError
 from localssl.inputs import Hybrids, LabelInImage
 from localssl.losses import at_least_float32
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 class PeerMean(nn.Module):
@@ -44,6 +44,7 @@ class Goodness(Rule):
     """The loss of both forms; inputs are positives above as many negatives. See ``ForwardForward``."""
 
     encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "length"}
+    form: ClassVar[Form | None] = Form("softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I")
     threshold: float = 1.0
     peer: float = 0.0
     views: int = 2

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from localssl import losses
 from localssl.errors import UsageError
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Lpl(Rule):
     """
 
     name: ClassVar[str] = "lpl"
+    form: ClassVar[Form | None] = Form("distance, variance, covariance", None, "other view, with gradient")
     pull: float = 1.0
     push: float = 1.0
     decorrelation: float = 10.0

@@ -15,7 +15,7 @@ from typing_extensions import override
 from localssl.errors import UsageError
 from localssl.inputs import Hybrids
 from localssl.losses import at_least_float32
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 EPS = 1e-6  # the least length that an activity counts as
 
@@ -50,6 +50,7 @@ class PhyLL(Rule):
     """
 
     name: ClassVar[str] = "phyll"
+    form: ClassVar[Form | None] = Form("softplus(−θx), z of length one", 1, "ξ, fixed and random", "I")
     theta: float = 4.0
     views: int = 2
     blurs: int = 8

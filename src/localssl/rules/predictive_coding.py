@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl.errors import UsageError, unknown
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 from localssl.rules.bp import Bp
 from localssl.rules.bp_clapp_pp import BpClappPP
 from localssl.rules.lpl import BpLpl
@@ -43,6 +43,7 @@ class PredictiveCoding(Rule):
     """
 
     name: ClassVar[str] = "pc"
+    form: ClassVar[Form | None] = Form("hinge (objective=clapp)", 2, "own layer, the last", "trained")
     credit: ClassVar[str] = "predictive-coding"
     objective: str = "clapp"
     steps: int = 8

@@ -13,7 +13,7 @@ from typing_extensions import override
 from localssl.errors import unknown
 from localssl.inputs import Inputs, Pairs
 from localssl.losses import at_least_float32, decreasing
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 from localssl.rules.per_layer import PerLayer, check_per_layer, of_layer
 
 
@@ -41,6 +41,7 @@ class SCFF(Rule):
     """
 
     name: ClassVar[str] = "scff"
+    form: ClassVar[Form | None] = Form("softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width")
     encoder_options: ClassVar[Mapping[str, Any]] = {
         "norm": "standardise",
         "activation": "triangle",

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from localssl.inputs import Inputs, Single
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 from localssl.rules.per_layer import PerLayer, check_per_layer, of_layer
 
 
@@ -56,6 +56,7 @@ class SoftHebb(HebbianRule):
     """
 
     name: ClassVar[str] = "softhebb"
+    form: ClassVar[Form | None] = Form("no loss")
     optimizer: ClassVar[str | None] = "plain-sgd"
     lr: ClassVar[float | None] = 0.01
     weight_decay: ClassVar[float | None] = 0.0

@@ -13,7 +13,7 @@ from typing_extensions import override
 from localssl.errors import UsageError
 from localssl.inputs import Inputs, NoisyCopies
 from localssl.projections import Dense
-from localssl.rules.base import Batch, Projections, Rule
+from localssl.rules.base import Batch, Form, Projections, Rule
 
 
 def effective_dimension(y: Tensor) -> Tensor:
@@ -44,6 +44,7 @@ class StochasticFF(Rule):
     """
 
     name: ClassVar[str] = "stochastic-ff"
+    form: ClassVar[Form | None] = Form("effective dimensions", None, "noisy copies, with gradient", "fixed")
     encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "batch", "paired": True}
     copies: int = 4
     dropout: float = 0.2

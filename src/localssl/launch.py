@@ -1,0 +1,124 @@
+"""The processes that share a run's batches: started by Lightning Fabric, or by torchrun or SLURM and joined by it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch.multiprocessing as mp
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from localssl import interrupts
+from localssl.config import TrainConfig
+from localssl.errors import RunError, UsageError
+from localssl.parallel import Lost, Processes
+
+PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
+KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
+logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # whom it ends after another's end
+Work = Callable[[Processes, int], None]
+
+
+def started_by_others() -> bool:
+    """Whether torchrun or SLURM has started this process as one of several."""
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+
+
+def launch(config: TrainConfig, work: Work) -> None:
+    """Call ``work`` (to be pickled) with the processes and this one's number on its machine, in every process.
+
+    Returns when all are done; where torchrun or SLURM started this process, when this one is.
+
+    Raises:
+        UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
+    """
+    strategy = DDPStrategy(start_method="popen" if started_by_others() else "spawn", timeout=PATIENCE)
+    fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
+    if started_by_others():
+        fabric.launch(functools.partial(_begin, work=work, folder=None))
+        return
+    with tempfile.TemporaryDirectory() as folder, _forwarded():
+        try:
+            fabric.launch(functools.partial(_begin, work=work, folder=folder))
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise (_said(Path(folder)) or _ended(error)) from error
+
+
+def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
+    """One process's life. What is no bug is left in ``folder``, in one line, for the process that started this one."""
+    if folder is None:
+        work(Processes(fabric.device), fabric.local_rank)
+        return
+    interrupts.follow(os.getppid())
+    try:
+        work(Processes(fabric.device), fabric.local_rank)
+    except KINDS as error:
+        number = next(i for i, kind in enumerate(KINDS) if isinstance(error, kind))
+        text = json.dumps([number, str(error)])
+        (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
+        os._exit(1)  # without a word: the starting process says it
+
+
+def _said(folder: Path) -> BaseException | None:
+    """What the processes left; another's end is the least that there is to say."""
+    found: list[BaseException] = []
+    for file in sorted(folder.iterdir(), key=lambda path: int(path.name)):
+        number, text = json.loads(file.read_text(encoding="utf-8"))
+        found.append(KINDS[number](text))
+    found.sort(key=lambda error: isinstance(error, Lost))
+    return found[0] if found else None
+
+
+def _ended(error: Exception) -> Exception:
+    """A process that an exception ended is a bug, and says so; one that was killed is not."""
+    if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
+        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else ""
+        return Lost(f"process {error.error_index} of the run was ended{by}")
+    return error
+
+
+@contextmanager
+def _forwarded() -> Generator[None]:
+    """Ctrl-C goes to the started processes as SIGTERM, upon which they save and end; this one waits for them.
+
+    They inherit that SIGINT is blocked, or a terminal would send it to each of them besides.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def speaks() -> bool:
+    """Whether this process, if torchrun or SLURM has started it, is the one that speaks for all."""
+    return not started_by_others() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0

@@ -1,0 +1,65 @@
+"""A process that trains some blocks of a layer-parallel run, on what the process before it sends."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import torch.distributed as dist
+
+from localssl import monitors
+from localssl.pipeline.assembly import ROW, STATES, WEIGHTS, Setup, stage
+from localssl.pipeline.exchange import names, packed, unpack
+from localssl.pipeline.link import BATCH, END, receive_bytes, send_bytes
+from localssl.pipeline.stage import Stage
+from localssl.prepared import Prepared, prepare
+
+
+def work() -> None:
+    """From the first process's message to its last order.
+
+    Raises:
+        Lost: another process is gone.
+    """
+    setup = Setup.from_bytes(receive_bytes(0))
+    prepared = prepare(setup.run_config(), setup.device, dist.get_rank())
+    own = stage(prepared, setup)
+    _free_others(prepared, own.layers)
+    if setup.resumed:
+        for _ in own.layers:
+            unpack(prepared, receive_bytes(0))
+    link = own.link
+    assert link is not None
+    while True:
+        order, x, negatives = link.receive()
+        if order == BATCH:
+            own.take(x, negatives)
+            own.catch_up(prepared.config.staleness)
+            continue
+        link.send_order(order)
+        if order == END:
+            link.flush()
+            return
+        own.catch_up()
+        _report(own, order)
+
+
+def _report(own: Stage, order: int) -> None:
+    """Tell the first process of these blocks what the order asks for."""
+    prepared = own.prepared
+    parameters = dict(prepared.learner.named_parameters())
+    trained = {name: parameters[name] for i in own.layers for name in names(prepared, i) if name in parameters}
+    send_bytes(json.dumps([own.sums.tolist(), monitors.not_finite(trained)]).encode(), 0)
+    if order & ROW:
+        own.sums.zero_()
+    if order & (WEIGHTS | STATES):
+        for layer in own.layers:
+            send_bytes(packed(prepared, layer, bool(order & STATES)), 0)
+
+
+def _free_others(prepared: Prepared, layers: range) -> None:
+    """Weights that other processes train take no memory here."""
+    own = {name for layer in layers for name in names(prepared, layer)}
+    for name, p in prepared.learner.named_parameters():
+        if name not in own:
+            p.data = torch.empty(0, dtype=p.dtype, device=p.device)

@@ -1,0 +1,88 @@
+"""A learner on its device, with its optimiser: what every process of a training run begins with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from localssl import devices
+from localssl.config import RunConfig
+from localssl.learner import Learner
+from localssl.optimizer import FactoredAdamW
+from localssl.projections import Dense
+from localssl.run import build
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What trains.
+
+    Args:
+        config: of the run.
+        fabric: knows device and precision.
+        learner: with the weights of the run's seed.
+        optimizer: whose state is kept in checkpoints.
+    """
+
+    config: RunConfig
+    fabric: Fabric
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are computed."""
+        return self.fabric.device
+
+    @property
+    def factored(self) -> bool:
+        """Whether the optimiser takes the gradient of a dense projection as factors."""
+        return isinstance(self.optimizer, FactoredAdamW)
+
+    def set_rate(self, step: int, last_step: int) -> None:
+        """Set the learning rate of a step, counted from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.config, step, last_step)
+
+
+def prepare(config: RunConfig, device: str, process: int = 0) -> Prepared:
+    """Build everything anew; of several CUDA devices a process takes the one of its number."""
+    chosen = devices.choose(device)
+    index = [process % torch.cuda.device_count()] if chosen.type == "cuda" else 1
+    fabric = Fabric(accelerator=device, devices=index, precision=config.precision)  # pyright: ignore[reportArgumentType]
+    learner = build(config)
+    optimizer = _optimizer(config, learner)
+    fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
+    return Prepared(config, fabric, learner, optimizer)
+
+
+def rate(config: RunConfig, step: int, last_step: int) -> float:
+    """Learning rate of a step, counted from 0."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * step / last_step))
+    return config.lr
+
+
+def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
+    if config.optimizer in ("sgd", "plain-sgd"):
+        momentum = 0.9 if config.optimizer == "sgd" else 0.0
+        return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
+    if config.optimizer == "adam-l2":  # PyTorch's Adam: the decay is part of the gradient
+        return torch.optim.Adam(learner.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    groups = parameter_groups(learner, config.optimizer == "adam-factored")
+    # AdamW is Adam where the decay is 0.
+    return FactoredAdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay)
+
+
+def parameter_groups(learner: Learner, factored_moment: bool) -> list[dict[str, Any]]:
+    """The learner's parameters for ``FactoredAdamW``; dense projections apart where their second moment is factored."""
+    dense = [module.weight for module in learner.projections.modules() if type(module) is Dense]
+    if not factored_moment or not dense:
+        return [{"params": list(learner.parameters())}]
+    apart = {id(p) for p in dense}
+    others = [p for p in learner.parameters() if id(p) not in apart]
+    return [{"params": others}, {"params": dense, "factored_moment": True}]

@@ -1,0 +1,61 @@
+"""Every snippet of some pages runs: Python as it stands, one page one session; commands with tiny sizes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from localssl.cli import main
+from localssl.rules import own
+
+from .train_util import run_tiny
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FENCE = re.compile(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY = "--epochs 1 --batch-size 16 --limit-images 64 --threads 1"
+ADDED = {"train": TINY, "probe": "--limit-images 64 --threads 1"}
+
+
+def run_page(page: Path) -> int:
+    """Run a page's snippets in the present folder; returns how many there were."""
+    session: dict[str, object] = {"__name__": "snippet"}
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    for language, file, text in found:
+        if file:
+            Path(file).write_text(text, encoding="utf-8")
+        elif language == "python":
+            exec(compile(text, str(page), "exec"), session)
+        else:
+            assert not language, language
+            for line in filter(None, text.splitlines()):
+                words = shlex.split(line, comments=True)
+                assert words[0] == "localssl", line
+                if words[1] == "reproduce":  # hours: its own tests run it
+                    from localssl.experiments import EXPERIMENTS
+
+                    assert words[2] in EXPERIMENTS
+                    continue
+                assert main([*words[1:], *ADDED[words[1]].split()]) == 0, line
+    return len(found)
+
+
+@pytest.mark.parametrize("page", ["hardware.md", "neuroscience.md", "networks.md", "own-data.md"])
+def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_tiny(Path("runs/x"))
+    assert run_page(DOCS / page) >= 2
+    for name in ("net.py", "mine.py"):
+        own._LOADED.pop(tmp_path / name, None)
+
+
+def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nassert 1 == 2\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError):
+        run_page(page)
+    page.write_text("```\nlocalssl train --rule clap --data digits --out x\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="localssl train"):
+        run_page(page)
