@@ -14,7 +14,7 @@ from localssl.config import TrainConfig
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
 from localssl.resume import begin
-from localssl.training import _Loop
+from localssl.training import Loop
 
 NOISE = "noise in place of CIFAR-10"
 
@@ -39,7 +39,7 @@ def cifar10(data_root: Path | None, folder: Path, count: int) -> tuple[Path | No
         return folder, NOISE
 
 
-def prepare(rule: str, width: float, batch: int, steps: int, root: Path | None, out: Path, threads: int) -> _Loop:
+def prepare(rule: str, width: float, batch: int, steps: int, root: Path | None, out: Path, threads: int) -> Loop:
     """A run of so many steps, one epoch, on as many images of CIFAR-10; monitors and timed checkpoints are off."""
     config = TrainConfig(
         rule=rule,
@@ -55,6 +55,6 @@ def prepare(rule: str, width: float, batch: int, steps: int, root: Path | None, 
         out=out,
     )
     resolved, images, state = begin(config, out, lambda _: None)
-    loop = _Loop(config, resolved, images, state, lambda _: None)
+    loop = Loop(config, resolved, images, state, lambda _: None)
     out.mkdir(parents=True)
     return loop

@@ -336,7 +336,7 @@ def test_version(capsys: Capture) -> None:
     assert capsys.readouterr().out == "0.1.0\n"
 
 
-@pytest.mark.parametrize("command", ["", "train", "probe", "align", "reproduce", "export"])
+@pytest.mark.parametrize("command", ["train", "probe", "align", "reproduce", "report", "export", "doctor"])
 def test_help_fits_a_terminal(command: str, capsys: Capture) -> None:
     assert status(f"{command} --help") == 0
     lines = capsys.readouterr().out.splitlines()

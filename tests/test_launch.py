@@ -89,7 +89,7 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(changes: dict[str, int], says: str, tmp_path: Path) -> None:
-    from localssl.train import train
+    from localssl.training import train
 
     with pytest.raises(UsageError, match=says):
         train(tiny(tmp_path / "x", **changes))

@@ -13,7 +13,7 @@ import localssl
 from localssl import encoders, optimizer, rules
 from localssl.config import TrainConfig
 from localssl.optimizer import FactoredAdamW, factors_of, leave_factors
-from localssl.train import train
+from localssl.training import train
 
 
 def factors(seed: int) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,7 @@ def test_what_train_refuses_is_refused(apart: Path, capsys: Capture) -> None:
         ("--rule clap --data digits", "unknown rule 'clap'"),
         ("--data digits", "train needs --rule and --data"),
         ("--rule clapp++ --data digits --batch-size 1", "a batch of one image"),
+        ("--rule clapp++ --data digits --devices 2 --device cpu", "leave out --devices, --nodes and --pipeline"),
         ("--rule clapp++ --data digits --limit-images 20", "fewer than a batch"),
     ):
         assert main(["train", "--dry-run", *flags.split()]) == 2, flags

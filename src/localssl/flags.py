@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -278,10 +279,11 @@ Command = (
 
 def overview() -> str:
     """Every command in a line: what ``localssl --help`` shows."""
-    lines = ["usage: localssl COMMAND [flags]", "", str(localssl.__doc__), ""]
+    lines = ["usage: localssl COMMAND [flags]", "", *textwrap.wrap(str(localssl.__doc__), 80), ""]
     for choice in get_args(Command):
         command, settings = get_args(choice)
-        lines.append(f"  {settings.name:10s} {(command.__doc__ or '').splitlines()[0]}")
+        first = (command.__doc__ or "").splitlines()[0]
+        lines += textwrap.wrap(f"  {settings.name:10s} {first}", 80, subsequent_indent=" " * 13)
     return "\n".join([*lines, "", *_BESIDE])
 
 

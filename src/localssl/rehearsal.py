@@ -14,7 +14,7 @@ import torch
 
 from localssl import devices, metrics
 from localssl.config import RunConfig, TrainConfig
-from localssl.errors import RunError
+from localssl.errors import RunError, UsageError
 from localssl.resume import begin
 from localssl.run import check
 from localssl.training import Loop
@@ -67,6 +67,8 @@ def rehearse(config: TrainConfig, report: Callable[[str], None] = print) -> Esti
         RunError: the memory is full.
     """
     check(config)
+    if config.devices * config.nodes > 1 or config.pipeline:
+        raise UsageError("--dry-run runs in one process: leave out --devices, --nodes and --pipeline")
     devices.choose(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
