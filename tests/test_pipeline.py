@@ -30,6 +30,7 @@ from .train_util import assert_same_run, encoder_bytes, last_state, rows, run_ti
 from .util import assert_close_report, numpy, usage_error
 
 RULES = ("clapp++", "clapp++dfb", "clapp++both")
+BOXES = f"{Path(__file__).with_name('black_box_net.py')}:net"
 RANDOM: dict[str, Any] = {"rule_options": ("negatives=random", "f=softplus"), "schedule": "cosine"}
 
 
@@ -222,6 +223,7 @@ def test_nan_in_another_process(tmp_path: Path) -> None:
         ({"staleness": -1, "rule": "clapp++dfb"}, "--staleness -1: use 0 or more"),
         ({"staleness": 1}, r"--staleness 1: no block of 'clapp\+\+' waits"),
         ({"staleness": 1, "rule": "clapp++dfb", "engine": "autograd"}, "--staleness 1: engine 'autograd' cannot"),
+        ({"pipeline": 2, "encoder": BOXES, "width": 1.0}, "--pipeline 2: where black box .* fails"),
         ({"staleness": 1, "rule": "bp-clapp++"}, r"--staleness 1: rule 'bp-clapp\+\+' cannot learn block by block"),
     ],
 )

@@ -8,6 +8,7 @@ from itertools import accumulate, combinations, pairwise
 import torch
 from torch import Tensor, nn
 
+from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.engine.choice import refused_rule
 from localssl.engine.three_factor import above, shared
@@ -35,6 +36,11 @@ def divide(learner: Learner, options: TrainConfig, config: RunConfig) -> list[ra
     if why := why or refused_rule(rule):
         raise UsageError(f"{asked}: rule {rule.name!r} cannot learn block by block ({why}); clapp++ can, for instance")
     assert isinstance(rule, ScoreRule)
+    if boxes := black_boxes(learner.encoder.blocks):
+        raise UsageError(
+            f"{asked}: where black box {boxes[0][1].name!r} fails, blocks that learn apart cannot go back to before "
+            f"the step; leave it out"
+        )
     if type(learner.inputs) is not Inputs or above(rule, blocks) - {blocks - 1}:
         raise UsageError(f"{asked}: rule {rule.name!r} takes more than two views, or references between blocks")
     if shared(rule, learner.parts, blocks) or _shared_weights(learner.encoder.blocks):
