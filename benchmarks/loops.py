@@ -13,8 +13,8 @@ from PIL import Image
 from localssl.config import TrainConfig
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
+from localssl.loop import Loop
 from localssl.resume import begin
-from localssl.training import Loop
 
 NOISE = "noise in place of CIFAR-10"
 

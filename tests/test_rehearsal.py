@@ -13,7 +13,7 @@ from localssl import rehearsal
 from localssl.cli import main
 from localssl.errors import RunError
 from localssl.learner import Learner
-from localssl.training import Loop
+from localssl.loop import Loop
 
 from .train_util import rows, run_tiny, tiny
 

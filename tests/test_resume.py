@@ -207,7 +207,7 @@ def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise MemoryError
 
     with monkeypatch.context() as patch:  # a large run that died before its first checkpoint
-        patch.setattr("localssl.training.SMALL", 0)
+        patch.setattr("localssl.loop.SMALL", 0)
         with pytest.raises(RunError, match=r"^out of memory; .* smaller --batch-size"):
             hooked(tmp_path / "x", {3: die})
     assert steps(tmp_path / "x") == []

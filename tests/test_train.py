@@ -311,7 +311,7 @@ def test_a_pickle_is_never_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_large_runs_write_at_intervals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localssl.training.SMALL", 0)
+    monkeypatch.setattr("localssl.loop.SMALL", 0)
     saved: list[int] = []
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda run, state: (saved.append(state["step"]), original(run, state)))

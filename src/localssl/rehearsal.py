@@ -15,9 +15,9 @@ import torch
 from localssl import devices, metrics
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
+from localssl.loop import Loop
 from localssl.resume import begin
 from localssl.run import check
-from localssl.training import Loop
 
 WARM, LEAST, SECONDS = 3, 5, 10.0  # steps that are not timed; steps that are, at least, and for about how long
 

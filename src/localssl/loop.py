@@ -1,0 +1,348 @@
+"""The training loop of every rule, from a run's (re)start to its end. Resumable bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localssl import (
+    alignment,
+    checkpoint,
+    engine,
+    interrupts,
+    metrics,
+    monitors,
+    pipeline,
+)
+from localssl.blocks import BlackBoxError, black_boxes
+from localssl.config import RunConfig, TrainConfig
+from localssl.data.sources import Images
+from localssl.errors import RunError, UsageError
+from localssl.learner import Learner
+from localssl.parallel import Processes
+from localssl.prepared import prepare, rate
+from localssl.progress import Progress
+from localssl.run import make_views
+
+SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
+ALIGN_BATCHES = 4
+STEPS_PER_ROW = 20  # at least; long epochs have ten rows
+
+
+class Loop:
+    """One training run from its (re)start to its end."""
+
+    def __init__(
+        self,
+        options: TrainConfig,
+        config: RunConfig,
+        images: Images,
+        state: dict[str, Any] | None,
+        report: Callable[[str], None],
+        processes: Processes | None = None,
+        number: int = 0,
+    ):
+        assert options.out is not None
+        self.processes, self.speaks = processes, processes is None or processes.rank == 0
+        self.out, self.config, self.images, self.report = options.out, config, images, report
+        self.resume_command = options.resume_command()
+        self.checkpoint_seconds = 60 * options.checkpoint_every
+        self.prepared = prepare(config, options.device, number)
+        self.fabric = self.prepared.fabric
+        self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
+        if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
+            report(f"engine: autograd ({why})")
+        self.boxes = black_boxes(learner.encoder.blocks)
+        apart = (options.pipeline or 1) > 1 or config.staleness
+        self.divided = pipeline.divide(learner, options, config) if apart else []
+        self.across: Processes | None = None  # where samples are compared across processes
+        if processes is not None and config.across == "all":
+            why = learner.not_spread()
+            self.across = None if why else processes
+            if why:
+                report(f"every process compares its own samples only ({why})")
+        self.first: pipeline.First | None = None  # while blocks learn apart
+        self.bad: list[str] = []  # parameters that other processes found not finite
+        if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
+            raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
+        if state is not None:  # after they were prepared, which may have made them float64
+            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
+            optimizer.load_state_dict(state["optimizer"])
+        self.resumed = state is not None
+        self.step: int = 0 if state is None else state["step"]
+        self.seconds: float = 0.0 if state is None else state["seconds"]
+        views = make_views(config).to(self.fabric.device)
+        self.views = views.double() if config.precision == "64-true" else views
+        self.steps_per_epoch = len(images) // config.batch_size
+        self.last_step = self.steps_per_epoch * config.epochs
+        self.log_every = max(STEPS_PER_ROW, self.steps_per_epoch // 10)
+        size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
+        self.small = size <= SMALL
+        self.loss_names = _loss_names(learner)
+        # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
+        checkpoint.seed_rng(config.seed + 1)
+        if state is not None:
+            checkpoint.set_rng_state(state["rng"])
+        sums = torch.zeros(len(self.loss_names)) if state is None else state["sum"]
+        self.sum = sums.to(self.fabric.device)  # of the losses since the last row
+        self.count: int = 0 if state is None else state["count"]
+        self.warned: set[str] = set()  # monitors that were warned of already
+
+    @property
+    def columns(self) -> list[str]:
+        """Of metrics.csv."""
+        blocks = len(self.learner.encoder.blocks)
+        first = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
+        return [*first, *monitors.names(blocks), *(f"align_{block}" for block in range(1, blocks + 1))]
+
+    def run(self) -> bool:
+        """Write what a run begins with, then train. Returns whether it came to its end."""
+        with interrupts.stop_signals() as stopped, ExitStack() as stack:
+            shown = stack.enter_context(self.shown()) if self.speaks else None
+            if self.speaks and self.step in (0, self.last_step):  # a finished run: mends a damaged encoder
+                checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+            if self.step == 0 and self.small:
+                self.save()
+            if self.divided and self.step < self.last_step:
+                self.report(f"processes: {len(self.divided)}, {', '.join(map(pipeline.words, self.divided))}")
+                self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
+            self.train(stopped, shown)
+        return self.step == self.last_step
+
+    @contextmanager
+    def shown(self) -> Generator[tuple[metrics.Metrics, Progress]]:
+        """Where the rows of metrics.csv go, and what the user sees."""
+        progress = Progress(self.step, self.last_step, self.config.batch_size)
+        with closing(metrics.Metrics(self.out, self.columns, self.step if self.resumed else None)) as rows, progress:
+            yield rows, progress
+
+    def setup(self) -> pipeline.Setup:
+        """What the processes that train the blocks are told."""
+        at = (self.step, self.last_step, self.sum.tolist(), self.resumed)
+        return pipeline.Setup.of(self.config, self.fabric.device.type, self.divided, *at)
+
+    def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
+        """Step by step to the end, or to the checkpoint that a signal asked for."""
+        saved_at = time.monotonic()
+        while self.step < self.last_step:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            for index in self.order(epoch)[position:]:
+                began = time.monotonic()
+                with self.may_fail():
+                    self.train_step(index)
+                self.seconds += time.monotonic() - began
+                if shown is not None:
+                    shown[1].advance(self.step)
+                epoch_end = self.step % self.steps_per_epoch == 0
+                row = self.step == 1 or epoch_end or self.step % self.log_every == 0
+                if row:
+                    self.log(shown)
+                due = time.monotonic() - saved_at > self.checkpoint_seconds
+                due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
+                stop = stopped() if self.processes is None else self.processes.any(stopped())
+                if stop or due or (epoch_end and self.small) or self.step == self.last_step:
+                    self.save()
+                    saved_at = time.monotonic()
+                if stop:
+                    return
+
+    @contextmanager
+    def may_fail(self) -> Generator[None]:
+        """A step in which a black box may give no answer: then the run is saved as it was before the step.
+
+        Raises:
+            RunError: it gave none.
+        """
+        before = checkpoint.rng_state() if self.boxes else {}
+        try:
+            yield
+        except BlackBoxError as error:
+            checkpoint.set_rng_state(before)
+            self.save()
+            raise RunError(
+                f"{error} in step {self.step + 1}; the run is saved as it was before: mend that, then go on with: "
+                f"{self.resume_command}"
+            ) from error
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        shuffled = torch.randperm(len(self.images), generator=generator)
+        n = self.config.batch_size
+        return list(shuffled[: self.steps_per_epoch * n].split(n))
+
+    def train_step(self, index: Tensor) -> None:
+        """One batch, one update."""
+        drawn_alike: int | None = None
+        if self.processes is not None:
+            index = self.processes.own(index, views=1)
+            own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
+            torch.manual_seed(own)
+        images = self.images.batch(index).to(self.fabric.device)
+        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
+        view_a, view_b = self.views(images)
+        if drawn_alike is not None:
+            torch.manual_seed(drawn_alike)
+        if self.first is None:
+            self.learn(view_a, view_b, labels)
+        else:
+            with self.fabric.autocast():
+                x = self.learner.step(view_a, view_b, labels=labels).x
+            self.first.feed(x)
+        self.step += 1
+        self.count += 1
+
+    def learn(self, view_a: Tensor, view_b: Tensor, labels: Tensor | None) -> None:
+        """All of it here and now."""
+        self.prepared.set_rate(self.step, self.last_step)
+        first: Tensor | None = None
+        apart = None if self.across is not None else self.processes
+        factored = self.prepared.factored and apart is None  # a mean is taken of gradients, not of factors
+        updates = self.learner.updates(view_a, view_b, None, labels, factored, self.across)
+        with self.fabric.autocast():
+            for losses in updates:
+                if apart is not None:
+                    apart.average(self.learner.parameters())
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                first = losses if first is None else first
+        self.sum += 0 if first is None else first
+
+    def settle(self, row: bool = False, weights: bool = False, states: bool = False) -> None:
+        """Where blocks learn apart: wait until all batches are learnt, and gather what is asked for."""
+        if self.first is None:
+            return
+        began = time.monotonic()
+        report = self.first.settle(row, weights, states)
+        self.sum, self.bad = report.sums, report.bad
+        self.seconds += time.monotonic() - began
+
+    def guard(self) -> None:
+        """Refuse to go on, and above all to write a checkpoint, once a loss or a weight is not finite."""
+        bad = monitors.not_finite(dict(zip(self.loss_names, self.sum, strict=True)))
+        bad = bad or monitors.not_finite(dict(self.learner.named_parameters())) or self.bad
+        if bad:
+            raise RunError(
+                f"{', '.join(bad)} became NaN or infinite by step {self.step}; the last checkpoint is from before: "
+                f"start anew with a lower --lr and another --out"
+            )
+
+    def log(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
+        """A row of metrics.csv, with what was to be measured; only the process that speaks writes and measures."""
+        if self.processes is not None and self.across is None:
+            self.sum = self.processes.sum(self.sum) / self.processes.size
+        if shown is None:
+            self.guard()
+            self.sum.zero_()
+            self.count = 0
+            return
+        rows, progress = shown
+        epoch_end = self.step % self.steps_per_epoch == 0
+        epoch = self.step // self.steps_per_epoch
+        due = (self.config.probe_every, self.config.align_every)
+        observes, aligns = (bool(every) and epoch_end and epoch % every == 0 for every in due)
+        self.settle(row=True, weights=observes or aligns)
+        self.guard()
+        mean = (self.sum / max(1, self.count)).tolist()
+        n = self.config.batch_size
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(progress.rate() or n * self.step / max(self.seconds, 1e-9), 1),
+            "lr": rate(self.config, self.step, self.last_step),
+            "loss": sum(mean),
+            **dict(zip(self.loss_names, mean, strict=True)),
+        }
+        if observes:
+            values = self.observe()
+            row.update(values)
+            for place, warning in monitors.collapse(values).items():
+                if place not in self.warned:
+                    self.report(f"warning: {warning}")
+                self.warned.add(place)
+        if aligns:
+            row.update(self.align())
+        rows.log(row)
+        words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
+        progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
+        self.sum.zero_()
+        self.count = 0
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Measurements: random numbers that are the same every time, the run's own left as they were."""
+        devices = [] if self.fabric.device.type == "cpu" else [self.fabric.device]
+        with (
+            torch.random.fork_rng(devices, device_type=self.fabric.device.type if devices else "cuda"),
+            self.fabric.autocast(),
+        ):
+            torch.manual_seed(self.config.seed)
+            yield
+
+    def align(self) -> dict[str, float]:
+        """Cosine with backpropagation, block by block, on the same batches of training images every time."""
+        step = max(1, len(self.images) // (ALIGN_BATCHES * self.config.batch_size))
+        index = torch.arange(0, len(self.images), step)
+        batches = [i for i in index.split(self.config.batch_size) if len(i) == self.config.batch_size][:ALIGN_BATCHES]
+        labels = self.images.labels
+        was_training = self.learner.training
+        self.learner.eval()
+        with self.aside():
+            pairs = [
+                alignment.Pair(
+                    *self.views(self.images.batch(i).to(self.fabric.device)),
+                    labels=None if labels is None else labels[i].to(self.fabric.device),
+                )
+                for i in batches
+            ]
+            rows = alignment.measure(self.learner.encoder, self.learner, pairs)
+        self.learner.train(was_training)
+        return {f"align_{r.block}": r.mean for r in rows if _shown(r)}
+
+    def observe(self) -> dict[str, float]:
+        """The online monitors on a fixed sample; the run's own randomness is left as it was."""
+        step = max(1, len(self.images) // monitors.SAMPLE)
+        index = torch.arange(0, len(self.images), step)[: monitors.SAMPLE]
+        images = self.images.batch(index).to(self.fabric.device)
+        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
+        with self.aside():
+            view_a, view_b = self.views(images[: monitors.PAIRS])
+            return monitors.observe(self.learner, view_a, view_b, self.views.normalise(images), labels)
+
+    def save(self) -> None:
+        """Write a checkpoint and the encoder."""
+        self.settle(states=True)
+        self.guard()
+        if not self.speaks:
+            return
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": self.config.to_yaml(),
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "sum": self.sum.cpu(),
+            "count": self.count,
+        }
+        checkpoint.save(self.out, state)
+        if self.first is not None:
+            self.first.forget()
+        checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+
+
+def _shown(row: alignment.LayerAlignment) -> bool:
+    return row.quantity == "cosine" and row.parameter == "weights" and row.batches > 0
+
+
+def _loss_names(learner: Learner) -> list[str]:
+    n_blocks = len(learner.encoder.blocks)
+    if not learner.rule.per_layer:
+        return [f"loss_{n_blocks}"]
+    return [f"loss_{block}" for block in range(1, n_blocks + 1)]
