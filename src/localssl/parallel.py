@@ -8,6 +8,7 @@ since B's factors are the readouts: no matrix of its size is ever sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,19 +17,21 @@ from torch import Tensor, nn
 
 from localssl.errors import RunError, UsageError
 
+T = TypeVar("T")
+
 
 class Lost(RunError):
     """Another process of the run is gone."""
 
 
-def guarded(call: Callable[[], object]) -> None:
-    """Call what may find that another process is gone.
+def guarded(call: Callable[[], T]) -> T:
+    """Call what may find that another process is gone; its answer.
 
     Raises:
         Lost: it is.
     """
     try:
-        call()
+        return call()
     except RuntimeError as error:
         raise Lost("another process of the run ended before its time (killed, or out of memory?)") from error
 

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from localssl.parallel import guarded
 
-T = TypeVar("T")
 AHEAD = 2  # messages that a stage may have sent before the first of them is taken
 ACTIVITY, CONTEXT, REPORT = 1, 2, 3  # tags
 ALIGNMENT = 64  # bytes, PyTorch's own: from another place the same product may have other last digits
