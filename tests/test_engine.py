@@ -241,7 +241,7 @@ class Shared(ScoreRule):
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
-        return {"lateral": [make("dense", dims[0], dims[0], 1)] * len(dims)}
+        return {"lateral": [make("dense", dims[0], dims[0], 1, 1)] * len(dims)}
 
 
 def test_layers_that_share_a_projection_are_stepped_together() -> None:
