@@ -48,7 +48,7 @@ def once(rule: str, width: float, batch: int, steps: int, root: Path | None, fol
 
 
 def _step(loop: Any, view_a: torch.Tensor, view_b: torch.Tensor) -> None:
-    for _ in loop.learner.updates(view_a, view_b, factored=loop.factored):
+    for _ in loop.learner.updates(view_a, view_b, factored=loop.prepared.factored):
         loop.optimizer.step()
         loop.optimizer.zero_grad()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import encoders, evaluate, norms, oracle
+from localssl import encoders, evaluate, layers, oracle
 from localssl.data.sources import open_images
 from localssl.encoders import Encoder, Options
 from localssl.experiments import ff_mnist
@@ -178,7 +178,7 @@ def test_peer_means_move_in_training_alone() -> None:
 
 def test_straight_through() -> None:
     a = torch.tensor([-2.0, -0.0, 0.0, 1e-30, 3.0], requires_grad=True)
-    z = norms.StraightThrough()(a)
+    z = layers.StraightThrough()(a)
     assert torch.equal(z, torch.relu(a))
     (grad,) = torch.autograd.grad((z * torch.arange(5)).sum(), a)
     assert grad.tolist() == [0, 1, 2, 3, 4]

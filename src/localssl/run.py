@@ -144,6 +144,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     plain = arrays.are_arrays(config.data)
     if plain and config.image_size is not None:
         raise UsageError(f"--image-size goes with images, {config.data} has a shape of its own; leave it out")
+    spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     if config.encoder is not None:
         encoders.check_name(config.encoder)
