@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 
-from localssl import (
-    devices,
-    launch,
-    own,
-    testing,
-)
+from localssl import devices, launch, own, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text

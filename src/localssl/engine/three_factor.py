@@ -41,9 +41,8 @@ class ThreeFactor(Local):
             yield from super().updates(step)
             return
         asked = above(rule, len(blocks))
-        if (
-            asked or black_boxes(step.encoder.blocks)
-        ) and not self.lean:  # a box that fails must fail before any change
+        first = asked or black_boxes(step.encoder.blocks)  # a box that fails must fail before any change
+        if first and not self.lean:
             kept = list(_in_turn(blocks, step.x))
             known = {i: _read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
             passes = _handed_over(kept)

@@ -19,7 +19,7 @@ BATCH = 256  # of the fits; the rule's own training has fig3b's
 
 
 def run(settings: Settings) -> None:
-    """Whether "what limits a rule" settles: Figure 3B's networks, B fitted for 2 to 32 passes (two core-hours)."""
+    """Whether "what limits a rule" settles: Figure 3B's networks, B fitted for 2 to 32 passes (not timed)."""
     seeds = range(settings.seeds or 1)
     parts = [Part(f"{line.lower().replace(' ', '-')}-s{seed}", cell, (line, seed)) for seed in seeds for line in LINES]
     records = run_cells(parts, settings)

@@ -50,7 +50,9 @@ def pipeline() -> str:
         f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} |"
         for r in rows("pipeline")
     ]
-    return "\n".join([*lines, "", _source("pipeline").replace(" 1 threads", " one thread a process")])
+    source = _source("pipeline").replace(" 1 threads", " one thread a process")
+    repeats = rows("pipeline")[0]["n"]
+    return "\n".join([*lines, "", source.replace("pipeline.json`", f"pipeline.json --repeats {repeats}`")])
 
 
 def parallel() -> str:
