@@ -94,7 +94,8 @@ def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     estimate = api.dry_run(**TINY)
     assert estimate.steps == 4
     in_this_process(monkeypatch)
-    study = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8, "align_batches": 0}
+    study: dict[str, Any] = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8}
+    study |= {"align_batches": 0, "width": 0.25, "probe_images": 200, "threads": 1}
     lines = api.compare(out=tmp_path / "c", rules=["clapp++"], **study)
     assert [line.label for line in lines] == ["untrained", "clapp++"]
 
