@@ -84,7 +84,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = broken / "study"
-    command = f"compare --rules clapp++ breaks_100% {SMALL} --seeds 1 --align-batches 2 --jobs 2 --threads 1"
+    command = (
+        f"compare --rules clapp++ breaks_100% {SMALL} --seeds 1 --labels 10 all --align-batches 2 --jobs 2 --threads 1"
+    )
     assert cli.main([*command.split(), "--out", str(out)]) == 1
     said, errors = capfd.readouterr()
     line = next(i for i, text in enumerate(BREAKS.splitlines(), start=1) if "raise" in text)
@@ -108,7 +110,7 @@ def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.Capt
     assert (mine["lr"], mine["rates_tried"]) == ("0.002", "1 (default)")
 
     markdown, tex = (out / "table.md").read_text(), (out / "table.tex").read_text()
-    assert markdown.startswith("| rule | accuracy, all labels (%) |")
+    assert markdown.startswith("| rule | accuracy, 10 labels/class (%) |")
     assert f"breaks_100% failed: {reason}" in markdown
     assert r"breaks\_100\% & failed & failed &" in tex
     assert "clapp{+}{+} & " in tex
