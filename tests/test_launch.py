@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from localssl import pipeline
 from localssl.errors import UsageError
+from localssl.run import build, resolve
 
 from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, weights
 
@@ -86,11 +89,20 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"devices": 16}, "--batch-size 16 is the whole batch: .* 2 images or more for each"),
         ({"devices": 2, "pipeline": 2}, "--pipeline and --devices do not go together"),
+        ({"devices": 2, "staleness": 1, "rule": "clapp++dfb"}, "--staleness and --devices do not go together"),
+        ({"across": "process"}, "--across process goes with --devices"),
     ],
 )
-def test_refusals(changes: dict[str, int], says: str, tmp_path: Path) -> None:
+def test_refusals(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     from localssl.training import train
 
     with pytest.raises(UsageError, match=says):
         train(tiny(tmp_path / "x", **changes))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_with_staleness_stays_in_one_process(tmp_path: Path) -> None:
+    """Of one that goes on, too, where the flag is not typed again: every process would learn by itself."""
+    config, _ = resolve(tiny(tmp_path / "x", rule="clapp++dfb", staleness=1))
+    with pytest.raises(UsageError, match="--staleness 1 and --devices do not go together"):
+        pipeline.divide(build(config), tiny(tmp_path / "x", devices=2, resume=True), config)

@@ -32,6 +32,8 @@ def divide(learner: Learner, options: TrainConfig, config: RunConfig) -> list[ra
     rule, blocks = learner.rule, len(learner.encoder.blocks)
     processes = options.pipeline or 1
     asked = f"--pipeline {processes}" if processes > 1 else f"--staleness {config.staleness}"
+    if options.devices * options.nodes > 1:  # a run with staleness that goes on with more processes
+        raise UsageError(f"{asked} and --devices do not go together yet; leave --devices out")
     why = None if rule.credit == "local" else f"its credit assignment is {rule.credit}, not local"
     if why := why or refused_rule(rule):
         raise UsageError(f"{asked}: rule {rule.name!r} cannot learn block by block ({why}); clapp++ can, for instance")
