@@ -38,6 +38,34 @@ def started_by_others() -> bool:
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse processes that would wait for others which nobody starts, or train the same run twice.
+
+    Raises:
+        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others.
+    """
+    count, environ = config.devices * config.nodes, os.environ
+    by_torchrun = TorchElasticEnvironment.detect()
+    if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
+        name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
+        if environ.get(started, "1") != str(count):
+            raise UsageError(
+                f"{name} started {environ.get(started, '1')} processes, --devices times --nodes is {count}; give as many"
+            )
+        if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
+            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.devices}")
+        return
+    if config.nodes == 1:
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not environ.get(name)]:
+        raise UsageError(
+            f"--nodes {config.nodes} needs {', '.join(missing)} in the environment: address and port of the first "
+            f"machine, and this one's number; docs/many-machines.md shows how"
+        )
+    if environ["NODE_RANK"] not in map(str, range(config.nodes)):
+        raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
 def launch(config: TrainConfig, work: Work) -> None:
     """Call ``work`` (to be pickled) with the processes and this one's number on its machine, in every process.
 
@@ -86,7 +114,8 @@ def _said(folder: Path) -> BaseException | None:
 def _ended(error: Exception) -> Exception:
     """A process that an exception ended is a bug, and says so; one that was killed is not."""
     if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
-        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else ""
+        guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
+        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else guard
         return Lost(f"process {error.error_index} of the run was ended{by}")
     return error
 

@@ -44,6 +44,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
     devices.choose(config.device)
+    launch.check(config)
     if config.devices * config.nodes == 1:
         return _train(config, out, report, None)
     try:
@@ -52,6 +53,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         if str(stopped):
             report(str(stopped))
         raise
+    except Lost as error:
+        advice = _advice(config, out)
+        raise error if advice in str(error) else Lost(f"{error}; {advice}") from error
     return open_run(out)
 
 
@@ -97,7 +101,7 @@ def _train(
             if loop.speaks:
                 write_cost(out)
     except Lost as error:
-        raise RunError(f"{error}; {_advice(config, out)}") from error
+        raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:
