@@ -15,7 +15,7 @@ from torch import Tensor
 from localssl import checkpoint, devices, encoders, own, rules
 from localssl import engine as engines
 from localssl.blocks import black_boxes
-from localssl.config import RunConfig, TrainConfig, parse_options
+from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
@@ -216,11 +216,12 @@ def train_split(data: str) -> str:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse numbers that no run can have.
+    """Refuse values that no run can have.
 
     Raises:
         UsageError: names the flag and what it takes.
     """
+    check_kinds(config)
     c, inf = config, math.inf
     for name, fine, advice in (
         ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),
