@@ -253,6 +253,7 @@ def test_groups_are_balanced() -> None:
     assert split.groups([5, 1, 1, 1, 4], 2) == [range(2), range(2, 5)]
     assert split.groups([1, 1, 8, 1, 1], 3) == [range(2), range(2, 3), range(3, 5)]
     assert split.groups([3, 1], 1) == [range(2)]
+    assert split.groups([1.0] * 60, 30) == [range(i, i + 2) for i in range(0, 60, 2)]  # more ways than can be tried
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

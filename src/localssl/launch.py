@@ -48,10 +48,9 @@ def check(config: TrainConfig) -> None:
     by_torchrun = TorchElasticEnvironment.detect()
     if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
         name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
-        if environ.get(started, "1") != str(count):
-            raise UsageError(
-                f"{name} started {environ.get(started, '1')} processes, --devices times --nodes is {count}; give as many"
-            )
+        there = environ.get(started, "1")
+        if there != str(count):
+            raise UsageError(f"{name} started {there} processes, --devices times --nodes is {count}; give as many")
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
             raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.devices}")
         return
