@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from localssl.training import train
 
 from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, weights
 
+proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for a process's children")
 FLAGS = "--rule clapp++dfb --data digits --width 0.25 --epochs 200 --threads 1 --batch-size 16 --devices 2"
 
 
@@ -48,13 +50,19 @@ def test_each_process_by_itself(tmp_path: Path) -> None:
     assert all(torch.isfinite(w).all() for w in weights(apart.path).values())
 
 
-def begun(out: Path) -> subprocess.Popen[str]:
-    """A run in two processes that is well on its way."""
+def started(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a run, as far as they are there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(p) for p in children if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+
+
+def begun(out: Path, far: Callable[[subprocess.Popen[str]], object] | None = None) -> subprocess.Popen[str]:
+    """A run in two processes that is well on its way, or as far as is asked for."""
     command = [sys.executable, "-m", "localssl", "train", *shlex.split(FLAGS), "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while process.poll() is None and not rows(out):
+    while process.poll() is None and not (far(process) if far else rows(out)):
         time.sleep(0.05)
     return process
 
@@ -69,12 +77,18 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert last_state(tmp_path / "x")["step"] > 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for a process's children")
+@proc
+def test_ctrl_c_while_they_start(tmp_path: Path) -> None:
+    process = begun(tmp_path / "x", lambda process: len(started(process)) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+
+
+@proc
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     process = begun(tmp_path / "x")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    trains = [int(p) for p in children if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
-    os.kill(trains[-1], signal.SIGKILL)
+    os.kill(started(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1, errors

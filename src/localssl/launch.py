@@ -78,11 +78,14 @@ def launch(config: TrainConfig, work: Work) -> None:
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
         return
-    with tempfile.TemporaryDirectory() as folder, _forwarded():
+    with tempfile.TemporaryDirectory() as folder, _forwarded() as stopped:
         try:
             fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise (_said(Path(folder)) or _ended(error)) from error
+            said = _said(Path(folder)) or _ended(error)
+            if stopped.is_set() and isinstance(said, Lost):  # before there was anything to save
+                raise KeyboardInterrupt from error
+            raise said from error
 
 
 def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
@@ -120,31 +123,31 @@ def _ended(error: Exception) -> Exception:
 
 
 @contextmanager
-def _forwarded() -> Generator[None]:
+def _forwarded() -> Generator[threading.Event]:
     """Ctrl-C goes to the started processes as SIGTERM, upon which they save and end; this one waits for them.
 
-    They inherit that SIGINT is blocked, or a terminal would send it to each of them besides.
+    They inherit that SIGINT is blocked, or a terminal would send it to each of them besides. Yields whether one came.
     """
+    stopped, done = threading.Event(), threading.Event()
     if not hasattr(signal, "sigtimedwait"):
-        yield
+        yield stopped
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
             if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                stopped.set()
                 for process in multiprocessing.active_children():
                     process.terminate()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with interrupts.blocked():
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield stopped
+        finally:
+            done.set()
+            watcher.join()
 
 
 def speaks() -> bool:
