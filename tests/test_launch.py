@@ -29,7 +29,7 @@ FLAGS = "--rule clapp++dfb --data digits --width 0.25 --epochs 200 --threads 1 -
 
 def test_two_processes_and_then_one(tmp_path: Path) -> None:
     """Views and negatives follow from seed, step and process alone, so a resumed run is the same run, bit for bit."""
-    drawn = {"rule_options": ("negatives=random",)}
+    drawn: dict[str, Any] = {"rule_options": ("negatives=random",)}
     whole = run_tiny(tmp_path / "whole", devices=2, **drawn)
     assert json.loads((whole.path / "manifest.json").read_text())["processes"] == 2
     assert steps(whole.path) == [4, 8]

@@ -106,7 +106,7 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
     """Train an encoder and leave everything in the folder ``out``: ``localssl train``.
 
     Args:
-        report: receives one-line remarks.
+        report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
         options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides.
 
     Returns:
