@@ -160,3 +160,29 @@ def test_the_process_that_failed_is_the_one_that_says_why(tmp_path: Path) -> Non
     )
     with pytest.raises(RunError, match=r"^view own\.py:half returned of shape"):
         run_tiny(tmp_path / "x", devices=2, views=f"{tmp_path / 'own.py'}:half")
+
+
+BOX = """
+import torch.distributed as dist
+from torch import nn
+
+from localssl.blocks import BlackBox
+
+
+def device(x):
+    return x if dist.get_rank() == 0 or len(x) < 16 else x[:1]  # no batch, a trial: fine
+
+
+def net(input_shape):
+    box = BlackBox(device, (4, input_shape[1], input_shape[2]))
+    return [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), nn.Sequential(box, nn.Conv2d(4, 4, 1), nn.ReLU())]
+"""
+
+
+def test_a_black_box_that_fails_in_another_process(tmp_path: Path) -> None:
+    """Only the first process writes, and it cannot any more: nothing is said to be saved."""
+    (tmp_path / "own.py").write_text(BOX)
+    encoder: dict[str, Any] = {"encoder": f"{tmp_path / 'own.py'}:net", "width": 1.0, "patches": (2, 2)}
+    with pytest.raises(RunError, match=r"black box 'device' .* in step 1; the last checkpoint is untouched: "):
+        run_tiny(tmp_path / "x", devices=2, **encoder)
+    assert steps(tmp_path / "x") == [0]
