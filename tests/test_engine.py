@@ -307,7 +307,11 @@ def test_a_block_may_be_stepped_before_the_next_one_runs() -> None:
         ("clapp++", [nn.Conv2d(2, 3, 3), nn.Tanh()], "no ReLU follows"),
         ("clapp++", [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.ReLU()], "begins with BatchNorm2d"),
         ("clapp++", [nn.Conv2d(2, 3, 3, padding="same"), nn.ReLU()], "pads by other"),
-        ("clapp++", [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Dropout()], "after the Conv2d and its ReLU comes Dropout; the engine"),
+        (
+            "clapp++",
+            [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Dropout()],
+            "after the Conv2d and its ReLU comes Dropout; the",
+        ),
         ("clapp++", [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2)], "comes MaxPool2d, AvgPool2d;"),
         ("clapp++", [nn.Linear(12, 12), nn.ReLU(), nn.MaxPool2d(2)], "comes MaxPool2d; the engine knows nothing there"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 import localssl
-from localssl import represent
+from localssl import encoders, represent, rules
 from localssl.encoders import Encoder, mlp, vgg5
+from localssl.learner import Learner
 from localssl.represent import cka, participation_ratio, rsa, similarity, spatial
 
 from .train_util import run_tiny
@@ -160,6 +162,31 @@ def test_the_spatial_shape_of_b() -> None:
     coarse = spatial(np.ones((16, 4)), (4, 4), (2, 2))
     assert {row.strength for row in coarse} == {1.0}
     assert coarse[0].distance == pytest.approx(np.sqrt(0.5), abs=1e-6)
+
+
+def test_the_shape_of_every_projection() -> None:
+    """The same as of its weight alone; like to like where it was put, and only where a readout predicts itself."""
+    torch.manual_seed(0)
+    blocks = [encoders.conv_block(3, 4, pool=False), encoders.conv_block(4, 5, pool=True)]
+    learner = Learner(Encoder.from_blocks(blocks), rules.get("clapp++both"), (3, 8, 8), (4, 4))
+    weight = learner.projections.get_submodule("lateral.0").weight
+    assert isinstance(weight, torch.Tensor)
+    with torch.no_grad():
+        weight.view(4, 4, 4, 4).diagonal(0, 1, 3).diagonal(0, 0, 1).fill_(1.0)  # channel, place, channel, place
+    lateral, feedback = represent.shapes(learner)  # block 2 has one place
+    assert [(s.key, s.block, s.patch) for s in (lateral, feedback)] == [("lateral", 1, 4), ("feedback", 1, 4)]
+    np.testing.assert_equal(lateral.rows, spatial(weight, (2, 2)))
+    assert [row.distance for row in lateral.rows] == pytest.approx([0, 1, math.sqrt(2)])
+    assert [row.pairs for row in lateral.rows] == [4, 8, 4]
+    assert lateral.rows[0].like * float(weight.detach().square().mean().sqrt()) == pytest.approx(1)
+    assert all(abs(row.like) < 0.5 for row in lateral.rows[1:])
+    assert [row.distance for row in feedback.rows] == pytest.approx([math.sqrt(0.5)])
+    assert math.isnan(feedback.rows[0].like)
+    plain = Learner(encoders.mlp(48, widths=(6, 5)), rules.get("clapp++"), (3, 4, 4))
+    assert represent.shapes(plain) == []
+    local = rules.get("clapp++", projection="patch-local", rank=2)
+    found = represent.shapes(Learner(Encoder.from_blocks(blocks), local, (3, 8, 8), (4, 4)))
+    assert [row.strength for row in found[0].rows] == [4, 0, 0]  # nothing between patches
 
 
 @pytest.mark.parametrize(
