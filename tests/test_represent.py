@@ -145,6 +145,21 @@ def test_rsatoolbox_agrees() -> None:
     assert list(dataset.obs_descriptors["label"]) == list(np.arange(30) % 3)
 
 
+def test_what_does_not_vary_is_like_nothing() -> None:
+    """No similarity, and above all no small p."""
+    for measure, still in (("cka", np.ones((30, 3))), ("rsa", np.ones((30, 3))), ("rsa", X[:, :1])):
+        found = similarity(still, X, measure)
+        assert all(math.isnan(v) for v in (found.value, found.low, found.high, found.null, found.p))
+    assert not math.isnan(similarity(torch.tensor(X, requires_grad=True), Y).p)
+
+
+def _diverged() -> Encoder:
+    encoder = mlp(4, (2,))
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(torch.nan)
+    return encoder
+
+
 def test_the_spatial_shape_of_b() -> None:
     """B that connects neighbours alone: all its strength is at distance 0 and 1."""
     side, channels = 3, 2
@@ -205,7 +220,19 @@ def test_the_shape_of_every_projection() -> None:
         (lambda: represent.activities(vgg5(0.25), torch.zeros(2, 3, 16, 16)), "does not accept inputs of shape"),
         (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[1]), "label describes 1 images"),
         (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[{}, {}]), "label holds objects"),
-        (lambda: represent.activities(mlp(4, (2,)), torch.full((2, 4), torch.nan)), "block_1 are not finite"),
+        (lambda: represent.activities(mlp(4, (2,)), torch.full((2, 4), torch.nan)), "the images hold NaN"),
+        (lambda: represent.activities(_diverged(), torch.zeros(2, 4)), "block_1 are not finite"),
+        (lambda: represent.activities(mlp(4, (2,)), torch.tensor(1.0)), "there are no images"),
+        (lambda: represent.activities(mlp(4, (2,)), "x"), "images are a str"),  # type: ignore[arg-type]
+        (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=3), "label describes 1 images"),
+        (
+            lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[[1], [1, 2]]),
+            "lists of several lengths",
+        ),
+        (lambda: similarity(X + 1j, Y), "holds real numbers, not complex128"),
+        (lambda: similarity(X.astype(str), Y), "holds real numbers, not <U"),
+        (lambda: spatial(np.ones((4, 4)), 4), "give .height, width."),  # type: ignore[arg-type]
+        (lambda: spatial(np.full((4, 4), np.nan), (2, 2)), "NaN or infinity"),
         (lambda: represent.load("/nowhere.npz"), "there is no file /nowhere.npz"),
     ],
 )

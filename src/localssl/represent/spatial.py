@@ -88,10 +88,16 @@ def spatial(weight: Any, to_map: Sequence[int], from_map: Sequence[int] | None =
         A row a distance, nearest first.
 
     Raises:
-        UsageError: sizes that do not fit B; a single patch on both sides, which has no distance.
+        UsageError: sizes that do not fit B; a single patch on both sides, which has no distance; a B that is not
+            finite.
     """
     b = np.asarray(weight.detach().cpu() if isinstance(weight, torch.Tensor) else weight, dtype=np.float64)
-    sides = tuple(to_map), tuple(to_map if from_map is None else from_map)
+    try:
+        sides = tuple(to_map), tuple(to_map if from_map is None else from_map)
+    except TypeError as error:
+        raise UsageError(f"a map of {to_map} patches; give (height, width)") from error
+    if not b.size or not np.isfinite(b).all():
+        raise UsageError(f"B {b.shape} holds no numbers, or NaN or infinity")
     counts = [int(np.prod(side)) for side in sides]
     if b.ndim != 2 or any(len(side) != 2 or min(side) < 1 for side in sides) or b.shape[0] % counts[0]:
         raise UsageError(f"B {b.shape} does not fit a map of {sides[0]} patches; give (height, width) of its readout")
