@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,11 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     [
         ({"x_train": None}, "holds no x_train, only"),
         ({"x_train": np.ones(64)}, "x is (64,); give (N, features)"),
-        ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN or infinity"),
+        ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN, infinity or more than float32 does"),
         ({"x_train": np.full((64, 7), "a")}, "x holds <U1; give numbers"),
         ({"y_train": np.arange(3)}, "give one whole number or text for each of 64 rows"),
         ({"y_train": np.full(64, 0.5)}, "y is float64"),
-        ({"x_train": np.array([{}] * 64, dtype=object)}, "is no .npz of plain arrays"),
+        ({"x_train": np.array([{}] * 64, dtype=object)}, "holds Python objects; write arrays of numbers or texts"),
     ],
 )
 def test_bad_files(tmp_path: Path, capsys: Capture, changes: dict[str, Any], says: str) -> None:
@@ -165,7 +166,20 @@ def test_files_that_are_none(tmp_path: Path, capsys: Capture) -> None:
     line = f"train --rule clapp --out {tmp_path / 'x'} --data"
     refuse(capsys, f"{line} npz:/nowhere.npz", "there is no file /nowhere.npz")
     refuse(capsys, f"{line} npz:", "names no path: write npz:PATH")
-    refuse(capsys, f"{line} npz:{Path(__file__)}", "is no .npz of plain arrays")
+    refuse(capsys, f"{line} npz:{Path(__file__)}", "is no .npz; numpy.savez writes one")
+    np.save(tmp_path / "one.npy", np.zeros((40, 3)))
+    refuse(capsys, f"{line} npz:{tmp_path / 'one.npy'}", "is no .npz; numpy.savez writes one")
+    (tmp_path / "cut.npz").write_bytes(vectors(tmp_path / "whole.npz").read_bytes()[:-40])
+    refuse(capsys, f"{line} npz:{tmp_path / 'cut.npz'}", "is no .npz")
+    np.savez(tmp_path / "twice.npz", x=np.zeros((40, 3)), x_train=np.zeros((40, 3)))
+    refuse(capsys, f"{line} npz:{tmp_path / 'twice.npz'}", "holds x and x_train, and says twice what to train on")
+    np.savez(tmp_path / "large.npz", x=np.full((40, 3), 1e39))
+    with warnings.catch_warnings(action="error"):
+        refuse(capsys, f"{line} npz:{tmp_path / 'large.npz'}", "NaN, infinity or more than float32 does")
+    given = series(tmp_path / "s.npz")
+    asks = line.replace("--rule clapp ", "--rule ff ")
+    refuse(capsys, f"{asks} npz:{given}", "the rule asks for an encoder with norm, cnn1d has none; use vgg6 or mlp")
+    refuse(capsys, f"{line} npz:{given} --encoder-options depth=3", "encoder 'cnn1d' has no options, 'depth' is none")
     file = vectors(tmp_path / "v.npz", y_test=np.full(32, 9))
     run = run_tiny(tmp_path / "run", data=f"npz:{file}", limit_images=None)
     refuse(capsys, f"probe {run.path}", "the label 9 does not occur in the training part")

@@ -244,16 +244,16 @@ def test_bad_input(call: Any, says: str) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK\x03\x04 no more")
-    with usage_error("is no .npz of activities"):
+    with usage_error("is no .npz; numpy.savez writes one"):
         represent.load(path)
     np.savez(path, z=np.ones(3))
     with usage_error("holds no array activity/"):
         represent.load(path)
     np.savez(path, **{"activity/block_1": np.array([{}], dtype=object)})
-    with usage_error("is no .npz of activities"):
+    with usage_error("holds Python objects; write arrays of numbers or texts"):
         represent.load(path)
     np.save(tmp_path / "x.npy", X)
-    with usage_error("is no .npz of activities"):
+    with usage_error("is no .npz; numpy.savez writes one"):
         represent.load(tmp_path / "x.npy")
 
 

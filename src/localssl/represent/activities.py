@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.features import frozen
-from localssl.files import write_atomic
+from localssl.files import read_npz, write_atomic
 
 BATCH = 256
 _PREFIX, _OTHERS = "activity/", "images/"
@@ -129,12 +128,9 @@ def load(path: str | Path) -> Activities:
         UsageError: no such file, or none of that kind.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        found = read_npz(Path(path))
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; Activities.save writes one") from error
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is no .npz of activities ({' '.join(str(error).split())})") from error
     arrays = {name.removeprefix(_PREFIX): a for name, a in found.items() if name.startswith(_PREFIX)}
     if not arrays:
         raise UsageError(f"{path} holds no array activity/…; it was not written by Activities.save")
