@@ -14,6 +14,7 @@ import localssl
 from localssl.data.sources import open_images
 from localssl.data.specs import Augmentation
 from localssl.data.views import Normalise, Signal, Views
+from localssl.errors import UsageError
 from localssl.run import open_run
 
 from .test_bad_input import Capture, refuse, status
@@ -112,6 +113,9 @@ def half(x):
 def nothing(split):
     return "x"
 
+def uneven(split):
+    return np.ones((48, len(split)))
+
 def fails(split):
     return np.load("/nowhere")
 """
@@ -128,6 +132,8 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     assert status(f"probe {tmp_path / 'x'} --threads 1") == 0
     run_tiny(tmp_path / "y", **settings)
     assert_same_run(tmp_path / "x", tmp_path / "y")
+    with pytest.raises(UsageError, match=r"the parts train and test are .48, 5. and .48, 4.; both need"):
+        open_images(f"{file}:uneven", "test")
     line = f"train --rule clapp++ --out {tmp_path / 'z'} {TINY}"
     mlp = "--encoder mlp --width 0.1"
     for flags, says, code in (
@@ -152,6 +158,7 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         ({"x_train": np.ones(64)}, "x is (64,); give (N, features)"),
         ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN, infinity or more than float32 does"),
         ({"x_train": np.full((64, 7), "a")}, "x holds <U1; give numbers"),
+        ({"x_test": np.ones((32, 6))}, "x_train and x_test are (64, 7) and (32, 6); both need rows of one shape"),
         ({"y_train": np.arange(3)}, "give one whole number or text for each of 64 rows"),
         ({"y_train": np.full(64, 0.5)}, "y is float64"),
         ({"x_train": np.array([{}] * 64, dtype=object)}, "holds Python objects; write arrays of numbers or texts"),

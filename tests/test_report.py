@@ -176,6 +176,16 @@ def test_bad_input(words: str, says: str, run: Path, capsys: pytest.CaptureFixtu
     assert (run / "report.html").read_bytes() == before
 
 
+def test_tables_of_a_users_own_are_none_of_the_runs(run: Path, tmp_path: Path) -> None:
+    from localssl.report import from_files
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "align-mine.csv").write_text("# what I think of it\nblock,opinion\n1,good\n", encoding="utf-8")
+    (copy / "probe-mine.csv").write_text("# what I think of it\nlayer,opinion\n1,good\n", encoding="utf-8")
+    for section in (from_files.accuracy, from_files.alignment):
+        assert repr(section(open_run(copy)).parts) == repr(section(open_run(run)).parts)
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     chart = page.Chart(nasty, charts.lines([{"x": 0, "y": 1.0, "of": nasty}], "x", "y", "of"), f'"{nasty}')

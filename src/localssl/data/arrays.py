@@ -59,6 +59,10 @@ def _of_npz(data: str, split: str) -> tuple[Any, Any, Any, bool]:
         return parts["x"], parts.get("y"), parts.get("y"), True
     if f"x_{split}" not in parts:
         raise UsageError(f"{path} holds no x_{split}, only {', '.join(parts) or 'other arrays'}; give {NAMES}")
+    other = parts.get("x_test" if split == "train" else "x_train", parts[f"x_{split}"])
+    if parts[f"x_{split}"].ndim > 1 and other.shape[1:] != parts[f"x_{split}"].shape[1:]:
+        shapes = " and ".join(str(parts[name].shape) for name in ("x_train", "x_test"))
+        raise UsageError(f"{path}: x_train and x_test are {shapes}; both need rows of one shape")
     return parts[f"x_{split}"], parts.get(f"y_{split}"), parts.get("y_train", parts.get(f"y_{split}")), False
 
 
@@ -67,7 +71,10 @@ def _of_file(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     if not callable(function):
         raise UsageError(f"{data} is a {type(function).__name__}; a data set of your own is a function of the part")
     x, y = _pair(data, own.called(data, "data set", function, split))
-    train_y = y if split == "train" or y is None else _pair(data, own.called(data, "data set", function, "train"))[1]
+    train_x, train_y = (x, y) if split == "train" else _pair(data, own.called(data, "data set", function, "train"))
+    if np.shape(train_x)[1:] != np.shape(x)[1:]:
+        shapes = f"{np.shape(train_x)} and {np.shape(x)}"
+        raise UsageError(f"{data}: the parts train and test are {shapes}; both need rows of one shape")
     return x, y, train_y, False
 
 
