@@ -84,12 +84,11 @@ def read(out: Path, name: str) -> dict[str, Any]:
     file = out / "cells" / f"{name}.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        known = isinstance(record["task"], list)
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("task"), list):  # pyright: ignore
         raise UsageError(f"{file} is no cell of this study; delete it, or choose another --out")
-    return record
+    return record  # pyright: ignore[reportUnknownVariableType]
 
 
 def _file(part: Part, settings: Settings) -> Path:
