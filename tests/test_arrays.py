@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import localssl
 from localssl.data.sources import open_images
 from localssl.data.specs import Augmentation
 from localssl.data.views import Normalise, Signal, Views
+from localssl.errors import UsageError
 from localssl.run import open_run
 
 from .test_bad_input import Capture, refuse, status
@@ -111,6 +113,9 @@ def half(x):
 def nothing(split):
     return "x"
 
+def uneven(split):
+    return np.ones((48, len(split)))
+
 def fails(split):
     return np.load("/nowhere")
 """
@@ -127,6 +132,8 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     assert status(f"probe {tmp_path / 'x'} --threads 1") == 0
     run_tiny(tmp_path / "y", **settings)
     assert_same_run(tmp_path / "x", tmp_path / "y")
+    with pytest.raises(UsageError, match=r"the parts train and test are .48, 5. and .48, 4.; both need"):
+        open_images(f"{file}:uneven", "test")
     line = f"train --rule clapp++ --out {tmp_path / 'z'} {TINY}"
     mlp = "--encoder mlp --width 0.1"
     for flags, says, code in (
@@ -149,11 +156,12 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     [
         ({"x_train": None}, "holds no x_train, only"),
         ({"x_train": np.ones(64)}, "x is (64,); give (N, features)"),
-        ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN or infinity"),
+        ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN, infinity or more than float32 does"),
         ({"x_train": np.full((64, 7), "a")}, "x holds <U1; give numbers"),
+        ({"x_test": np.ones((32, 6))}, "x_train and x_test are (64, 7) and (32, 6); both need rows of one shape"),
         ({"y_train": np.arange(3)}, "give one whole number or text for each of 64 rows"),
         ({"y_train": np.full(64, 0.5)}, "y is float64"),
-        ({"x_train": np.array([{}] * 64, dtype=object)}, "is no .npz of plain arrays"),
+        ({"x_train": np.array([{}] * 64, dtype=object)}, "holds Python objects; write arrays of numbers or texts"),
     ],
 )
 def test_bad_files(tmp_path: Path, capsys: Capture, changes: dict[str, Any], says: str) -> None:
@@ -165,7 +173,20 @@ def test_files_that_are_none(tmp_path: Path, capsys: Capture) -> None:
     line = f"train --rule clapp --out {tmp_path / 'x'} --data"
     refuse(capsys, f"{line} npz:/nowhere.npz", "there is no file /nowhere.npz")
     refuse(capsys, f"{line} npz:", "names no path: write npz:PATH")
-    refuse(capsys, f"{line} npz:{Path(__file__)}", "is no .npz of plain arrays")
+    refuse(capsys, f"{line} npz:{Path(__file__)}", "is no .npz; numpy.savez writes one")
+    np.save(tmp_path / "one.npy", np.zeros((40, 3)))
+    refuse(capsys, f"{line} npz:{tmp_path / 'one.npy'}", "is no .npz; numpy.savez writes one")
+    (tmp_path / "cut.npz").write_bytes(vectors(tmp_path / "whole.npz").read_bytes()[:-40])
+    refuse(capsys, f"{line} npz:{tmp_path / 'cut.npz'}", "is no .npz")
+    np.savez(tmp_path / "twice.npz", x=np.zeros((40, 3)), x_train=np.zeros((40, 3)))
+    refuse(capsys, f"{line} npz:{tmp_path / 'twice.npz'}", "holds x and x_train, and says twice what to train on")
+    np.savez(tmp_path / "large.npz", x=np.full((40, 3), 1e39))
+    with warnings.catch_warnings(action="error"):
+        refuse(capsys, f"{line} npz:{tmp_path / 'large.npz'}", "NaN, infinity or more than float32 does")
+    given = series(tmp_path / "s.npz")
+    asks = line.replace("--rule clapp ", "--rule ff ")
+    refuse(capsys, f"{asks} npz:{given}", "the rule asks for an encoder with norm, cnn1d has none; use vgg6 or mlp")
+    refuse(capsys, f"{line} npz:{given} --encoder-options depth=3", "encoder 'cnn1d' has no options, 'depth' is none")
     file = vectors(tmp_path / "v.npz", y_test=np.full(32, 9))
     run = run_tiny(tmp_path / "run", data=f"npz:{file}", limit_images=None)
     refuse(capsys, f"probe {run.path}", "the label 9 does not occur in the training part")

@@ -171,6 +171,23 @@ def test_refused_before_anything_is_trained(
     assert not list(tmp_path.glob("x/runs/*/config.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no cell of this study"),
+        ("{}", "is no cell of this study"),
+        ('{"task": [{"data": "digits"}]}', "is no cell of a comparison"),
+    ],
+)
+def test_cells_of_another_study(text: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cell = tmp_path / "cells" / "untrained-s0.json"
+    cell.parent.mkdir()
+    cell.write_text(text, encoding="utf-8")
+    assert cli.main(["compare", "--rules", "clapp++", "--data", "digits", "--out", str(tmp_path), "--seeds", "1"]) == 2
+    assert f"{cell} {says}" in capfd.readouterr().err
+    assert cell.read_text(encoding="utf-8") == text
+
+
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts run in this process; the names of those that were asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +84,33 @@ def test_a_device_that_fails_costs_nothing(tmp_path: Path, net: ModuleType, rule
     net.FAILS.clear()
     train(tiny(tmp_path / "x", **settings, resume=True), lambda line: None)
     assert_same_run(tmp_path / "x", whole.path)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_device_that_fails_in_a_measurement_costs_nothing(tmp_path: Path, net: ModuleType, epoch: int) -> None:
+    """The run is saved as it is, and goes on with the row that could not be measured."""
+    settings = {**HERE, "rule": "clapp++dfb", "probe_every": 1}
+    whole = run_tiny(tmp_path / "whole", **settings)
+    calls = list(net.CALLS)
+    measured = [i for i, n in enumerate(calls) if n == 64]  # the sample of images, with which the monitors begin
+    assert len(measured) == 2
+    net.CALLS.clear()
+    net.FAILS[measured[epoch - 1] + 1] = lambda x: x[:1]
+    with pytest.raises(RunError) as error:
+        run_tiny(tmp_path / "x", **settings)
+    says = r"returned an array \(1, .* in the measurements after step N; the run is saved as it is: .* go on with: "
+    assert re.search(says.replace("N", str(4 * epoch)), str(error.value))
+    assert steps(tmp_path / "x")[-1] == 4 * epoch
+    net.FAILS.clear()
+    train(tiny(tmp_path / "x", **settings, resume=True), lambda line: None)
+    assert_same_run(tmp_path / "x", whole.path)
+
+
+def test_measurements_leave_the_devices_noise_alone(tmp_path: Path, net: ModuleType) -> None:
+    """What a box draws from NumPy's generator while the monitors run is not missing in the run."""
+    runs = [run_tiny(tmp_path / str(n), **HERE, rule="clapp++dfb", probe_every=n) for n in (0, 1)]
+    states = [torch.load(sorted((r.path / "checkpoint").iterdir())[-1], weights_only=True)["learner"] for r in runs]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(

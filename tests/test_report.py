@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from localssl import encoders, rules
+from localssl import encoders
 from localssl.cli import main
 from localssl.encoders import Encoder
-from localssl.learner import Learner
-from localssl.report import charts, filters, measured, page, projection_map, units
+from localssl.report import charts, filters, measured, page, units
 from localssl.run import open_run
 
 from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
@@ -177,6 +176,16 @@ def test_bad_input(words: str, says: str, run: Path, capsys: pytest.CaptureFixtu
     assert (run / "report.html").read_bytes() == before
 
 
+def test_tables_of_a_users_own_are_none_of_the_runs(run: Path, tmp_path: Path) -> None:
+    from localssl.report import from_files
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "align-mine.csv").write_text("# what I think of it\nblock,opinion\n1,good\n", encoding="utf-8")
+    (copy / "probe-mine.csv").write_text("# what I think of it\nlayer,opinion\n1,good\n", encoding="utf-8")
+    for section in (from_files.accuracy, from_files.alignment):
+        assert repr(section(open_run(copy)).parts) == repr(section(open_run(run)).parts)
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     chart = page.Chart(nasty, charts.lines([{"x": 0, "y": 1.0, "of": nasty}], "x", "y", "of"), f'"{nasty}')
@@ -252,44 +261,6 @@ def test_embedding_finds_what_is_apart() -> None:
         apart = np.linalg.norm(found - centres[0], axis=1) < np.linalg.norm(found - centres[1], axis=1)
         assert apart[:30].all()
         assert not apart[30:].any()
-
-
-def test_structure_of_projections() -> None:
-    """B that is strong at one place and like to like there, and as before elsewhere."""
-
-    def learner() -> Learner:
-        torch.manual_seed(0)
-        blocks = [encoders.conv_block(3, 4, pool=False), encoders.conv_block(4, 5, pool=True)]
-        return Learner(Encoder.from_blocks(blocks), rules.get("clapp++both"), (3, 8, 8), (4, 4))
-
-    before, trained = learner(), learner()
-    weight = trained.projections.get_submodule("lateral.0").weight
-    assert isinstance(weight, torch.Tensor)
-    with torch.no_grad():
-        parts = weight.view(4, 4, 4, 4)  # channel, place, channel, place
-        for place in range(4):
-            parts[:, place, :, place] *= 3
-            for channel in range(4):
-                parts[channel, place, channel, place] = 1.0
-        for place in range(4):
-            for other in range(4):
-                if place != other:
-                    parts[:, place, :, other] = before.projections.get_submodule("lateral.0").weight.view(4, 4, 4, 4)[
-                        :, place, :, other
-                    ]
-    found = projection_map.strengths(trained, before)
-    assert [(s.key, s.block) for s in found] == [("lateral", 1), ("feedback", 1)]  # block 2 has one place
-    lateral, feedback = found
-    assert lateral.distance == pytest.approx([0, 4, math.sqrt(32)])  # centres of 4 x 4 patches
-    assert lateral.pairs == [4, 8, 4]
-    assert lateral.strength[0] > 3
-    assert lateral.strength[1:] == pytest.approx([1, 1])
-    assert lateral.same[0] * float(weight.detach().square().mean().sqrt()) == pytest.approx(1)
-    assert feedback.distance == pytest.approx([math.sqrt(8)])
-    assert feedback.same == []
-    assert feedback.strength == pytest.approx([1])
-    plain = Learner(encoders.mlp(48, widths=(6, 5)), rules.get("clapp++"), (3, 4, 4))
-    assert projection_map.strengths(plain, plain) == []
 
 
 def synthetic(out: Path, epochs: int, blocks: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 import localssl
-from localssl import represent
+from localssl import encoders, represent, rules
 from localssl.encoders import Encoder, mlp, vgg5
+from localssl.learner import Learner
 from localssl.represent import cka, participation_ratio, rsa, similarity, spatial
 
 from .train_util import run_tiny
@@ -143,6 +145,21 @@ def test_rsatoolbox_agrees() -> None:
     assert list(dataset.obs_descriptors["label"]) == list(np.arange(30) % 3)
 
 
+def test_what_does_not_vary_is_like_nothing() -> None:
+    """No similarity, and above all no small p."""
+    for measure, still in (("cka", np.ones((30, 3))), ("rsa", np.ones((30, 3))), ("rsa", X[:, :1])):
+        found = similarity(still, X, measure)
+        assert all(math.isnan(v) for v in (found.value, found.low, found.high, found.null, found.p))
+    assert not math.isnan(similarity(torch.tensor(X, requires_grad=True), Y).p)
+
+
+def _diverged() -> Encoder:
+    encoder = mlp(4, (2,))
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(torch.nan)
+    return encoder
+
+
 def test_the_spatial_shape_of_b() -> None:
     """B that connects neighbours alone: all its strength is at distance 0 and 1."""
     side, channels = 3, 2
@@ -162,6 +179,31 @@ def test_the_spatial_shape_of_b() -> None:
     assert coarse[0].distance == pytest.approx(np.sqrt(0.5), abs=1e-6)
 
 
+def test_the_shape_of_every_projection() -> None:
+    """The same as of its weight alone; like to like where it was put, and only where a readout predicts itself."""
+    torch.manual_seed(0)
+    blocks = [encoders.conv_block(3, 4, pool=False), encoders.conv_block(4, 5, pool=True)]
+    learner = Learner(Encoder.from_blocks(blocks), rules.get("clapp++both"), (3, 8, 8), (4, 4))
+    weight = learner.projections.get_submodule("lateral.0").weight
+    assert isinstance(weight, torch.Tensor)
+    with torch.no_grad():
+        weight.view(4, 4, 4, 4).diagonal(0, 1, 3).diagonal(0, 0, 1).fill_(1.0)  # channel, place, channel, place
+    lateral, feedback = represent.shapes(learner)  # block 2 has one place
+    assert [(s.key, s.block, s.patch) for s in (lateral, feedback)] == [("lateral", 1, 4), ("feedback", 1, 4)]
+    np.testing.assert_equal(lateral.rows, spatial(weight, (2, 2)))
+    assert [row.distance for row in lateral.rows] == pytest.approx([0, 1, math.sqrt(2)])
+    assert [row.pairs for row in lateral.rows] == [4, 8, 4]
+    assert lateral.rows[0].like * float(weight.detach().square().mean().sqrt()) == pytest.approx(1)
+    assert all(abs(row.like) < 0.5 for row in lateral.rows[1:])
+    assert [row.distance for row in feedback.rows] == pytest.approx([math.sqrt(0.5)])
+    assert math.isnan(feedback.rows[0].like)
+    plain = Learner(encoders.mlp(48, widths=(6, 5)), rules.get("clapp++"), (3, 4, 4))
+    assert represent.shapes(plain) == []
+    local = rules.get("clapp++", projection="patch-local", rank=2)
+    found = represent.shapes(Learner(Encoder.from_blocks(blocks), local, (3, 8, 8), (4, 4)))
+    assert [row.strength for row in found[0].rows] == [4, 0, 0]  # nothing between patches
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -178,7 +220,19 @@ def test_the_spatial_shape_of_b() -> None:
         (lambda: represent.activities(vgg5(0.25), torch.zeros(2, 3, 16, 16)), "does not accept inputs of shape"),
         (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[1]), "label describes 1 images"),
         (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[{}, {}]), "label holds objects"),
-        (lambda: represent.activities(mlp(4, (2,)), torch.full((2, 4), torch.nan)), "block_1 are not finite"),
+        (lambda: represent.activities(mlp(4, (2,)), torch.full((2, 4), torch.nan)), "the images hold NaN"),
+        (lambda: represent.activities(_diverged(), torch.zeros(2, 4)), "block_1 are not finite"),
+        (lambda: represent.activities(mlp(4, (2,)), torch.tensor(1.0)), "there are no images"),
+        (lambda: represent.activities(mlp(4, (2,)), "x"), "images are a str"),  # type: ignore[arg-type]
+        (lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=3), "label describes 1 images"),
+        (
+            lambda: represent.activities(mlp(4, (2,)), torch.zeros(2, 4), label=[[1], [1, 2]]),
+            "lists of several lengths",
+        ),
+        (lambda: similarity(X + 1j, Y), "holds real numbers, not complex128"),
+        (lambda: similarity(X.astype(str), Y), "holds real numbers, not <U"),
+        (lambda: spatial(np.ones((4, 4)), 4), "give .height, width."),  # type: ignore[arg-type]
+        (lambda: spatial(np.full((4, 4), np.nan), (2, 2)), "NaN or infinity"),
         (lambda: represent.load("/nowhere.npz"), "there is no file /nowhere.npz"),
     ],
 )
@@ -190,16 +244,16 @@ def test_bad_input(call: Any, says: str) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK\x03\x04 no more")
-    with usage_error("is no .npz of activities"):
+    with usage_error("is no .npz; numpy.savez writes one"):
         represent.load(path)
     np.savez(path, z=np.ones(3))
     with usage_error("holds no array activity/"):
         represent.load(path)
     np.savez(path, **{"activity/block_1": np.array([{}], dtype=object)})
-    with usage_error("is no .npz of activities"):
+    with usage_error("holds Python objects; write arrays of numbers or texts"):
         represent.load(path)
     np.save(tmp_path / "x.npy", X)
-    with usage_error("is no .npz of activities"):
+    with usage_error("is no .npz; numpy.savez writes one"):
         represent.load(tmp_path / "x.npy")
 
 

@@ -14,9 +14,13 @@ class RunError(RuntimeError):
     """A run that cannot go on (full disk, NaN loss, unreadable image). The last good checkpoint is untouched."""
 
 
+LISTED = 40  # choices, at most; torchvision alone has 80 networks
+
+
 def unknown(kind: str, given: str, choices: Iterable[str]) -> UsageError:
-    """The error for a misspelt name: names the nearest choices first, then all of them."""
+    """The error for a misspelt name: names the nearest choices first, then all of them, or the first 40."""
     names = sorted(choices)
     near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return UsageError(f"unknown {kind} {given!r}: {hint}choices: {', '.join(names)}")
+    more = f", … ({len(names)} in all)" if len(names) > LISTED else ""
+    return UsageError(f"unknown {kind} {given!r}: {hint}choices: {', '.join(names[:LISTED])}{more}")

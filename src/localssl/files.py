@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from localssl.errors import UsageError
 
@@ -35,6 +37,28 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+    """The plain arrays of an .npz by their names; nothing in the file is run.
+
+    Raises:
+        UsageError: no .npz, a damaged one, or an array of Python objects among the wanted.
+        FileNotFoundError: there is no file.
+    """
+    import numpy as np  # commands that read none start without it
+
+    try:
+        if path.is_file() and not zipfile.is_zipfile(path):  # NumPy would take others for pickles, and say so
+            raise UsageError(f"{path} is no .npz; numpy.savez writes one")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if wanted(name)}
+    except (FileNotFoundError, UsageError):
+        raise
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if "Object arrays" in str(error):
+            raise UsageError(f"{path} holds Python objects; write arrays of numbers or texts") from error
+        raise UsageError(f"{path} is no .npz of plain arrays ({' '.join(str(error).split())})") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -129,19 +129,22 @@ class Loop:
     def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
         saved_at = time.monotonic()
+        if self.count and self.row_due():  # a black box failed while this row was measured
+            self.measured(shown)
+            self.save()
         while self.step < self.last_step:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             for index in self.order(epoch)[position:]:
                 began = time.monotonic()
-                with self.may_fail():
+                with self.may_fail(f"in step {self.step + 1}", "as it was before"):
                     self.train_step(index)
                 self.seconds += time.monotonic() - began
                 if shown is not None:
                     shown[1].advance(self.step)
                 epoch_end = self.step % self.steps_per_epoch == 0
-                row = self.step == 1 or epoch_end or self.step % self.log_every == 0
+                row = self.row_due()
                 if row:
-                    self.log(shown)
+                    self.measured(shown)
                 due = time.monotonic() - saved_at > self.checkpoint_seconds
                 due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
                 stop = stopped() if self.processes is None else self.processes.any(stopped())
@@ -151,9 +154,18 @@ class Loop:
                 if stop:
                     return
 
+    def row_due(self) -> bool:
+        """Whether metrics.csv has a row after this step."""
+        return self.step == 1 or self.step % self.steps_per_epoch == 0 or self.step % self.log_every == 0
+
+    def measured(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
+        """The row of this step; where a black box fails in it, the run that goes on begins with it."""
+        with self.may_fail(f"in the measurements after step {self.step}", "as it is"):
+            self.log(shown)
+
     @contextmanager
-    def may_fail(self) -> Generator[None]:
-        """A step in which a black box may give no answer: then the run is saved as it was before the step.
+    def may_fail(self, where: str, kept: str) -> Generator[None]:
+        """Where a black box may give no answer: then the run is saved, ``kept`` says in which state.
 
         By the process that writes: where another's box fails, that one is in the middle of the step.
 
@@ -166,10 +178,8 @@ class Loop:
         except BlackBoxError as error:
             checkpoint.set_rng_state(before)
             self.save()
-            kept = "the run is saved as it was before" if self.speaks else "the last checkpoint is untouched"
-            raise RunError(
-                f"{error} in step {self.step + 1}; {kept}: mend that, then go on with: {self.resume_command}"
-            ) from error
+            saved = f"the run is saved {kept}" if self.speaks else "the last checkpoint is untouched"
+            raise RunError(f"{error} {where}; {saved}: mend that, then go on with: {self.resume_command}") from error
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
@@ -248,7 +258,8 @@ class Loop:
         epoch = self.step // self.steps_per_epoch
         due = (self.config.probe_every, self.config.align_every)
         observes, aligns = (bool(every) and epoch_end and epoch % every == 0 for every in due)
-        self.settle(row=True, weights=observes or aligns)
+        measures = observes or aligns
+        self.settle(row=not measures, weights=measures)
         self.guard()
         mean = (self.sum / max(1, self.count)).tolist()
         n = self.config.batch_size
@@ -270,6 +281,8 @@ class Loop:
                 self.warned.add(place)
         if aligns:
             row.update(self.align())
+        if measures:  # now that none of them has failed
+            self.settle(row=True)
         rows.log(row)
         words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
         progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
@@ -279,13 +292,13 @@ class Loop:
     @contextmanager
     def aside(self) -> Generator[None]:
         """Measurements: random numbers that are the same every time, the run's own left as they were."""
-        devices = [] if self.fabric.device.type == "cpu" else [self.fabric.device]
-        with (
-            torch.random.fork_rng(devices, device_type=self.fabric.device.type if devices else "cuda"),
-            self.fabric.autocast(),
-        ):
-            torch.manual_seed(self.config.seed)
-            yield
+        before = checkpoint.rng_state()
+        checkpoint.seed_rng(self.config.seed)
+        try:
+            with self.fabric.autocast():
+                yield
+        finally:
+            checkpoint.set_rng_state(before)
 
     def align(self) -> dict[str, float]:
         """Cosine with backpropagation, block by block, on the same batches of training images every time."""

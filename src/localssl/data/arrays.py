@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from localssl import own
 from localssl.errors import UsageError
+from localssl.files import read_npz
 
 KIND = "npz"
 NAMES = "x_train and x_test (y_train, y_test: labels), or x (and y)"
@@ -34,10 +34,13 @@ def read(data: str, split: str) -> tuple[NDArray[Any], NDArray[np.int64] | None,
     if x.dtype != np.uint8:
         if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer) or x.dtype == np.bool_):
             raise UsageError(f"{data}: x holds {x.dtype}; give numbers")
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):  # the next line finds them
+            x = x.astype(np.float32)
         if not np.isfinite(x).all():
             row = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(1)))
-            raise UsageError(f"{data}: row {row} of x holds NaN or infinity; leave it out or fill it in")
+            raise UsageError(
+                f"{data}: row {row} of x holds NaN, infinity or more than float32 does; leave it out or fill it in"
+            )
     labels, classes = _numbered(data, y, train_y, len(x))
     return x, labels, classes, whole
 
@@ -47,16 +50,19 @@ def _of_npz(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     if not data.partition(":")[2]:
         raise UsageError(f"{data!r} names no path: write {KIND}:PATH")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files if name.split("_")[0] in ("x", "y")}
+        parts = read_npz(path, lambda name: name.split("_")[0] in ("x", "y"))
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; give an .npz with {NAMES}") from error
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is no .npz of plain arrays ({' '.join(str(error).split())})") from error
+    if "x" in parts and (both := sorted(parts.keys() & {"x_train", "x_test"})):
+        raise UsageError(f"{path} holds x and {' and '.join(both)}, and says twice what to train on; give {NAMES}")
     if "x" in parts:
         return parts["x"], parts.get("y"), parts.get("y"), True
     if f"x_{split}" not in parts:
         raise UsageError(f"{path} holds no x_{split}, only {', '.join(parts) or 'other arrays'}; give {NAMES}")
+    other = parts.get("x_test" if split == "train" else "x_train", parts[f"x_{split}"])
+    if parts[f"x_{split}"].ndim > 1 and other.shape[1:] != parts[f"x_{split}"].shape[1:]:
+        shapes = " and ".join(str(parts[name].shape) for name in ("x_train", "x_test"))
+        raise UsageError(f"{path}: x_train and x_test are {shapes}; both need rows of one shape")
     return parts[f"x_{split}"], parts.get(f"y_{split}"), parts.get("y_train", parts.get(f"y_{split}")), False
 
 
@@ -65,7 +71,10 @@ def _of_file(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     if not callable(function):
         raise UsageError(f"{data} is a {type(function).__name__}; a data set of your own is a function of the part")
     x, y = _pair(data, own.called(data, "data set", function, split))
-    train_y = y if split == "train" or y is None else _pair(data, own.called(data, "data set", function, "train"))[1]
+    train_x, train_y = (x, y) if split == "train" else _pair(data, own.called(data, "data set", function, "train"))
+    if np.shape(train_x)[1:] != np.shape(x)[1:]:
+        shapes = f"{np.shape(train_x)} and {np.shape(x)}"
+        raise UsageError(f"{data}: the parts train and test are {shapes}; both need rows of one shape")
     return x, y, train_y, False
 
 

@@ -121,10 +121,16 @@ def build(
         if units < 1:
             raise UsageError(f"width {width:g} leaves mlp without units; use at least 0.002")
         given = {"in_features": math.prod(input_shape), "widths": (units,) * 6}
+    known = [] if name == "cnn1d" else [f.name for f in fields(Options)]
     for option in options:
-        known = [] if name == "cnn1d" else [f.name for f in fields(Options)]
+        if option not in known and option in (wished or {}):
+            raise UsageError(f"the rule asks for an encoder with {option}, {name} has none; use vgg6 or mlp")
         if option not in known:
-            raise unknown(f"option of encoder {name!r}", option, known or {"none"})
+            raise (
+                unknown(f"option of encoder {name!r}", option, known)
+                if known
+                else UsageError(f"encoder {name!r} has no options, {option!r} is none; leave it out")
+            )
     return _BUILDERS[name](**given, **options)
 
 

@@ -13,6 +13,12 @@ from localssl.layers import LengthNorm, Standardise
 
 HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox)  # nothing to learn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+Pool = nn.MaxPool1d | nn.AvgPool1d | nn.MaxPool2d | nn.AvgPool2d
+POOLS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # what may follow a layer and its ReLU
+    nn.Conv1d: (nn.MaxPool1d, nn.AvgPool1d),
+    nn.Conv2d: (nn.MaxPool2d, nn.AvgPool2d),
+    nn.Linear: (),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Block:
 
     head: tuple[nn.Module, ...]
     layer: nn.Conv1d | nn.Conv2d | nn.Linear
-    pool: nn.MaxPool2d | nn.AvgPool2d | None
+    pool: Pool | None
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -52,11 +58,11 @@ def parts(block: nn.Module) -> Block | str:
     if not rest or type(rest.pop(0)) is not nn.ReLU:
         return "no ReLU follows its weights"
     pool = rest.pop(0) if rest else None
-    if type(pool) not in (nn.MaxPool2d, nn.AvgPool2d, type(None)) or rest:
-        return "after the ReLU comes more than one max- or average pool"
-    assert isinstance(pool, nn.MaxPool2d | nn.AvgPool2d | None)
-    if pool is not None and not isinstance(layer, nn.Conv2d):
-        return f"a pool of maps follows a {type(layer).__name__}"
+    if rest or type(pool) not in (*POOLS[type(layer)], type(None)):
+        found = ", ".join(type(module).__name__ for module in (pool, *rest))
+        may = " or ".join(["nothing", *(f"one {kind.__name__}" for kind in POOLS[type(layer)])])
+        return f"after the {type(layer).__name__} and its ReLU comes {found}; the engine knows {may} there"
+    assert isinstance(pool, Pool | None)
     return Block(tuple(head), layer, pool)
 
 

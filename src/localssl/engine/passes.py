@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localssl.engine.blocks import Block
+from localssl.engine.blocks import Block, Pool
 
 CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time; half of it costs a twentieth of a step
 aten = torch.ops.aten
@@ -70,8 +70,7 @@ def _put(whole: Tensor | None, part: Tensor, first: int, count: int) -> Tensor:
     if len(part) == count:
         return part
     if whole is None:
-        size, layout = (count, *part.shape[1:]), torch.channels_last
-        whole = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
+        whole = _empty((count, *part.shape[1:]), part)
     whole[first : first + len(part)] = part
     return whole
 
@@ -117,6 +116,12 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
 
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for a map or a sequence, laid out as ``_laid_out`` does."""
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
@@ -125,14 +130,14 @@ def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     """The pooled activity, and the route back."""
-    if isinstance(pool, nn.AvgPool2d):
+    if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
         return pool(a.relu_()), (a > 0) if keep else None
     if not keep:
         return pool(a).relu_(), None
-    windows = [_pair(n) for n in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-    z, index = F.max_pool2d_with_indices(a, *windows, ceil_mode=pool.ceil_mode)
+    z, index = F.max_pool2d_with_indices(_map(a), *_windows(pool), ceil_mode=pool.ceil_mode)
+    z, index = (part if a.ndim == 4 else part.squeeze(2) for part in (z, index))
     units = math.prod(a.shape[2:])
     smallest = torch.uint8 if units <= 2**8 else torch.int16 if units <= 2**15 else torch.int32
     return z.relu_(), index.to(smallest)  # ReLU after the pool: the same, on fewer units
@@ -146,7 +151,7 @@ def _at_patches(soma: Tensor, z: Tensor, kernel: tuple[int, ...]) -> Tensor:
 
 
 def _at_drive(
-    pool: nn.MaxPool2d | nn.AvgPool2d | None,
+    pool: Pool | None,
     signal: Tensor,
     z: Tensor,
     kernel: tuple[int, ...],
@@ -160,29 +165,40 @@ def _at_drive(
         signal = signal.unsqueeze(3 + 2 * axis)
     by_patch = z.view(shape)
     spread = signal.expand(shape)
-    if not isinstance(pool, nn.AvgPool2d):
+    if not isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
         spread = aten.threshold_backward(spread, by_patch, 0)  # the gate; an average pool's lie before it
     spread = spread.reshape(z.shape)
     if pool is None:
         return spread
     assert route is not None
     spread = _laid_out(spread)
-    at_a = torch.empty((len(z), *drive), dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
-    size, stride, padding = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding)
+    at_a = _empty((len(z), *drive), z)
+    into = _map(at_a)
     # Both calls read the shape alone of their second argument.
-    if isinstance(pool, nn.AvgPool2d):
-        counting = (pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
-        aten.avg_pool2d_backward.grad_input(spread, at_a, size, stride, padding, *counting, grad_input=at_a)
+    if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
+        divisor = pool.divisor_override if isinstance(pool, nn.AvgPool2d) else None
+        counting = (pool.ceil_mode, pool.count_include_pad, divisor)
+        aten.avg_pool2d_backward.grad_input(_map(spread), into, *_windows(pool), *counting, grad_input=into)
         return at_a.mul_(route)
-    dilation = _pair(pool.dilation)
     aten.max_pool2d_with_indices_backward.grad_input(
-        spread, at_a, size, stride, padding, dilation, pool.ceil_mode, route.to(torch.int64), grad_input=at_a
+        _map(spread), into, *_windows(pool), pool.ceil_mode, _map(route.to(torch.int64)), grad_input=into
     )
     return at_a
 
 
-def _pair(n: int | tuple[int, ...]) -> list[int]:
-    return [n, n] if isinstance(n, int) else list(n)
+def _map(x: Tensor) -> Tensor:
+    """A sequence (N, C, T) as a map of one row; maps as they are."""
+    return x.unsqueeze(2) if x.ndim == 3 else x
+
+
+def _windows(pool: Pool) -> list[list[int]]:
+    """Kernel, stride and padding, and of a max-pool the dilation, on a map; a sequence is one of one row."""
+    found: list[tuple[Any, int]] = [(pool.kernel_size, 1), (pool.stride, 1), (pool.padding, 0)]
+    if isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):
+        found.append((pool.dilation, 1))
+    if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d):
+        return [[n, n] if isinstance(n, int) else list(n) for n, _ in found]
+    return [[across, *([n] if isinstance(n, int) else n)] for n, across in found]
 
 
 def _change(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:

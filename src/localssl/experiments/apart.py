@@ -76,8 +76,19 @@ def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]
 
 
 def read(out: Path, name: str) -> dict[str, Any]:
-    """The record of a part that has run."""
-    return json.loads((out / "cells" / f"{name}.json").read_text(encoding="utf-8"))
+    """The record of a part that has run.
+
+    Raises:
+        UsageError: the file is damaged, or of a study of another kind.
+    """
+    file = out / "cells" / f"{name}.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("task"), list):  # pyright: ignore
+        raise UsageError(f"{file} is no cell of this study; delete it, or choose another --out")
+    return record  # pyright: ignore[reportUnknownVariableType]
 
 
 def _file(part: Part, settings: Settings) -> Path:

@@ -179,17 +179,9 @@ def _spatial(settings: Settings, seeds: Sequence[int], text: str) -> None:
     for rule in RULES[1:]:  # clapp's B knows no places
         for seed in seeds:
             learner, _ = open_run(settings.out / "runs" / _name(rule, seed)).trained_learner()
-            maps = [
-                tuple(size // k for size, k in zip(s[1:], (min(p or s[1], s[1]),) * 2, strict=True))
-                for s, p in zip(learner.output_shapes, learner.patches, strict=True)
-            ]
-            for key, modules in learner.parts.items():
-                for block, module in enumerate(modules):
-                    source = maps[block if key == "lateral" else -1]
-                    if max(*maps[block], *source) == 1:
-                        continue
-                    for d in represent.spatial(module.weight, maps[block], source):
-                        values.setdefault((rule, key, block + 1, d.distance), []).append(d.strength)
+            for shape in represent.shapes(learner):
+                for d in shape.rows:
+                    values.setdefault((rule, shape.key, shape.block, d.distance), []).append(d.strength)
     rows = [[*place, *(round(v, 4) for v in t_interval(found)), len(found)] for place, found in values.items()]
     header = ["rule", "projection", "block", "distance", "strength", "low", "high", "seeds"]
     comment = (

@@ -21,6 +21,7 @@ from localssl.data.specs import default_patches, spec_for
 from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
+from localssl.experiments.apart import read as read_cell
 from localssl.experiments.cells import Part, Settings
 from localssl.experiments.rows import Row, Study, encoder_options, safe, tuples, untrained_row
 from localssl.files import write_text
@@ -125,14 +126,17 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
         file = settings.out / "cells" / f"{part.name}.json"
         if not file.is_file():
             continue
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_cell(settings.out, part.name)
         asked, there = part.arguments[0], record["task"][0]
         if FAILED in record or asked == there:
             continue
         if {**asked, "source": None} == {**there, "source": None}:
             rule = asked["row"]["rule"]
             raise UsageError(f"{rule} has changed since {file} was made; delete that cell, or choose another --out")
-        mine, theirs = _flat(asked), _flat(there)
+        try:
+            mine, theirs = _flat(asked), _flat(there)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{file} is no cell of a comparison; choose another --out") from error
         differences = [
             f"{k} {mine.get(k)!r} (there: {theirs.get(k)!r})" for k in mine | theirs if mine.get(k) != theirs.get(k)
         ]

@@ -23,7 +23,7 @@ def html(run: Run) -> str:
         (chart,) = (part for part in from_files.losses(run).parts[:1] if isinstance(part, page.Chart))
         spec = {**chart.spec, "width": WIDTH, "height": HEIGHT}
         svg, says = vl_convert.vegalite_to_svg(dict(spec), vl_version=charts.VERSION), chart.says
-    for probe in measured.found(run.path, "probe-*.csv"):
+    for probe in measured.found(run.path, measured.PROBES):
         for row in probe.rows:
             if row["layer"] == "all" and row["method"] == "linear":
                 of = "all labels" if row["labels"] == "all" else f"{row['labels']} a class"

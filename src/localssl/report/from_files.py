@@ -67,7 +67,7 @@ def losses(run: Run) -> page.Section:
 def accuracy(run: Run) -> page.Section:
     """Accuracy by layer of every probe that was made, beside the untrained encoder, with its protocol."""
     parts: list[page.Part] = []
-    for probe in measured.found(run.path, "probe-*.csv"):
+    for probe in measured.found(run.path, measured.PROBES):
         for budget in dict.fromkeys(row["labels"] for row in probe.rows):
             rows = [row for row in probe.rows if row["labels"] == budget and row["method"] == "linear"]
             of = "all labels" if budget == "all" else f"{budget} label{'' if budget == '1' else 's'} per class"
@@ -100,7 +100,7 @@ def alignment(run: Run) -> page.Section:
         parts.append(_curve(rows, "align", "Alignment while training", "cosine", note))
     else:
         parts.append(page.Missing("Alignment was not measured while training: train --align-every N does it."))
-    for align in measured.found(run.path, "align*.csv"):
+    for align in measured.found(run.path, measured.ALIGNMENTS):
         whole = [row for row in align.rows if row["parameter"] == "weights" and row["quantity"] == "cosine"]
         shown = [
             {"block": r["block"], "cosine": number(r["mean"]), "against": r["reference"], **_ends(r)}
@@ -121,7 +121,7 @@ def alignment(run: Run) -> page.Section:
         ]
         header = ["block", "quantity", "mean", "low", "high", "batches", "null"]
         parts.append(page.Table(f"More quantities of {align.name}", header, table))
-    if not measured.found(run.path, "align*.csv"):
+    if not measured.found(run.path, measured.ALIGNMENTS):
         parts.append(page.Missing(f"Not measured at the last checkpoint yet: {program()} align {run.path}"))
     return page.Section("alignment", "Alignment with backpropagation", parts)
 

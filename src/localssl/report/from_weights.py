@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+from localssl import represent
 from localssl.errors import UsageError
 from localssl.report import charts, page
 from localssl.report.filters import MOST, first_weights, sheet
-from localssl.report.projection_map import Strength, strengths
 from localssl.run import Run
+
+_AXIS = "distance (pixels)"
 
 
 def filters(run: Run) -> page.Section:
@@ -32,49 +36,62 @@ def projections(run: Run) -> page.Section:
         trained, step = run.trained_learner()
     except UsageError as error:
         return page.Section("projections", title, [page.Missing(f"{error}.")])
-    found = strengths(trained, run.learner())
+    found = represent.shapes(trained)
     if not found:
         why = "The rule has no projection between places in a map: none at all, or its readout averages over the map."
         return page.Section("projections", title, [page.Missing(why)])
     parts: list[page.Part] = []
     for key in dict.fromkeys(s.key for s in found):
-        mine = [s for s in found if s.key == key]
-        rows = _rows(mine, "strength", "strength")
-        says = f"Strength of the {key} projections. " + "; ".join(
-            f"block {s.block}: {s.strength[0]:.3g} at {s.distance[0]:.3g} pixels, "
-            f"{s.strength[-1]:.3g} at {s.distance[-1]:.3g}"
-            for s in mine
-        )
-        caption = (
-            f"Step {step}. Root mean square of the weights of B between places so far apart, over what it was before "
-            "training; distance from centre to centre of the patches, in pixels of the image. 1: as it was."
-        )
-        spec = charts.lines(rows, "distance (pixels)", "strength", "block")
-        parts.append(page.Chart(f"{key.capitalize()} B: strength", spec, f"{says}.", caption))
-        if any(s.same for s in mine):
-            rows = _rows([s for s in mine if s.same], "same", "mean weight")
-            spec = charts.lines(rows, "distance (pixels)", "mean weight", "block")
-            says = f"Mean weight of the {key} projections between a channel and itself. " + "; ".join(
-                f"block {s.block}: {s.same[0]:.3g} at {s.distance[0]:.3g} pixels" for s in mine if s.same
-            )
-            caption = (
-                "Mean weight from a channel to the same channel at another place, over the root mean square of all of "
-                "the block's weights: above 0, like predicts like."
-            )
-            parts.append(page.Chart(f"{key.capitalize()} B: like to like", spec, f"{says}.", caption))
-        table = [
-            [s.block, f"{d:.4g}", f"{value:.4g}", f"{s.same[i]:.4g}" if s.same else "", s.pairs[i]]
-            for s in mine
-            for i, (d, value) in enumerate(zip(s.distance, s.strength, strict=True))
-        ]
-        header = ["block", "distance (pixels)", "strength", "like to like", "pairs of places"]
-        parts.append(page.Table(f"Numbers of the {key} projections", header, table))
+        parts += _of_one(key, [s for s in found if s.key == key], step)
     return page.Section("projections", title, parts)
 
 
-def _rows(found: list[Strength], attribute: str, axis: str) -> list[charts.Row]:
-    return [
-        {"distance (pixels)": distance, axis: value, "block": s.block}
-        for s in found
-        for distance, value in zip(s.distance, getattr(s, attribute), strict=True)
+def _of_one(key: str, shapes: list[represent.Shape], step: int) -> list[page.Part]:
+    """Charts and table of one key's projections."""
+    rows: list[charts.Row] = [
+        {_AXIS: d.distance * s.patch, "strength": d.strength, "mean weight": d.like, "block": s.block}
+        for s in shapes
+        for d in s.rows
     ]
+    says = "; ".join(
+        f"block {s.block}: {s.rows[0].strength:.3g} at {s.rows[0].distance * s.patch:.3g} pixels, "
+        f"{s.rows[-1].strength:.3g} at {s.rows[-1].distance * s.patch:.3g}"
+        for s in shapes
+    )
+    caption = (
+        f"Step {step}. Mean size of the weights of B between patches so far apart, over the mean of all pairs of "
+        "patches; distance from centre to centre, in pixels of the image. 1 everywhere: no structure."
+    )
+    spec = charts.lines(rows, _AXIS, "strength", "block")
+    made: list[page.Part] = [
+        page.Chart(f"{key.capitalize()} B: strength", spec, f"Strength of the {key} projections. {says}.", caption)
+    ]
+    like = [row for row in rows if not math.isnan(float(str(row["mean weight"])))]
+    if like:
+        says = "; ".join(
+            f"block {s.block}: {s.rows[0].like:.3g} at {s.rows[0].distance * s.patch:.3g} pixels"
+            for s in shapes
+            if not math.isnan(s.rows[0].like)
+        )
+        caption = (
+            "Mean weight from a channel to the same channel at another place, over the root mean square of all of the "
+            "block's weights: above 0, like predicts like."
+        )
+        spec = charts.lines(like, _AXIS, "mean weight", "block")
+        says = f"Mean weight of the {key} projections between a channel and itself. {says}."
+        made.append(page.Chart(f"{key.capitalize()} B: like to like", spec, says, caption))
+    table = [
+        [
+            s.block,
+            f"{d.distance * s.patch:.4g}",
+            f"{d.strength:.4g}",
+            "" if math.isnan(d.low) else f"{d.low:.4g} to {d.high:.4g}",
+            "" if math.isnan(d.like) else f"{d.like:.4g}",
+            d.pairs,
+        ]
+        for s in shapes
+        for d in s.rows
+    ]
+    header = ["block", _AXIS, "strength", "95 % interval over patches", "like to like", "pairs of patches"]
+    made.append(page.Table(f"Numbers of the {key} projections", header, table))
+    return made

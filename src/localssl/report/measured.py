@@ -28,14 +28,25 @@ class Measured:
     rows: list[dict[str, str]]
 
 
-def found(run: Path, pattern: str) -> list[Measured]:
-    """Every file that matches and can be read, by name."""
+PROBES = "probe-*.csv", frozenset({"encoder", "labels", "method", "layer", "accuracy", "low", "high"})
+ALIGNMENTS = "align*.csv", frozenset({"block", "reference", "quantity", "mean", "low", "high", "null", "parameter"})
+
+
+def found(run: Path, kind: tuple[str, frozenset[str]]) -> list[Measured]:
+    """Every file of that kind that can be read, by name: ``PROBES`` or ``ALIGNMENTS``, its pattern and columns.
+
+    A user's own table of such a name, without these columns, is none.
+    """
+    pattern, columns = kind
     result: list[Measured] = []
     for path in sorted(run.glob(pattern)):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if not lines or not lines[0].startswith("# "):
             continue
-        rows = [row for row in csv.DictReader(lines[1:]) if None not in row and None not in row.values()]
+        reader = csv.DictReader(lines[1:])
+        if not columns <= set(reader.fieldnames or ()):
+            continue
+        rows = [row for row in reader if None not in row and None not in row.values()]
         result.append(Measured(path.name, lines[0].removeprefix("# "), rows))
     return result
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from localssl.represent.activities import Activities, activities, load, to_rsatoolbox
 from localssl.represent.measures import MEASURES, cka, dissimilarities, participation_ratio, rsa
 from localssl.represent.similarity import Similarity, dimension, layers, similarity
-from localssl.represent.spatial import Distance, spatial
+from localssl.represent.spatial import Distance, Shape, shapes, spatial
 
 __all__ = [
     "MEASURES",
     "Activities",
     "Distance",
+    "Shape",
     "Similarity",
     "activities",
     "cka",
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "participation_ratio",
     "rsa",
+    "shapes",
     "similarity",
     "spatial",
     "to_rsatoolbox",

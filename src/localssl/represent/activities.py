@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.features import frozen
-from localssl.files import write_atomic
+from localssl.files import read_npz, write_atomic
 
 BATCH = 256
 _PREFIX, _OTHERS = "activity/", "images/"
@@ -78,12 +77,17 @@ def activities(
         described: by name, one value an image: ``label=images.labels``.
 
     Raises:
-        UsageError: no images, or of a shape that the encoder does not take; patches that do not fit; descriptions of
-            another number; activities that are not finite.
+        UsageError: no images, not finite, or of a shape that the encoder does not take; patches that do not fit;
+            descriptions of another number; activities that are not finite.
     """
-    x = torch.as_tensor(images)
-    if len(x) == 0:
+    try:
+        x = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"images are a {type(images).__name__}; give an array of numbers (N, …)") from error
+    if x.ndim == 0 or len(x) == 0:
         raise UsageError("there are no images; give some")
+    if not bool(x.isfinite().all()):
+        raise UsageError("the images hold NaN or infinity; leave those out")
     sizes = readout.per_block(patches, len(encoder.blocks))
     if not whole:
         for i, (shape, patch) in enumerate(zip(encoder.output_shapes(x.shape[1:], True), sizes, strict=True), start=1):
@@ -105,11 +109,15 @@ def activities(
 
 
 def _one_each(name: str, values: Any, count: int) -> NDArray[Any]:
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError as error:
+        raise UsageError(f"{name} holds lists of several lengths; give one value an image") from error
     if array.dtype == object:
         raise UsageError(f"{name} holds objects; give numbers or texts")
-    if len(array) != count:
-        raise UsageError(f"{name} describes {len(array)} images, there are {count}; give one value an image")
+    described = len(array) if array.ndim else 1
+    if array.ndim == 0 or described != count:
+        raise UsageError(f"{name} describes {described} images, there are {count}; give one value an image")
     return array
 
 
@@ -120,12 +128,9 @@ def load(path: str | Path) -> Activities:
         UsageError: no such file, or none of that kind.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        found = read_npz(Path(path))
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; Activities.save writes one") from error
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is no .npz of activities ({' '.join(str(error).split())})") from error
     arrays = {name.removeprefix(_PREFIX): a for name, a in found.items() if name.startswith(_PREFIX)}
     if not arrays:
         raise UsageError(f"{path} holds no array activity/…; it was not written by Activities.save")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from localssl.errors import UsageError
@@ -19,7 +20,10 @@ def checked(x: Any) -> Array:
     Raises:
         UsageError: of another kind, fewer than 4 images, not finite.
     """
-    array = np.asarray(x, dtype=np.float64)
+    array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
+    if array.dtype.kind not in "fiub":
+        raise UsageError(f"a representation holds real numbers, not {array.dtype}")
+    array = array.astype(np.float64)
     if array.ndim != 2 or len(array) < 4:
         raise UsageError(f"a representation is an array (images, units) of at least 4 images, got {array.shape}")
     if not np.isfinite(array).all():
@@ -78,13 +82,16 @@ def cka(x: Any, y: Any) -> float:
     """Linear centred kernel alignment |Yᵀ H X|² / (|Xᵀ H X| |Yᵀ H Y|) (Kornblith et al. 2019), 0 to 1.
 
     Unchanged by rotations and one scale of all units of X or Y. With fewer images than units it is high by chance: look
-    at the null of ``similarity``.
+    at the null of ``similarity``. NaN where one of them is the same for all images.
     """
     return _measured("cka", x, y)
 
 
 def rsa(x: Any, y: Any) -> float:
-    """Spearman's correlation of the dissimilarities of all pairs of images (Kriegeskorte et al. 2008), -1 to 1."""
+    """Spearman's correlation of the dissimilarities of all pairs of images (Kriegeskorte et al. 2008), -1 to 1.
+
+    NaN where all pairs of one of them are equally dissimilar, as they are with fewer than two units.
+    """
     return _measured("rsa", x, y)
 
 

@@ -23,7 +23,7 @@ class Similarity:
         value: of all images.
         low, high: 95 % jackknife interval over ten groups of images, left out in turn.
         null: mean over permutations of the images of one of the two; NaN where there is none.
-        p: share of permutations (and the identity) that give at least the value.
+        p: share of permutations (and the identity) that give at least the value; NaN where there is none, or no value.
         images: their number.
     """
 
@@ -45,7 +45,7 @@ def similarity(x: Any, y: Any, measure: str = "cka", permutations: int = 200, se
         seed: of groups and permutations.
 
     Raises:
-        UsageError: an unknown measure, other numbers of images, fewer than 20.
+        UsageError: an unknown measure, other numbers of images, fewer than 20, no real numbers, NaN or infinity.
     """
     return _compared(_Prepared.of(x, measure, seed), _Prepared.of(y, measure, seed), permutations, seed)
 
@@ -93,7 +93,8 @@ def _compared(a: _Prepared, b: _Prepared, permutations: int, seed: int) -> Simil
     for _ in range(permutations):
         order = generator.permutation(images)
         null.append(float((a.whole * b.whole[np.ix_(order, order)]).sum()))
-    p = (1 + sum(v >= value for v in null)) / (1 + len(null)) if null else float("nan")
+    known = null and value == value  # where nothing varies there is neither a similarity nor a chance of it
+    p = (1 + sum(v >= value for v in null)) / (1 + len(null)) if known else float("nan")
     mean = float(np.mean(null)) if null else float("nan")
     return Similarity(*jackknife_interval(value, without), mean, p, images)
 

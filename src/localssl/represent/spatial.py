@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from localssl import readout
 from localssl.errors import UsageError
+from localssl.learner import Learner
+from localssl.rules import ScoreRule
 from localssl.stats import t_interval
 
 
@@ -23,6 +26,8 @@ class Distance:
             go to: 1 is no structure.
         low, high: 95 % t interval over these patches; NaN where only one has such a pair.
         pairs: number of ordered pairs.
+        like: mean weight from a channel to the same channel in such pairs, over the root mean square of all of B's
+            weights; NaN where the reference is another readout.
     """
 
     distance: float
@@ -30,6 +35,45 @@ class Distance:
     low: float
     high: float
     pairs: int
+    like: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The spatial shape of one projection of a learner.
+
+    Args:
+        key: "lateral", "feedback".
+        block: whose activity it predicts, counted from 1.
+        patch: side of a patch of the larger map, in pixels of the image.
+        rows: by distance, nearest first.
+    """
+
+    key: str
+    block: int
+    patch: float
+    rows: list[Distance]
+
+
+def shapes(learner: Learner) -> list[Shape]:
+    """``spatial`` of every projection of a score rule that connects maps of more than one patch; none for others."""
+    rule, found = learner.rule, list[Shape]()
+    if not isinstance(rule, ScoreRule):
+        return found
+    maps = [
+        tuple(n // k for n, k in zip(shape[1:], readout.kernel(shape[1:], patch), strict=True))
+        for shape, patch in zip(learner.output_shapes, learner.patches, strict=True)
+    ]
+    for key, reference in rule.references.items():
+        for i, layer in enumerate(rule.loss_layers(len(maps))):
+            source = reference.source(layer, len(maps))
+            to, origin = maps[layer], maps[source]
+            if len(to) != 2 or len(origin) != 2 or max(*to, *origin) == 1:
+                continue
+            weight = learner.projections.get_submodule(f"{key}.{i}").weight
+            patch = learner.input_shape[-1] / max(to[-1], origin[-1])
+            found.append(Shape(key, layer + 1, patch, spatial(weight, to, None if source == layer else origin)))
+    return found
 
 
 def spatial(weight: Any, to_map: Sequence[int], from_map: Sequence[int] | None = None) -> list[Distance]:
@@ -44,10 +88,16 @@ def spatial(weight: Any, to_map: Sequence[int], from_map: Sequence[int] | None =
         A row a distance, nearest first.
 
     Raises:
-        UsageError: sizes that do not fit B; a single patch on both sides, which has no distance.
+        UsageError: sizes that do not fit B; a single patch on both sides, which has no distance; a B that is not
+            finite.
     """
-    b = np.abs(np.asarray(weight.detach().cpu() if isinstance(weight, torch.Tensor) else weight, dtype=np.float64))
-    sides = tuple(to_map), tuple(to_map if from_map is None else from_map)
+    b = np.asarray(weight.detach().cpu() if isinstance(weight, torch.Tensor) else weight, dtype=np.float64)
+    try:
+        sides = tuple(to_map), tuple(to_map if from_map is None else from_map)
+    except TypeError as error:
+        raise UsageError(f"a map of {to_map} patches; give (height, width)") from error
+    if not b.size or not np.isfinite(b).all():
+        raise UsageError(f"B {b.shape} holds no numbers, or NaN or infinity")
     counts = [int(np.prod(side)) for side in sides]
     if b.ndim != 2 or any(len(side) != 2 or min(side) < 1 for side in sides) or b.shape[0] % counts[0]:
         raise UsageError(f"B {b.shape} does not fit a map of {sides[0]} patches; give (height, width) of its readout")
@@ -55,8 +105,12 @@ def spatial(weight: Any, to_map: Sequence[int], from_map: Sequence[int] | None =
         raise UsageError(f"B {b.shape} does not fit a map of {sides[1]} patches; give (height, width) of its reference")
     if counts[0] * counts[1] == 1:
         raise UsageError("there is one patch on both sides: no distance to look at")
-    by_patch = b.reshape(-1, counts[0], b.shape[1] // counts[1], counts[1]).mean((0, 2))
+    parts = b.reshape(-1, counts[0], b.shape[1] // counts[1], counts[1])  # channels and patches, to and from
+    by_patch = np.abs(parts).mean((0, 2))
     by_patch /= by_patch.mean()
+    like = np.full(by_patch.shape, np.nan)
+    if from_map is None and b.shape[0] == b.shape[1]:
+        like = np.diagonal(parts, axis1=0, axis2=2).mean(-1) / np.sqrt((b * b).mean())
     finest = np.maximum(*sides)
     to, source = (_centres(side, finest) for side in sides)
     distance = np.sqrt(((to[:, None] - source[None]) ** 2).sum(-1)).round(6)
@@ -64,7 +118,7 @@ def spatial(weight: Any, to_map: Sequence[int], from_map: Sequence[int] | None =
     for d in np.unique(distance):
         there = distance == d
         each = [float(by_patch[i][there[i]].mean()) for i in range(counts[0]) if there[i].any()]
-        rows.append(Distance(float(d), *t_interval(each), int(there.sum())))
+        rows.append(Distance(float(d), *t_interval(each), int(there.sum()), float(like[there].mean())))
     return rows
 
 
