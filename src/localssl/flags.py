@@ -103,7 +103,7 @@ class Compare:
     """
 
     data: str
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH or parquet:PATH."""
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH or shards:PATH."""
     out: Path
     """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
     rules: tuple[str, ...] = ()
