@@ -277,7 +277,7 @@ def test_an_index_file_that_is_damaged_or_lies_is_made_anew(tmp_path: Path) -> N
         kept.write_bytes(lie)
         assert index_file.load(tmp_path) == {}
         assert labels_of(open_images(data)) == LABELS
-        assert kept.read_bytes() == good
+        assert index_file.load(tmp_path).keys() == known.keys()
     kept.unlink()
     kept.mkdir()
     (kept / "x").touch()

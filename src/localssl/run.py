@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -258,10 +258,17 @@ def check(config: TrainConfig) -> None:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 
 
-def memory_of(config: TrainConfig) -> dict[str, int]:
+class Memory(TypedDict):
     """What the processes of a machine may take for decoded images, as ``open_images`` has it."""
-    shared = {"processes": config.devices}
-    return shared if config.memory is None else {**shared, "memory_limit": int(config.memory * 2**30)}
+
+    memory_limit: int | None
+    processes: int
+
+
+def memory_of(config: TrainConfig) -> Memory:
+    """What --memory and --devices say."""
+    limit = None if config.memory is None else int(config.memory * 2**30)
+    return {"memory_limit": limit, "processes": config.devices}
 
 
 def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:

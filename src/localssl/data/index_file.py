@@ -84,7 +84,8 @@ def _parts(shards: list[Any], arrays: Mapping[str, NDArray[Any]]) -> list[tuple[
     at = at_name = 0
     for name, size, changed, images, letters, left_out in shards:
         place, place_name = slice(at, at + images), slice(at_name, at_name + letters)
-        index = Index(*(arrays[key][place] for key in ARRAYS[:3]), arrays["names"][place_name], dict(left_out))
+        offset, length, label = (arrays[key][place] for key in ARRAYS[:3])
+        index = Index(offset, length, label, arrays["names"][place_name], dict(left_out))
         at, at_name = at + images, at_name + letters
         whole = len(index.offset) == len(index.label) == images and len(index.names) == letters
         whole = whole and np.count_nonzero(index.names == 0) == max(0, images - 1)

@@ -113,7 +113,8 @@ def _members(file: Path, stream: BinaryIO) -> Generator[tarfile.TarInfo]:
             raise UsageError(f"{file} is cut or damaged at {last} ({error}); fetch it again") from error
         if member is None:
             break
-        tar.members = []  # tarfile keeps every header: gigabytes in a large shard
+        # tarfile keeps every header: gigabytes in a large shard
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
         if why := _refusal(member):
             raise UsageError(f"{file}: member {member.name[:80]!r} is {why}; such an archive is not read")
         if member.offset_data <= end:  # a negative size led back
