@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from localssl import evaluate
 from localssl.config import TrainConfig
 from localssl.data.sources import Images, open_images
 from localssl.errors import UsageError
@@ -86,3 +87,18 @@ def test_every_image_goes_to_one_process_and_one_step(
 def test_no_memory_at_all(memory: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--memory .*: use a number of GiB, 0 or more"):
         train(tiny(tmp_path / "x", memory=memory))
+
+
+def test_unlabelled_shards_train_and_are_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by a pattern; from elsewhere they are not found, and the message says what to type."""
+    write_shards(tmp_path / "set", [encoded(picture) for picture in pictures(20)])
+    monkeypatch.chdir(tmp_path)
+    data = "shards:set/train-{000000..000004}.tar"
+    run = run_tiny(tmp_path / "x", memory=0.0, **{**SMALL_VGG, "data": data})
+    with pytest.raises(UsageError, match="has no labels"):
+        evaluate.probe_run(run, evaluate.ProbeOptions("fast"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"set/train-\{000000..000004\}.tar, .* is not here; .* --data shards:PATH"):
+        run.images("train")
+    assert len(run.images("train", data=f"shards:{tmp_path}/set")) == 16

@@ -88,10 +88,10 @@ def large_data() -> str:
     first, seen = found["rows"][0], found["order"]
     right = "in the order of seed and epoch" if seen["as_ordered"] and seen["each_once"] else "NOT as ordered"
     said = (
-        f"`{first['rule']}`, width {first['width']:g}; {found['images']:,} JPEGs of 128 × 128 in {found['mib']:,} MiB of "
-        f"shards. An epoch of {seen['steps']:,} batches, stopped after {seen['stopped_at']:,} and resumed in another "
-        f"process, brought every image {right}; resident memory grew by {seen['growth_mib']:.0f} MiB from the tenth "
-        f"batch on."
+        f"`{first['rule']}`, width {first['width']:g}; {found['images']:,} JPEGs of 128 × 128, {found['mib']:,} MiB "
+        f"in shards. An epoch of {seen['steps']:,} batches, stopped after {seen['stopped_at']:,} and resumed in "
+        f"another process, brought every image {right}; resident memory grew by {seen['growth_mib']:.0f} MiB "
+        f"from the tenth batch on."
     )
     source = _source("large_data").partition(";")[2]
     return "\n".join([*lines, "", f"{said} `{command}`;{source}"])
