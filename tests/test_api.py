@@ -16,6 +16,7 @@ from localssl import api, flags
 from localssl.errors import RunError, UsageError
 
 from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+from .compare_util import in_this_process
 
 TINY: dict[str, Any] = {
     "rule": "clapp++",
@@ -83,7 +84,7 @@ def test_the_card_in_a_browser(scheme: str, run: api.TrainedRun, tmp_path: Path)
         assert ink == ("rgb(26, 26, 26)" if scheme == "light" else "rgb(230, 230, 230)")
 
 
-def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (certificate,) = api.certify("clapp++dfb")
     assert certificate.verdict == "local"
     assert all(outcome.passed for outcome in api.theory(cases=1))
@@ -92,7 +93,9 @@ def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert {f.about for f in api.doctor(quick=True)} >= {"versions", "data"}
     estimate = api.dry_run(**TINY)
     assert estimate.steps == 4
-    study = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8, "align_batches": 0}
+    in_this_process(monkeypatch)
+    study: dict[str, Any] = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8}
+    study |= {"align_batches": 0, "width": 0.25, "probe_images": 200, "threads": 1}
     lines = api.compare(out=tmp_path / "c", rules=["clapp++"], **study)
     assert [line.label for line in lines] == ["untrained", "clapp++"]
 

@@ -21,6 +21,12 @@ from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, 
 FLAGS = "--rule clapp++dfb --data digits --width 0.25 --epochs 200 --threads 1 --batch-size 16 --devices 2"
 
 
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need not import everything anew; those of a command are started as always."""
+    monkeypatch.setattr("localssl.launch.START", "fork")
+
+
 def test_two_processes_and_then_one(tmp_path: Path) -> None:
     """Views and negatives follow from seed, step and process alone, so a resumed run is the same run, bit for bit."""
     drawn = {"rule_options": ("negatives=random",)}

@@ -26,6 +26,7 @@ from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Lost, Processes
 
+START = "spawn"  # CUDA allows no other
 PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
@@ -46,7 +47,7 @@ def launch(config: TrainConfig, work: Work) -> None:
     Raises:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
     """
-    strategy = DDPStrategy(start_method="popen" if started_by_others() else "spawn", timeout=PATIENCE)
+    strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
