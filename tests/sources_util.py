@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,30 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    return folder
+
+
+def write_tar(file: Path, members: Iterable[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    """A tar file of these members, in this order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name) if isinstance(name, str) else name
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+def write_shards(
+    folder: Path, images: Sequence[bytes], labels: Sequence[int] | None = None, each: int = 4, name: str = "train"
+) -> Path:
+    """Shards NAME-000000.tar, … as webdataset writes them: 000007.jpg and 000007.cls after each other."""
+    for shard, first in enumerate(range(0, len(images), each)):
+        members: list[tuple[str, bytes]] = []
+        for i in range(first, min(first + each, len(images))):
+            members += [(f"{i:06}.jpg", images[i])]
+            members += [] if labels is None else [(f"{i:06}.cls", str(labels[i]).encode())]
+        write_tar(folder / f"{name}-{shard:06}.tar", members)
     return folder
 
 

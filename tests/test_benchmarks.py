@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
 from localssl import encoders, projections, rules
+from localssl.data.sources import open_images
 from localssl.engine import factors
 from localssl.optimizer import FactoredAdamW
 from localssl.report import arithmetic, growth_figure
@@ -122,6 +123,24 @@ def test_inactive_samples_leave_nothing(
         seen += [float(no_b.float().mean()), float(no_w.float().mean())]
     assert max(seen) > 0
     assert min(seen) < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_large_data_of_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("large_data", monkeypatch)
+    (tmp_path / "set").mkdir()
+    module.generate(tmp_path / "set", 4, "val")
+    assert module.generate(tmp_path / "set", 70) > 70 * 10_000
+    for size in (32, 64, 96):
+        images = open_images(f"shards:{tmp_path / 'set'}", image_size=size)
+        assert module.numbers(images.batch(torch.tensor([65, 3, 0, 69]))) == [65, 3, 0, 69]
+    case = {"shards": str(tmp_path / "set"), "rule": "clapp++", "width": 0.02, "size": 32, "batch": 8}
+    case["threads"] = torch.get_num_threads()
+    found = module.order({**case, "until": 3}, tmp_path, apart=False)
+    assert (found["steps"], found["stopped_at"], found["as_ordered"], found["each_once"]) == (8, 3, True, True)
+    row = module.throughput(case, tmp_path, 2, 2)
+    assert row["images_per_second"] > 0
+    assert row["low"] <= row["ratio"] <= row["high"]
 
 
 def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

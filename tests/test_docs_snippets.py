@@ -11,6 +11,7 @@ import pytest
 from localssl.cli import main
 from localssl.rules import own
 
+from .sources_util import encoded, pictures, write_shards
 from .train_util import run_tiny
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -19,10 +20,13 @@ TINY = "--epochs 1 --batch-size 16 --limit-images 64 --threads 1"
 ADDED = {"train": TINY, "probe": "--limit-images 64 --threads 1"}
 
 
-def run_page(page: Path) -> int:
-    """Run a page's snippets in the present folder; returns how many there were."""
+def run_page(page: Path, section: str = "") -> int:
+    """Run a page's snippets, or those of one section, in the present folder; returns how many there were."""
     session: dict[str, object] = {"__name__": "snippet"}
-    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    found = FENCE.findall(text)
     for language, file, text in found:
         if file:
             Path(file).write_text(text, encoding="utf-8")
@@ -49,6 +53,13 @@ def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run_page(DOCS / page) >= 2
     for name in ("net.py", "mine.py"):
         own._LOADED.pop(tmp_path / name, None)
+
+
+def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localssl.launch.START", "fork")  # nothing to import anew
+    write_shards(tmp_path / "shards", [encoded(picture) for picture in pictures(100)], list(range(10)) * 10)
+    assert run_page(DOCS / "many-machines.md", "Images on disk") == 1
 
 
 def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class TrainConfig:
     """Learning rule, e.g. clapp++dfb (misspell one to see all), or your own, PATH.py:CLASS. Not needed with
     --resume."""
     data: str | None = None
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH, or your own,
-    PATH.py:NAME."""
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, shards:PATH, npz:PATH, or your
+    own, PATH.py:NAME."""
     out: Path | None = None
     """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
@@ -82,6 +82,9 @@ class TrainConfig:
     """Train on this many images, drawn once with a fixed seed."""
     skip_bad: bool = False
     """Skip and count images that cannot be decoded."""
+    memory: float | None = None
+    """GiB of this machine for decoded images; more are read from disk whenever they are used. Default: half of what is
+    free."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
@@ -118,7 +121,7 @@ class TrainConfig:
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
+        for flag in ("device", "threads", "memory", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]

@@ -103,7 +103,7 @@ class Compare:
     """
 
     data: str
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH or PATH.py:NAME."""
+    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:, parquet:, shards:, npz:PATH or PATH.py:NAME."""
     out: Path
     """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
     rules: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -52,6 +52,7 @@ class Loop:
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
+        self.saved_at = time.monotonic()
         self.prepared = prepare(config, options.device, number)
         self.fabric = self.prepared.fabric
         self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
@@ -128,31 +129,45 @@ class Loop:
 
     def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """Step by step to the end, or to the checkpoint that a signal asked for."""
-        saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
         if self.count and self.row_due():  # a black box failed while this row was measured
             self.measured(shown)
             self.save()
         while self.step < self.last_step:
             epoch, position = divmod(self.step, self.steps_per_epoch)
-            for index in self.order(epoch)[position:]:
-                began = time.monotonic()
-                with self.may_fail(f"in step {self.step + 1}", "as it was before"):
-                    self.train_step(index)
-                self.seconds += time.monotonic() - began
-                if shown is not None:
-                    shown[1].advance(self.step)
-                epoch_end = self.step % self.steps_per_epoch == 0
-                row = self.row_due()
-                if row:
-                    self.measured(shown)
-                due = time.monotonic() - saved_at > self.checkpoint_seconds
-                due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
-                stop = stopped() if self.processes is None else self.processes.any(stopped())
-                if stop or due or (epoch_end and self.small) or self.step == self.last_step:
-                    self.save()
-                    saved_at = time.monotonic()
-                if stop:
+            batches = [self.own(index) for index in self.order(epoch)[position:]]
+            with closing(self.images.ahead(batches)) as pixels:
+                if not self.train_on(batches, pixels, stopped, shown):
                     return
+
+    def train_on(
+        self,
+        batches: Sequence[Tensor],
+        pixels: Iterator[Tensor],
+        stopped: Callable[[], bool],
+        shown: tuple[metrics.Metrics, Progress] | None,
+    ) -> bool:
+        """The rest of an epoch, this process's part of every batch; returns whether it came to its end."""
+        for index in batches:
+            began = time.monotonic()
+            with self.may_fail(f"in step {self.step + 1}", "as it was before"):
+                self.train_step(index, next(pixels))
+            self.seconds += time.monotonic() - began
+            if shown is not None:
+                shown[1].advance(self.step)
+            epoch_end = self.step % self.steps_per_epoch == 0
+            row = self.row_due()
+            if row:
+                self.measured(shown)
+            due = time.monotonic() - self.saved_at > self.checkpoint_seconds
+            due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
+            stop = stopped() if self.processes is None else self.processes.any(stopped())
+            if stop or due or (epoch_end and self.small) or self.step == self.last_step:
+                self.save()
+                self.saved_at = time.monotonic()
+            if stop:
+                return False
+        return True
 
     def row_due(self) -> bool:
         """Whether metrics.csv has a row after this step."""
@@ -188,14 +203,17 @@ class Loop:
         n = self.config.batch_size
         return list(shuffled[: self.steps_per_epoch * n].split(n))
 
-    def train_step(self, index: Tensor) -> None:
-        """One batch, one update."""
+    def own(self, index: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return index if self.processes is None else self.processes.own(index, views=1)
+
+    def train_step(self, index: Tensor, pixels: Tensor | None = None) -> None:
+        """One update: this process's part of a batch, and its images, where they were read already."""
         drawn_alike: int | None = None
         if self.processes is not None:
-            index = self.processes.own(index, views=1)
             own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
             torch.manual_seed(own)
-        images = self.images.batch(index).to(self.fabric.device)
+        images = (self.images.batch(index) if pixels is None else pixels).to(self.fabric.device)
         labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         view_a, view_b = self.views(images)
         if drawn_alike is not None:

@@ -15,7 +15,17 @@ from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.errors import UsageError
-from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, stored_root, train_split
+from localssl.run import (
+    Run,
+    check_memory,
+    get_rule,
+    manifest_of,
+    memory_of,
+    open_run,
+    resolve,
+    stored_root,
+    train_split,
+)
 
 # May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
 FREE = ("skip_bad", "probe_every", "align_every", "mean", "std", "engine")
@@ -110,7 +120,9 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     config = dataclasses.replace(stored, **changes)
     name = own.full_name(typed.encoder or str(stored.encoder.get("name")))
     encoders.check_name(name)
-    images = Run(run.path, config).images(train_split(config.data), typed.data_root, typed.data, config.limit_images)
+    images = Run(run.path, config).images(
+        train_split(config.data), typed.data_root, typed.data, config.limit_images, **memory_of(typed)
+    )
     encoder = stored.encoder
     if {"width", "encoder_options"} & flags.keys() or name != encoder.get("name"):
         wished = get_rule(config.rule, config.rule_options).encoder_options

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
-from localssl.data.sources import Images, open_images
+from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
 from localssl.data.views import Normalise, OwnView, Views
 from localssl.errors import UsageError
@@ -57,12 +57,13 @@ class Run:
         data: str | None = None,
         limit: int | None = None,
         skip_bad: bool = False,
+        memory_limit: int | None = None,
+        processes: int = 1,
     ) -> Images:
         """The run's images, or another data set's in the run's size and channels; bad ones skipped as in training."""
         c = self.config
         kind, _, path = c.data.partition(":")
-        there = not path or own.is_path(c.data) or Path(path).expanduser().exists()
-        if data is None and not there:  # often a relative path, seen from elsewhere
+        if data is None and path and not own.is_path(c.data) and not is_here(c.data):  # often relative, from elsewhere
             raise UsageError(f"{path}, on which {self.path} was trained, is not here; name it with --data {kind}:PATH")
         return open_images(
             data or c.data,
@@ -72,6 +73,8 @@ class Run:
             image_size=c.image_size,
             limit=limit,
             skip_bad=skip_bad or c.skip_bad,
+            memory_limit=memory_limit,
+            processes=processes,
         )
 
     def normalise(self) -> Normalise:
@@ -159,6 +162,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         limit=config.limit_images,
         download=config.download,
         skip_bad=config.skip_bad,
+        **memory_of(config),
     )
     spec = spec_of_arrays(images.shape) if plain else spec
     augmentation = spec.augmentation.scaled(config.view_strength)
@@ -232,6 +236,7 @@ def check(config: TrainConfig) -> None:
         ("seed", 0 <= c.seed < 2**32, "use a whole number from 0 to 4294967295"),
         ("image_size", c.image_size is None or c.image_size >= 1, "use a positive number of pixels"),
         ("limit_images", c.limit_images is None or c.limit_images >= 1, "use 1 or more"),
+        ("memory", c.memory is None or 0 <= c.memory < inf, "use a number of GiB, 0 or more"),
         ("threads", c.threads is None or c.threads >= 1, "use 1 or more"),
         ("devices", c.devices >= 1, "use a number of processes, 1 or more"),
         ("nodes", c.nodes >= 1, "use a number of machines, 1 or more"),
@@ -256,6 +261,19 @@ def check(config: TrainConfig) -> None:
         )
     if c.split is not None and (c.pipeline or 1) == 1:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
+
+
+class Memory(TypedDict):
+    """What the processes of a machine may take for decoded images, as ``open_images`` has it."""
+
+    memory_limit: int | None
+    processes: int
+
+
+def memory_of(config: TrainConfig) -> Memory:
+    """What --memory and --devices say."""
+    limit = None if config.memory is None else int(config.memory * 2**30)
+    return {"memory_limit": limit, "processes": config.devices}
 
 
 def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:

@@ -85,7 +85,7 @@ def _train(
         if part == "rule" and (state is None or changed):
             _check_own_rule(resolved, report)
     if processes is not None:
-        _compare(processes, resolved, state)
+        _compare(processes, resolved, state, len(images))
     try:
         loop = Loop(config, resolved, images, state, report, processes, number)
         if loop.speaks:
@@ -117,7 +117,7 @@ def _train(
     return Run(out, resolved)
 
 
-def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | None) -> None:
+def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | None, images: int) -> None:
     """Refuse processes that do not see the same run; nothing is written before all have looked.
 
     Raises:
@@ -125,6 +125,8 @@ def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | No
     """
     if not processes.agree(zlib.crc32(config.to_yaml().encode()), -1 if state is None else state["step"]):
         raise UsageError("the processes see different data or checkpoints: --out and the data must be shared by all")
+    if not processes.agree(images):  # with --skip-bad: in memory bad images are left out, from disk replaced
+        raise UsageError("the processes have different numbers of images: give all the same files and --memory")
 
 
 def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:

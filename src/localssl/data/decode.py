@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from localssl.errors import UsageError
 
 GRAY = ("1", "L", "LA", "I")
 KINDS = {**dict.fromkeys(GRAY, "grayscale"), "P": "palette", "RGB": "colour"}
@@ -17,14 +20,42 @@ class BadImage(Exception):
     """An image that cannot be decoded; the message is the reason, without the image's name."""
 
 
-def decode(source: bytes | Path | None, channels: int, size: int) -> tuple[NDArray[np.uint8], str | None]:
+@dataclass(frozen=True)
+class Part:
+    """Encoded bytes that lie inside a larger file."""
+
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            UsageError: the file is gone, or shorter than it was.
+        """
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(self.offset)
+                found = stream.read(self.size)
+        except OSError as error:
+            raise UsageError(f"{self.file} cannot be read ({error.strerror or error})") from error
+        if len(found) != self.size:
+            raise UsageError(f"{self.file} is shorter than it was when it was opened")
+        return found
+
+
+Source = bytes | Path | Part | None  # None: the data set has no bytes for a row
+
+
+def decode(source: Source, channels: int, size: int) -> tuple[NDArray[np.uint8], str | None]:
     """Decodes one image and brings it to (channels, size, size): the shorter side fitted, the centre kept.
 
     The centre square is resampled in one step (PIL, bilinear, antialiased), so that a very long image costs
     no more than a square one. Alpha is dropped and an EXIF rotation not applied, as in torchvision's readers.
 
     Args:
-        source: the encoded bytes, the path of a file, or None where the data set has no bytes for a row.
+        source: the encoded bytes, the path of their file, their part of one, or None.
         channels: 1 (luma) or 3 (RGB).
         size: side of the result, in pixels.
 
@@ -33,6 +64,7 @@ def decode(source: bytes | Path | None, channels: int, size: int) -> tuple[NDArr
 
     Raises:
         BadImage: missing, truncated, undecodable, or larger than PIL's limit against decompression bombs.
+        UsageError: the file of a part is gone.
     """
     mode = "RGB" if channels == 3 else "L"
     try:
@@ -47,7 +79,7 @@ def decode(source: bytes | Path | None, channels: int, size: int) -> tuple[NDArr
             centre = (left, top, left + side, top + side)
             flat = flat.resize((size, size), Image.Resampling.BILINEAR, box=centre)
         pixels = np.asarray(flat)
-    except (BadImage, MemoryError):
+    except (BadImage, MemoryError, UsageError):
         raise
     except Exception as error:  # PIL's plugins raise nearly every type on damaged files
         raise BadImage(_reason(error)) from error
@@ -56,7 +88,7 @@ def decode(source: bytes | Path | None, channels: int, size: int) -> tuple[NDArr
     return pixels, None if kind == native else kind
 
 
-def shorter_side(source: bytes | Path | None) -> int:
+def shorter_side(source: Source) -> int:
     """The shorter side in pixels, from the image's header.
 
     Raises:
@@ -65,22 +97,26 @@ def shorter_side(source: bytes | Path | None) -> int:
     try:
         with _open(source) as image:
             return min(image.size)
-    except (BadImage, MemoryError):
+    except (BadImage, MemoryError, UsageError):
         raise
     except Exception as error:
         raise BadImage(_reason(error)) from error
 
 
-def is_colour(source: bytes | Path | None) -> bool:
+def is_colour(source: Source) -> bool:
     """Whether the image's header says RGB or the like; False where it cannot be read."""
     try:
         with _open(source) as image:
             return image.mode not in GRAY and not image.mode.startswith("I;16")
+    except UsageError:
+        raise
     except (BadImage, MemoryError, OSError, ValueError):
         return False
 
 
-def _open(source: bytes | Path | None) -> Image.Image:
+def _open(source: Source) -> Image.Image:
+    if isinstance(source, Part):
+        source = source.read()
     if source is None or source == b"":
         raise BadImage("no image bytes")
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from localssl.data.decode import Source
 from localssl.data.pixels import EncodedRows, row_at
 from localssl.errors import UsageError
 
@@ -50,6 +52,7 @@ class ParquetRows(EncodedRows):
         self.groups = [(f, g) for f, m in enumerate(self.metadata) for g in range(m.num_row_groups)]
         self.group_starts = [0, *accumulate(self.metadata[f].row_group(g).num_rows for f, g in self.groups)]
         self.kept: OrderedDict[int, Any] = OrderedDict()
+        self.lock = Lock()  # of what is kept: the next batch is read ahead while monitors read theirs
 
     def __len__(self) -> int:
         return self.file_starts[-1]
@@ -59,12 +62,13 @@ class ParquetRows(EncodedRows):
         file, inside = row_at(self.file_starts, row)
         return f"row {inside} of {self.files[file].name}"
 
-    def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+    def sources(self, rows: Sequence[int]) -> list[Source]:
         """The bytes of these rows; UsageError where the file can no longer be read."""
         found: dict[int, bytes | None] = {}
         for row in sorted(set(rows)):  # in file order, so that a batch reads each row group once
             group, inside = row_at(self.group_starts, row)
-            value: Any = self._group(group)[inside].as_py()
+            with self.lock:
+                value: Any = self._group(group)[inside].as_py()
             found[row] = value["bytes"] if isinstance(value, dict) else value
         return [found[row] for row in rows]
 

@@ -7,8 +7,8 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+from typing_extensions import override
 
-from localssl.data.decode import BadImage, decode
+from localssl.data.decode import BadImage, Source, decode
 from localssl.errors import RunError, UsageError
 from localssl.slow import Slow
 
@@ -68,8 +69,8 @@ class EncodedRows(Rows):
     refuse_gray = False
 
     @abstractmethod
-    def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
-        """For each row its encoded bytes, the path of its file, or None where it has neither."""
+    def sources(self, rows: Sequence[int]) -> list[Source]:
+        """For each row its encoded bytes, or where they are; None where it has none."""
 
     def load(self, rows: Sequence[int], channels: int, size: int) -> Loaded:
         """Decodes with a few threads: worth little for tiny images, much for large ones."""
@@ -114,7 +115,7 @@ class FileRows(EncodedRows):
         """The file, relative to the folder."""
         return self.files[row]
 
-    def sources(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+    def sources(self, rows: Sequence[int]) -> list[Source]:
         """The files; those that cannot be opened are bad images."""
         return [self.folder / self.files[row] for row in rows]
 
@@ -181,6 +182,11 @@ class Pixels(ABC):
     def subset(self, index: Tensor) -> Pixels:
         """The pixels at these numbers only."""
 
+    def ahead(self, batches: Iterable[Tensor]) -> Generator[Tensor]:
+        """What ``read`` gives for each of these, one after the other; from disk each is read before it is asked for."""
+        for index in batches:
+            yield self.read(index)
+
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Pixels):
@@ -227,6 +233,18 @@ class Streamed(Pixels):
         for position, reason in loaded.bad.items():
             loaded.pixels[position] = self._replacement(wanted[position], reason)
         return loaded.pixels
+
+    @override
+    def ahead(self, batches: Iterable[Tensor]) -> Generator[Tensor]:
+        """Decodes the next batch while this one is used: the same pixels, and one more batch in memory."""
+        with ThreadPoolExecutor(1) as reader:
+            coming: Future[Tensor] | None = None
+            for index in batches:
+                read, coming = coming, reader.submit(self.read, index)
+                if read is not None:
+                    yield read.result()
+            if coming is not None:
+                yield coming.result()
 
     def subset(self, index: Tensor) -> Pixels:
         """These images, on the same files."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localssl.data import folders, parquet
+from localssl.data import shards as tar_shards
 from localssl.data.pixels import ArrayRows, EncodedRows, Rows
 from localssl.errors import UsageError
 
@@ -215,10 +216,25 @@ def image_parquet(path: Path, split: str) -> Found:
     return Found(part.rows, part.labels, classes, reference=train.rows, held_out=held_out, notes=part.notes)
 
 
+def shards(path: Path, split: str) -> Found:
+    """A user's own tar shards, as webdataset writes them: a folder, or a pattern without a test part."""
+    train_files, test_files = tar_shards.find_parts(path)
+    train = tar_shards.read_shards(train_files)
+    part = train if split == "train" or not test_files else tar_shards.read_shards(test_files)
+    count = 0 if train.labels is None else int(train.labels.max()) + 1
+    if part.labels is not None and part.labels.max() >= count:
+        row = part.rows.name(int(part.labels.argmax()))
+        raise UsageError(f"{row} has the label {part.labels.max()}, but the training part has {count} classes")
+    held_out = 0 if test_files else 0.2
+    return Found(part.rows, part.labels, _numbers(count), reference=train.rows, held_out=held_out, notes=part.notes)
+
+
 NAMED: dict[str, Callable[[Path, str, bool], Found]] = {
     "digits": digits, "mnist": mnist, "cifar10": cifar10, "stl10": stl10, "tiny-imagenet": tiny_imagenet
 }  # fmt: skip
-WITH_PATH: dict[str, Callable[[Path, str], Found]] = {"imagefolder": imagefolder, "parquet": image_parquet}
+WITH_PATH: dict[str, Callable[[Path, str], Found]] = {
+    "imagefolder": imagefolder, "parquet": image_parquet, "shards": shards
+}  # fmt: skip
 DOWNLOADS = ("mnist", "cifar10", "stl10")
 
 

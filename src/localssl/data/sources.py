@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from localssl.data import arrays
+from localssl.data import arrays, shards
 from localssl.data.decode import BadImage, is_colour, shorter_side
 from localssl.data.pixels import ArrayRows, EncodedRows, InMemory, Pixels, Streamed, decode_all
 from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found
@@ -59,6 +60,16 @@ class Images:
         """
         return self.pixels.read(self._checked(index))
 
+    def ahead(self, batches: Sequence[Tensor]) -> Generator[Tensor]:
+        """What ``batch`` gives for each of these indices, one after the other.
+
+        Images that are read from disk are decoded while the ones before are used. Close it where it is left early.
+
+        Raises:
+            IndexError, localssl.errors.RunError: as ``batch``, when the batch that they are about is asked for.
+        """
+        return self.pixels.ahead([self._checked(index) for index in batches])
+
     def subset(self, index: Tensor) -> Images:
         """The images at an int64 index (n,), in its order, with their labels."""
         index = self._checked(index)
@@ -100,6 +111,7 @@ def open_images(
     download: bool = False,
     skip_bad: bool = False,
     memory_limit: int | None = None,
+    processes: int = 1,
 ) -> Images:
     """Opens one part of a data set.
 
@@ -117,6 +129,7 @@ def open_images(
             same class: finding them first takes long.
         memory_limit: bytes that the decoded images may take (uint8); more are decoded whenever they are asked
             for, and as many bytes may then keep encoded ones. None: half of the memory that is free.
+        processes: of this machine that open the same images and share that memory.
 
     Raises:
         UsageError: an unknown name, missing or damaged files, an image that cannot be decoded, bad options.
@@ -134,7 +147,7 @@ def open_images(
     if ":" in data and channels == 3 and isinstance(found.rows, EncodedRows):  # published sets come as they are
         found.rows.refuse_gray = _has_colour(found.rows)
     size = image_size or found.size or _default_size(found.reference, skip_bad)
-    memory = _free_memory() // 2 if memory_limit is None else memory_limit
+    memory = (_free_memory() // 2 if memory_limit is None else memory_limit) // processes
     bytes_needed = len(index) * channels * size * size
     if bytes_needed <= memory:
         images, index, remarks = decode_all(found.rows, index, channels, size, skip_bad)
@@ -154,6 +167,12 @@ def open_images(
     labels = None if found.labels is None else torch.as_tensor(found.labels[index])
     facts = (*found.notes, *notes)
     return Images(data, split, labels, found.classes, (*facts, how), (channels, size, size), pixels, facts)
+
+
+def is_here(data: str) -> bool:
+    """Whether the path of a data set KIND:PATH is there; of a pattern of shards, its first file."""
+    kind, _, path = data.partition(":")
+    return Path(shards.expand(path)[0] if kind == "shards" else path).expanduser().exists()
 
 
 def _of_arrays(data: str, split: str, limit: int | None, download: bool) -> Images:

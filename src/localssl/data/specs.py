@@ -94,7 +94,7 @@ SPECS: dict[str, DataSpec] = {
 
 
 def spec_for(data: str) -> DataSpec:
-    """The defaults of a data set given by name or as ``imagefolder:PATH`` or ``parquet:PATH``."""
+    """The defaults of a data set given by name or as ``imagefolder:PATH``, ``parquet:PATH`` or ``shards:PATH``."""
     return SPECS.get(data, DataSpec())
 
 

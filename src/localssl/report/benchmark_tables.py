@@ -73,6 +73,30 @@ def parallel() -> str:
     return "\n".join([*lines, "", _source("parallel").replace(" 1 threads", " one thread a process")])
 
 
+def large_data() -> str:
+    """Training from disk against training in memory, and what was seen on the way."""
+    found = record("large_data")
+    command = "python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json"
+    if found is None:
+        return f"Not measured yet: `{command}`."
+    lines = ["| image size | from disk, images/s | in memory | ratio | 95 % | repeats |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['size']} | {r['images_per_second']:,.0f} | {r['in_memory']:,.0f} | {r['ratio']:.3f} "
+        f"| {r['low']:.3f} to {r['high']:.3f} | {r['n']} |"
+        for r in found["rows"]
+    ]
+    first, seen = found["rows"][0], found["order"]
+    right = "in the order of seed and epoch" if seen["as_ordered"] and seen["each_once"] else "NOT as ordered"
+    said = (
+        f"`{first['rule']}`, width {first['width']:g}; {found['images']:,} JPEGs of 128 × 128, {found['mib']:,} MiB "
+        f"in shards. An epoch of {seen['steps']:,} batches, stopped after {seen['stopped_at']:,} and resumed in "
+        f"another process, brought every image {right}; resident memory grew by {seen['growth_mib']:.0f} MiB "
+        f"from the tenth batch on."
+    )
+    source = _source("large_data").partition(";")[2]
+    return "\n".join([*lines, "", f"{said} `{command}`;{source}"])
+
+
 def growth() -> str:
     """Exponents of time and memory along every axis, beside those of the arithmetic."""
     found = record("growth")

@@ -33,6 +33,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "memory": ("engine.md", benchmark_tables.memory),
     "pipeline": ("engine.md", benchmark_tables.pipeline),
     "parallel": ("many-machines.md", benchmark_tables.parallel),
+    "large-data": ("many-machines.md", benchmark_tables.large_data),
     "growth": ("engine.md", benchmark_tables.growth),
     "throughput": ("engine.md", benchmark_tables.throughput),
     "inactive": ("engine.md", benchmark_tables.inactive),
