@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments in ([], ["-h"], ["--help"]):
             print(flags.overview(), file=sys.stdout if arguments else sys.stderr)
             return 0 if arguments else 2
-        command = flags.parse(arguments)
+        try:
+            command = flags.parse(arguments)
+        except UsageError as error:
+            return _say(str(error), 2)
         from localssl import commands  # after parsing: --help should not wait for the heavier imports
         from localssl.rules import own
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for

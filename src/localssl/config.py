@@ -38,8 +38,11 @@ class TrainConfig:
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, npz:PATH, or your own,
     PATH.py:NAME."""
     out: Path | None = None
-    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    """Folder of the run: config.yaml, flags.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
+    config: Path | None = None
+    """File of flags, one a line, e.g. rule: clapp++dfb, or a run's folder, whose flags.yaml is read; flags that are
+    given win."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -111,7 +114,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
-        return as_typed("train", self, but=("resume", "dry_run"))
+        return as_typed("train", self, but=("config", "resume", "dry_run"))
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
