@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
@@ -281,26 +280,6 @@ Command = (
     | Annotated[Doctor, subcommand("doctor")]
 )
 
-
-def overview() -> str:
-    """Every command in a line: what ``localssl --help`` shows."""
-    lines = ["usage: localssl COMMAND [flags]", "", *textwrap.wrap(str(localssl.__doc__), 80), ""]
-    for choice in get_args(Command):
-        command, settings = get_args(choice)
-        first = (command.__doc__ or "").splitlines()[0]
-        lines += textwrap.wrap(f"  {settings.name:10s} {first}", 80, subsequent_indent=" " * 13)
-    return "\n".join([*lines, "", *_BESIDE])
-
-
-_BESIDE = (
-    "localssl COMMAND --help     its flags",
-    "localssl --version          the version",
-    "localssl --citation         how to cite, as BibTeX",
-    "localssl --completion SHELL completion for bash, zsh or tcsh",
-    "",
-    "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
-    "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
-)
 
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
