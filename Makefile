@@ -55,6 +55,7 @@ lint: .venv/installed-test
 docs: .venv/installed
 	@echo "== writing the tables of docs/ that are made from the code"
 	.venv/bin/python -m localssl.report.docs_tables docs
+	.venv/bin/python -m localssl.experiments.reproduction docs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -27,7 +27,7 @@ EXAMPLES = {
     "align": ("runs/x", "runs/x --reference bp-clapp++ --batches 20"),
     "compare": (
         "--rules clapp++ lpl ff --data digits --out runs/compare",
-        '--rules "clapp f=softplus" --data digits --out runs/f --report',
+        '--rules "clapp f=softplus" --data digits --out runs/f',
     ),
     "certify": ("--rule clapp++dfb bp-clapp++", "--rule mine.py:MyRule --out mine.csv"),
     "theory": ("", "--full"),
@@ -143,7 +143,7 @@ def _takes(kind: Any) -> str:
         return "|".join(get_args(kind))
     if get_origin(kind) is tuple:
         return f"{_takes(get_args(kind)[0]).removesuffix(' …')} …"
-    return {bool: "", str: "TEXT"}.get(kind, kind.__name__.upper())
+    return {bool: "", str: "TEXT"}.get(kind, str(kind.__name__).upper())
 
 
 def _place(kind: Any) -> bool:
