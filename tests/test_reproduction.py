@@ -19,10 +19,11 @@ def test_up_to_date() -> None:
 
 
 def test_every_figure_and_table_has_a_verdict() -> None:
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ")}
+    lines = [line.strip("| ").split(" | ") for line in reproduction.overview(DOCS / "results").splitlines()]
+    rows = {line[0]: " | ".join(line) for line in lines}
     for name in re.findall(r"^\| ((?:Figure|Table) \w+) \|", (DOCS / "paper.md").read_text("utf-8"), re.MULTILINE):
         if name not in ("Table 1", "Table A1"):  # the formalism and the encoder: no numbers of theirs
-            assert re.match("reproduced|in part|not ", rows[name][7]), name
+            assert re.search(r"\| (reproduced|in part|not )", rows[name]), name
 
 
 def test_commands_are_there() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from localssl.experiments import published
@@ -160,7 +161,7 @@ def fig_a1(results: Path) -> Finding:
     means = [
         sum(curves.of(f"rank {rank}", range(1, 6), panel="five random starts")) / 5 for rank in (1, 2, 4, 8, 16, 32)
     ]
-    holds = all(low <= high for low, high in zip(means, means[1:], strict=False))
+    holds = all(low <= high for low, high in pairwise(means))
     said = " ".join(f"{mean:.2f}" for mean in means)
     return f"mean of layers 1 to 5 at ranks 1, 2, 4, 8, 16, 32: {said}", _verdict(holds)
 
@@ -169,7 +170,7 @@ ENTRIES = (
     Entry("Figure 1E", "accuracy of the family beside others' rules", "reproduce fig5", missing=GPU),
     Entry(
         "Figure 2",
-        "at the optimal B an orthonormal linear network's updates are backpropagation's; not so with conditions dropped",
+        "at the optimal B an orthonormal linear network's updates are backpropagation's; with a condition dropped not",
         "reproduce fig2",
         "the paper's",
         "2026-11-25",
@@ -306,8 +307,8 @@ is in the code: [from the paper to the code](paper.md).
 {overview(results)}
 
 Equations, theorems and Table 1 are checked by tests and by `localssl theory`: [the theory](theory.md), [the
-rules](rules.md). Table A1 (the encoder) and Table A2 (patches) are settings, and the library's defaults. The memory that
-the paper's section 5 leaves to future work is [measured](engine.md).
+rules](rules.md). Table A1 (the encoder) and Table A2 (patches) are settings, and the library's defaults. The memory
+that the paper's section 5 leaves to future work is [measured](engine.md).
 
 ## Accuracies, number by number
 
@@ -348,10 +349,8 @@ def _beside(results: Path, rule: str, data: str, number: Number) -> Finding:
 
 def _commit(results: Path, commit: str) -> str:
     """Commits that a folder's cells noted, or the commit itself."""
-    cells = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / commit / "cells").glob("*.json"))
-    ]
-    noted: Mapping[str, None] = dict.fromkeys(str(cell["environment"]["git"]) for cell in cells) if commit else {}
+    files = (results / commit / "cells").glob("*.json") if commit else []
+    noted = {str(json.loads(file.read_text(encoding="utf-8"))["environment"]["git"]) for file in files}
     return ", ".join(name[:7] for name in sorted(noted)) or commit
 
 
