@@ -18,7 +18,7 @@ FENCE = re.compile(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.D
 TINY = "--epochs 1 --batch-size 16 --limit-images 64 --threads 1"
 ADDED = {
     "train": TINY,
-    "probe": "--limit-images 64 --threads 1",
+    "probe": "--limit-images 300 --threads 1",
     "align": "--batches 2",
     "report": "--images 20",
     "doctor": "--quick",

@@ -30,11 +30,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not all(map(_installed, NEEDED)):
         pytest.skip("no MkDocs Material here: pip install '.[docs]'")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(out),
+    ]  # --quiet hides warnings from --strict, too
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert "WARNING" not in done.stderr
     return out
 
 
