@@ -155,5 +155,6 @@ def test_every_flag_survives_the_file(tmp_path: Path) -> None:
             continue
         choices = [c.strip("'\"") for c in kind.partition("[")[2].partition("]")[0].split(", ")]
         value = values[kind] if kind in values else choices[-1]
+        value = (value,) if kind.startswith("tuple[Literal") else value
         flagfile.write(tmp_path / "f.yaml", dataclasses.replace(TrainConfig(), **{field.name: value}))
         assert flagfile.read(tmp_path / "f.yaml", TrainConfig) == {field.name: value}

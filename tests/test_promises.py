@@ -103,7 +103,7 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root config views epochs width seed out encoder lr batch-size weight-decay optimizer "
     "schedule device precision threads devices nodes across pipeline split staleness probe-every align-every "
-    "limit-images resume skip-bad download dry-run",
+    "limit-images trackers resume skip-bad download dry-run",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out config jobs width labels report",

@@ -48,7 +48,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule"),
         ("several processes", "devices nodes across pipeline split staleness"),
-        ("what is measured and kept on the way", "probe-every align-every checkpoint-every"),
+        ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),
