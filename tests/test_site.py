@@ -62,6 +62,8 @@ def test_what_lies_outside_docs_has_a_page(site: Path) -> None:
     assert "class MyRule" in re.sub(
         "<[^>]*>", "", (site / "source/examples/my_rule.py.html").read_text(encoding="utf-8")
     )
+    notebook = (site / "source/examples/notebooks/own_rule.ipynb.html").read_text(encoding="utf-8")
+    assert 'href="../../../your-own-rule.html"' in notebook
     assert 'href="results/demo/cells/index.html"' in (site / "results.html").read_text(encoding="utf-8")
 
 

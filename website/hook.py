@@ -6,6 +6,7 @@ shown on a page of its own under source/, the folder as a list of its files.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -62,6 +63,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         before, target, after = link.groups()
         if here in AT_THE_TOP and target.startswith("docs/"):
             target = target.removeprefix("docs/")
+        if here.startswith("source/") and "://" not in target:  # a notebook's link to docs/
+            path = Path(os.path.normpath((ROOT / here.removeprefix("source/")).parent / target))
+            if path.is_relative_to(DOCS):
+                return f"{before}{posixpath.relpath(path.relative_to(DOCS).as_posix(), posixpath.dirname(here))}{after}"
         if (place := _place(target, here)) is not None:
             target = posixpath.relpath(_page_of(place), posixpath.dirname(here) or ".")
             after = ")"
@@ -77,7 +82,10 @@ def _place(target: str, page: str) -> Path | None:
     """The file outside docs/, or the folder, that a link of a page means; None: a page or file of the site."""
     if "://" in target or target.startswith("mailto:"):
         return None
-    base = ROOT if page in AT_THE_TOP else (DOCS / page).parent
+    if page.startswith("source/"):
+        base = (ROOT / page.removeprefix("source/")).parent
+    else:
+        base = ROOT if page in AT_THE_TOP else (DOCS / page).parent
     path = Path(os.path.normpath(base / target))
     if path.is_dir():
         return path
@@ -101,6 +109,13 @@ def _shown(place: Path) -> str:
         if place.is_relative_to(DOCS):
             return "\n".join([f"# {name}", "", *(f"- [{path.name}](<{path.name}>)" for path in files)])
         return "\n".join([f"# {name}", "", *(f"- {path.name}" for path in files)])
+    if place.suffix == ".ipynb":
+        cells = json.loads(place.read_text(encoding="utf-8"))["cells"]
+        parts = ["".join(cell["source"]) for cell in cells]
+        shown = [
+            p if c["cell_type"] == "markdown" else f"```python\n{p}\n```" for p, c in zip(parts, cells, strict=True)
+        ]
+        return "\n\n".join([*shown, f"The notebook: `{name}`"])
     text = place.read_text(encoding="utf-8").replace("````", "``` `")
     return f"# {name}\n\n````{LANGUAGES.get(place.suffix, 'text')}\n{text}\n````\n"
 
