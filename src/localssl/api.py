@@ -5,7 +5,7 @@
     run.probe(labels=("10", "all"))
     run.report()
 
-Keywords are the flags with "_" for "-" (``localssl train --help``, or ``help`` of the class in ``localssl.flags``),
+Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in ``localssl.flags``),
 with the same defaults. What the command line prints is printed here, too. Bad input raises
 ``localssl.errors.UsageError``.
 """
