@@ -6,16 +6,19 @@ import dataclasses
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import localssl
-from localssl import api, flags
+from localssl import api, flags, training
+from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
 
 from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+from .compare_util import in_this_process
 
 TINY: dict[str, Any] = {
     "rule": "clapp++",
@@ -83,7 +86,7 @@ def test_the_card_in_a_browser(scheme: str, run: api.TrainedRun, tmp_path: Path)
         assert ink == ("rgb(26, 26, 26)" if scheme == "light" else "rgb(230, 230, 230)")
 
 
-def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (certificate,) = api.certify("clapp++dfb")
     assert certificate.verdict == "local"
     assert all(outcome.passed for outcome in api.theory(cases=1))
@@ -92,7 +95,9 @@ def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert {f.about for f in api.doctor(quick=True)} >= {"versions", "data"}
     estimate = api.dry_run(**TINY)
     assert estimate.steps == 4
-    study = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8, "align_batches": 0}
+    in_this_process(monkeypatch)
+    study: dict[str, Any] = {"data": "digits", "epochs": 0, "seeds": 1, "limit_images": 32, "batch_size": 8}
+    study |= {"align_batches": 0, "width": 0.25, "probe_images": 200, "threads": 1}
     lines = api.compare(out=tmp_path / "c", rules=["clapp++"], **study)
     assert [line.label for line in lines] == ["untrained", "clapp++"]
 
@@ -120,6 +125,48 @@ def test_every_command_is_one_documented_function(name: str) -> None:
     assert absent <= {"runs"}
     with pytest.raises(UsageError, match=r"unknown option of \w+ 'epohcs'"):
         function(*(["x"] if name in ("probe", "align", "export") else []), epohcs=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"optimizer": "adamm"}, "unknown optimizer 'adamm': did you mean 'adam'"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+        ({"across": "proces", "devices": 2}, "unknown across 'proces'"),
+        ({"precision": "32"}, "unknown precision '32'"),
+        ({"epochs": "3"}, "--epochs '3': give a whole number or None"),
+        ({"width": "0.25"}, "--width '0.25': give a number"),
+        ({"batch_size": 16.0}, "--batch-size 16.0: give a whole number"),
+        ({"patches": 4}, "--patches 4: give several in a list, each a whole number or None"),
+        ({"rule_options": "margin=2"}, "--rule-options 'margin=2': give several in a list, each a text"),
+        ({"resume": "no"}, "--resume 'no': give True or False"),
+        ({"seed": True}, "--seed True: give a whole number"),
+    ],
+)
+def test_values_that_no_flag_takes(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """A program may write anything; a misspelt choice trained by another rule of its own."""
+    with pytest.raises(UsageError, match=re.escape(says)):
+        localssl.train(**{**TINY, **options}, out=tmp_path / "x")
+    with pytest.raises(UsageError, match=re.escape(says)):
+        training.train(TrainConfig(**{**TINY, **options}, out=tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        (api.probe, {"protocol": "papr"}, "unknown protocol 'papr': did you mean 'paper'"),
+        (api.probe, {"labels": [10]}, "--labels (10,): give several in a list, each '1' or '10' or 'all'"),
+        (api.align, {"batches": "2"}, "--batches '2': give a whole number"),
+        (api.export, {"split": "tets", "embeddings": True}, "unknown split 'tets': did you mean 'test'"),
+        (api.report, {"images": 0.5}, "--images 0.5: give a whole number"),
+    ],
+)
+def test_values_that_no_other_flag_takes(
+    command: Callable[..., object], options: dict[str, Any], says: str, run: api.TrainedRun
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        command(run.path, **options)
 
 
 def test_errors_are_raised(tmp_path: Path) -> None:

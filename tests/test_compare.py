@@ -34,6 +34,8 @@ from localssl.experiments.rows import Row, Study
 from localssl.report import comparison as report
 from localssl.stats import t_interval
 
+from .compare_util import in_this_process
+
 BREAKS = """
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +58,7 @@ class Breaks(ClappPP):
 
 register("breaks_100%", Breaks)
 """
-SMALL = "--data digits --epochs 1 --seeds 2 --width 0.25 --batch-size 16 --limit-images 64 --probe-images 200"
+SMALL = "--data digits --epochs 1 --width 0.25 --batch-size 16 --limit-images 64 --probe-images 200"
 STUDY = Study("digits", epochs=1, width=0.25, batch_size=16, limit_images=64, probe_images=200, align_batches=2)
 
 
@@ -82,13 +84,15 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = broken / "study"
-    command = f"compare --rules clapp++ breaks_100% {SMALL} --labels 10 all --align-batches 2 --jobs 2 --threads 1"
+    command = (
+        f"compare --rules clapp++ breaks_100% {SMALL} --seeds 1 --labels 10 all --align-batches 2 --jobs 2 --threads 1"
+    )
     assert cli.main([*command.split(), "--out", str(out)]) == 1
     said, errors = capfd.readouterr()
     line = next(i for i, text in enumerate(BREAKS.splitlines(), start=1) if "raise" in text)
     reason = f"ValueError: so it is broken ({broken / 'breaks_of_compare.py'}:{line})"
     assert errors == f"localssl: 1 row failed; breaks_100%: {reason}; logs are in {out / 'runs'}\n"
-    assert "0 of 4 parts are done; running 4, 2 at a time" in said
+    assert "0 of 2 parts are done; running 2, 2 at a time" in said
     assert "Traceback" in (out / "runs" / "breaks_100-s0-").with_name(log_of(out, "breaks")).read_text()
 
     table = {row["rule"]: row for row in rows_of(out / "table.csv")}
@@ -96,16 +100,6 @@ def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.Capt
     assert [row["status"] for row in table.values()] == ["done", "done", "failed"]
     assert table["breaks_100%"]["reason"] == reason
     mine = table["clapp++"]
-    seeds = rows_of(out / "seeds.csv")
-    for budget in ("10", "all"):
-        of: dict[str, list[float]] = {}
-        for row in seeds:
-            if (row["layer"], row["method"], row["labels"]) == ("all", "linear", budget):
-                of.setdefault(row["rule"], []).append(float(row["accuracy"]))
-        gains = [a - b for a, b in zip(of["clapp++"], of["untrained"], strict=True)]
-        for name, values in ((f"accuracy_{budget}", of["clapp++"]), (f"gain_{budget}", gains)):
-            found = [float(mine[name + end]) for end in ("", "_low", "_high")]
-            assert found == pytest.approx(t_interval(values), abs=2e-3)
     record = json.loads((out / "cells" / "clapp++-s0.json").read_text())
     run = localssl.run.open_run(out / "runs" / "clapp++-s0")
     assert int(mine["parameters_encoder"]) == sum(p.numel() for p in run.encoder().parameters())
@@ -125,12 +119,12 @@ def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.Capt
 
     # mended: only its cells are run, from the start; then none
     (broken / "broken").unlink()
-    before = (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns
+    before = (out / "cells" / "clapp++-s0.json").stat().st_mtime_ns
     assert cli.main([*command.split(), "--out", str(out)]) == 0
     said, errors = capfd.readouterr()
     assert errors == ""
-    assert "2 of 4 parts are done; running 2, 2 at a time" in said
-    assert (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns == before
+    assert "1 of 2 parts are done; running 1, 2 at a time" in said
+    assert (out / "cells" / "clapp++-s0.json").stat().st_mtime_ns == before
     assert [row["status"] for row in rows_of(out / "table.csv")] == ["done"] * 3
     assert cli.main([*command.split(), "--out", str(out)]) == 0
     assert "running" not in capfd.readouterr().out
@@ -141,7 +135,7 @@ def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.Capt
     errors = capfd.readouterr().err
     assert "width 0.5 (there: 0.25); use those, or another --out" in errors
     assert errors.count("\n") == 1
-    assert (out / "cells" / "clapp++-s1.json").stat().st_mtime_ns == before
+    assert (out / "cells" / "clapp++-s0.json").stat().st_mtime_ns == before
 
 
 def log_of(out: Path, start: str) -> str:
@@ -180,25 +174,26 @@ def test_refused_before_anything_is_trained(
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts run in this process; the names of those that were asked for."""
-    asked: list[str] = []
+    return in_this_process(monkeypatch)
 
-    def run(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = []
-        for part in parts:
-            file = settings.out / "cells" / f"{part.name}.json"
-            if not file.is_file():
-                asked.append(part.name)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    record = part.work(settings, *part.arguments)
-                except Exception as error:
-                    record = {FAILED: reason_of(error), "anew": True}
-                file.write_text(json.dumps({**record, "task": list(part.arguments)}))
-            records.append(json.loads(file.read_text()))
-        return records
 
-    monkeypatch.setattr(comparison, "run_apart", run)
-    return asked
+def test_intervals_are_of_the_seeds(inline: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    command = f"compare --rules clapp++ {SMALL} --seeds 2 --labels 10 all --align-batches 0 --threads 1 --out {out}"
+    assert cli.main(command.split()) == 0
+    assert len(inline) == 4
+    mine = next(row for row in rows_of(out / "table.csv") if row["rule"] == "clapp++")
+    seeds = rows_of(out / "seeds.csv")
+    for budget in ("10", "all"):
+        of: dict[str, list[float]] = {}
+        for row in seeds:
+            if (row["layer"], row["method"], row["labels"]) == ("all", "linear", budget):
+                of.setdefault(row["rule"], []).append(float(row["accuracy"]))
+        gains = [a - b for a, b in zip(of["clapp++"], of["untrained"], strict=True)]
+        for name, values in ((f"accuracy_{budget}", of["clapp++"]), (f"gain_{budget}", gains)):
+            found = [float(mine[name + end]) for end in ("", "_low", "_high")]
+            assert found == pytest.approx(t_interval(values), abs=2e-3)
+    assert (out / "table.md").read_text().startswith("| rule | accuracy, 10 labels/class (%) |")
 
 
 def test_the_search_never_judges_on_what_was_trained_on(
@@ -482,7 +477,7 @@ def script(folder: Path, *names: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("everyone", [True, False])
 def test_ctrl_c(tmp_path: Path, everyone: bool) -> None:
-    process = script(tmp_path, "slow", "fine")
+    process = script(tmp_path, "slow")
     while process.poll() is None and not (tmp_path / "began").exists():
         time.sleep(0.01)
     if everyone:

@@ -14,8 +14,9 @@ from .train_util import BUILT_IN
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.mark.parametrize("name", docs_tables.TABLES)
+@pytest.mark.parametrize("name", [name for name in docs_tables.TABLES if name != "certificates"])
 def test_up_to_date(name: str) -> None:
+    """All but the certificates, which ``test_certificate.py`` holds against the page rule by rule."""
     text = (DOCS / docs_tables.TABLES[name][0]).read_text(encoding="utf-8")
     assert docs_tables.updated(text, name) == text, "write it anew: python -m localssl.report.docs_tables docs"
 
@@ -35,7 +36,9 @@ def test_rules_from_their_declarations() -> None:
     assert all(line.replace("\\|", "").count("|") == len(docs_tables.HEADER) + 1 for line in lines.values())
 
 
-def test_written_in_place(tmp_path: Path) -> None:
+def test_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: docs_tables.TABLES[name] for name in ("rules", "checks", "step", "memory")}
+    monkeypatch.setattr(docs_tables, "TABLES", few)
     for page, _ in docs_tables.TABLES.values():
         shutil.copy(DOCS / page, tmp_path / page)
     page = tmp_path / "rules.md"

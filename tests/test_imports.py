@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +84,38 @@ def test_imports_point_to_the_right(module: str) -> None:
 )
 def test_a_wrong_import_is_seen(module: str, source: str, found: list[str]) -> None:
     assert wrong(module, source) == found
+
+
+ALONE = """
+import importlib, os, sys
+for unit in sys.argv[1:]:
+    package, *modules = unit.split(",")
+    importlib.import_module(package)
+    rest = [module for module in modules if module not in sys.modules]
+    for module in rest:
+        if (child := os.fork()) == 0:
+            importlib.import_module(module)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{module} cannot be imported first")
+    for module in rest:
+        importlib.import_module(module)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process for every module")
+def test_modules_import_alone() -> None:
+    """No module leans on another of its package having been imported first: none is part of a circle.
+
+    What stands to the right of a package is there already. It has been loaded without the package, so that no circle
+    leads through both.
+    """
+    units: dict[str, list[str]] = {}
+    for name in sorted(MODULES, key=lambda name: -layers().get(name.partition(".")[0], 0)):
+        if name not in OPEN:
+            unit = name.partition(".")[0]
+            units.setdefault(unit, [f"localssl.{unit}"]).append(f"localssl.{name}")
+    assert {"experiments", "training", "oracle"} <= set(units)
+    words = [",".join(names) for names in units.values()]
+    done = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,21 +9,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from localssl.errors import UsageError
+from localssl import pipeline
+from localssl.errors import RunError, UsageError
+from localssl.run import build, resolve
+from localssl.training import train
 
 from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, weights
 
+proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for a process's children")
 FLAGS = "--rule clapp++dfb --data digits --width 0.25 --epochs 200 --threads 1 --batch-size 16 --devices 2"
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need not import everything anew; those of a command are started as always."""
+    monkeypatch.setattr("localssl.launch.START", "fork")
 
 
 def test_two_processes_and_then_one(tmp_path: Path) -> None:
     """Views and negatives follow from seed, step and process alone, so a resumed run is the same run, bit for bit."""
-    drawn = {"rule_options": ("negatives=random",)}
+    drawn: dict[str, Any] = {"rule_options": ("negatives=random",)}
     whole = run_tiny(tmp_path / "whole", devices=2, **drawn)
     assert json.loads((whole.path / "manifest.json").read_text())["processes"] == 2
     assert steps(whole.path) == [4, 8]
@@ -44,13 +56,19 @@ def test_each_process_by_itself(tmp_path: Path) -> None:
     assert all(torch.isfinite(w).all() for w in weights(apart.path).values())
 
 
-def begun(out: Path) -> subprocess.Popen[str]:
-    """A run in two processes that is well on its way."""
+def started(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a run, as far as they are there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(p) for p in children if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+
+
+def begun(out: Path, far: Callable[[subprocess.Popen[str]], object] | None = None) -> subprocess.Popen[str]:
+    """A run in two processes that is well on its way, or as far as is asked for."""
     command = [sys.executable, "-m", "localssl", "train", *shlex.split(FLAGS), "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while process.poll() is None and not rows(out):
+    while process.poll() is None and not (far(process) if far else rows(out)):
         time.sleep(0.05)
     return process
 
@@ -65,17 +83,23 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert last_state(tmp_path / "x")["step"] > 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for a process's children")
+@proc
+def test_ctrl_c_while_they_start(tmp_path: Path) -> None:
+    process = begun(tmp_path / "x", lambda process: len(started(process)) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+
+
+@proc
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     process = begun(tmp_path / "x")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    trains = [int(p) for p in children if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
-    os.kill(trains[-1], signal.SIGKILL)
+    os.kill(started(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1, errors
     assert "ended" in errors
-    assert "go on with: " in errors or "SIGKILL" in errors
+    assert "go on with: " in errors
     last_state(tmp_path / "x")
 
 
@@ -86,11 +110,85 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"devices": 16}, "--batch-size 16 is the whole batch: .* 2 images or more for each"),
         ({"devices": 2, "pipeline": 2}, "--pipeline and --devices do not go together"),
+        ({"devices": 2, "staleness": 1, "rule": "clapp++dfb"}, "--staleness and --devices do not go together"),
+        ({"across": "process"}, "--across process goes with --devices"),
     ],
 )
-def test_refusals(changes: dict[str, int], says: str, tmp_path: Path) -> None:
-    from localssl.training import train
-
+def test_refusals(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
         train(tiny(tmp_path / "x", **changes))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_with_staleness_stays_in_one_process(tmp_path: Path) -> None:
+    """Of one that goes on, too, where the flag is not typed again: every process would learn by itself."""
+    config, _ = resolve(tiny(tmp_path / "x", rule="clapp++dfb", staleness=1))
+    with pytest.raises(UsageError, match="--staleness 1 and --devices do not go together"):
+        pipeline.divide(build(config), tiny(tmp_path / "x", devices=2, resume=True), config)
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "says"),
+    [
+        (TORCHRUN, {}, "torchrun started 2 processes, --devices times --nodes is 1"),
+        (TORCHRUN, {"pipeline": 2}, "torchrun started 2 processes, --devices times --nodes is 1"),
+        (TORCHRUN, {"devices": 4}, "torchrun started 2 processes, --devices times --nodes is 4"),
+        ({"SLURM_NTASKS": "3"}, {"devices": 2}, "SLURM started 3 processes, --devices times --nodes is 2"),
+        ({"SLURM_NTASKS": "2"}, {"devices": 2}, "SLURM must know .* --ntasks-per-node=2"),
+        ({}, {"nodes": 2}, "--nodes 2 needs MASTER_ADDR, MASTER_PORT, NODE_RANK"),
+        (ADDRESS, {"nodes": 2}, "--nodes 2 needs NODE_RANK"),
+        (ADDRESS | {"NODE_RANK": "2"}, {"nodes": 2}, "NODE_RANK=2: --nodes 2 are 0 to 1"),
+    ],
+)
+def test_who_would_wait_for_ever(
+    environment: dict[str, str], changes: dict[str, int], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=says):
+        train(tiny(tmp_path / "x", **changes))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_of_one_process_in_a_larger_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert steps(run_tiny(tmp_path / "x", epochs=1).path) == [0, 4]
+
+
+def test_the_process_that_failed_is_the_one_that_says_why(tmp_path: Path) -> None:
+    """Not the first one, which sees no more than that the other is gone."""
+    (tmp_path / "own.py").write_text(
+        "import torch.distributed as dist\n\n\ndef half(x):\n    return x[: len(x) // (1 + dist.get_rank())]\n"
+    )
+    with pytest.raises(RunError, match=r"^view own\.py:half returned of shape"):
+        run_tiny(tmp_path / "x", devices=2, views=f"{tmp_path / 'own.py'}:half")
+
+
+BOX = """
+import torch.distributed as dist
+from torch import nn
+
+from localssl.blocks import BlackBox
+
+
+def device(x):
+    return x if dist.get_rank() == 0 or len(x) < 16 else x[:1]  # no batch, a trial: fine
+
+
+def net(input_shape):
+    box = BlackBox(device, (4, input_shape[1], input_shape[2]))
+    return [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), nn.Sequential(box, nn.Conv2d(4, 4, 1), nn.ReLU())]
+"""
+
+
+def test_a_black_box_that_fails_in_another_process(tmp_path: Path) -> None:
+    """Only the first process writes, and it cannot any more: nothing is said to be saved."""
+    (tmp_path / "own.py").write_text(BOX)
+    encoder: dict[str, Any] = {"encoder": f"{tmp_path / 'own.py'}:net", "width": 1.0, "patches": (2, 2)}
+    with pytest.raises(RunError, match=r"black box 'device' .* in step 1; the last checkpoint is untouched: "):
+        run_tiny(tmp_path / "x", devices=2, **encoder)
+    assert steps(tmp_path / "x") == [0]

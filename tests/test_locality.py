@@ -13,7 +13,7 @@ from localssl.credit import CREDITS
 from localssl.learner import Learner
 from localssl.rules import ScoreRule
 
-from .util import N, small_learner, views
+from .util import HeldOutput, N, small_learner, views
 
 LOCAL = [name for name in localssl.rules.names() if localssl.rules.get(name).credit == "local"]
 END_TO_END = [name for name in localssl.rules.names() if localssl.rules.get(name).credit == "backprop"]
@@ -22,22 +22,6 @@ NETWORKS = ["vgg", "mlp"]
 NEGATIVES = torch.tensor([4, 1, 1, 0, 5, 2])
 LABELS = torch.arange(N)
 LAYERS = 3
-
-
-class HeldOutput(nn.Module):
-    """A block whose output is held at a value while its graph stays whole: held + (z - z), and z - z is exactly 0.
-
-    It holds the reference of a feedback rule fixed while everything above a block changes. A gradient that leaked down
-    from the last layer's loss would still pass, through the changed weights.
-    """
-
-    def __init__(self, block: nn.Module, held: Tensor) -> None:
-        super().__init__()
-        self.block, self.held = block, held
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.block(x)
-        return self.held + (z - z.detach())
 
 
 def run(learner: Learner) -> None:

@@ -101,7 +101,8 @@ def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
 @pytest.mark.parametrize(("size", "cases"), [(2, list(CASES)), (3, ["clapp++both", "bp-simclr"])])
 def test_as_one_process(size: int, cases: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (size, folder, cases), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+        # processes that need not import everything anew
+        mp.start_processes(work, (size, folder, cases), nprocs=size, start_method="fork")  # pyright: ignore
         results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
     for case in cases:
         one = trained(case, None)

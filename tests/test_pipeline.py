@@ -220,6 +220,7 @@ def test_nan_in_another_process(tmp_path: Path) -> None:
         ({"pipeline": 2, "split": (2, 2)}, "--split 2 2: give 2 numbers of 1 or more that sum to the 5 blocks"),
         ({"pipeline": 2, "split": (5, 0)}, "--split 5 0: give 2 numbers"),
         ({"split": (2, 3)}, "--split goes with --pipeline"),
+        ({"pipeline": 1, "split": (5,)}, "--split goes with --pipeline"),
         ({"staleness": -1, "rule": "clapp++dfb"}, "--staleness -1: use 0 or more"),
         ({"staleness": 1}, r"--staleness 1: no block of 'clapp\+\+' waits"),
         ({"staleness": 1, "rule": "clapp++dfb", "engine": "autograd"}, "--staleness 1: engine 'autograd' cannot"),
@@ -252,6 +253,7 @@ def test_groups_are_balanced() -> None:
     assert split.groups([5, 1, 1, 1, 4], 2) == [range(2), range(2, 5)]
     assert split.groups([1, 1, 8, 1, 1], 3) == [range(2), range(2, 3), range(3, 5)]
     assert split.groups([3, 1], 1) == [range(2)]
+    assert split.groups([1.0] * 60, 30) == [range(i, i + 2) for i in range(0, 60, 2)]  # more ways than can be tried
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def test_paper_protocol_beats_chance_and_leaves_the_encoder_alone(digits: tuple[
     assert reports[-1][2] < reports[0][2] < 2.4
     for words in ("300 training labels", "affine", "Adam 0.003", "6 epochs", "after the last epoch"):
         assert words in result.protocol
-    again = paper(encoder, *digits, epochs=6, lr=3e-3)
-    assert again.rows == result.rows
+    once, again = (paper(encoder, *digits, epochs=1, lr=3e-3) for _ in range(2))
+    assert once.rows == again.rows != result.rows
 
 
 def test_paper_protocol_is_adam_on_each_layers_features_alone(digits: tuple[Images, Images]):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import pkgutil
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -204,20 +201,3 @@ def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_needs_three_flags_only() -> None:
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(TrainConfig))
     assert (TrainConfig().width, TrainConfig().seed, TrainConfig().schedule) == (1.0, 0, "constant")
-
-
-ALONE = """
-import importlib, sys
-for module in sys.argv[1:]:
-    for loaded in [name for name in sys.modules if name.split(".")[0] == "localssl"]:
-        del sys.modules[loaded]
-    importlib.import_module(module)
-"""
-
-
-def test_modules_import_alone() -> None:
-    """No module leans on another having been imported first: none is part of a circle."""
-    modules = sorted(m.name for m in pkgutil.walk_packages(localssl.__path__, "localssl.") if "__main__" not in m.name)
-    assert "localssl.training" in modules
-    done = subprocess.run([sys.executable, "-c", ALONE, *modules], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

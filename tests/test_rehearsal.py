@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from localssl.errors import RunError
 from localssl.learner import Learner
 from localssl.loop import Loop
 
+from .sources_util import pictures, write_files
 from .train_util import rows, run_tiny, tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -89,6 +91,7 @@ def test_what_train_refuses_is_refused(apart: Path, capsys: Capture) -> None:
         ("--data digits", "train needs --rule and --data"),
         ("--rule clapp++ --data digits --batch-size 1", "a batch of one image"),
         ("--rule clapp++ --data digits --devices 2 --device cpu", "leave out --devices, --nodes and --pipeline"),
+        ("--rule clapp++ --data digits --resume", "--resume goes on with the run in --out"),
         ("--rule clapp++ --data digits --limit-images 20", "fewer than a batch"),
     ):
         assert main(["train", "--dry-run", *flags.split()]) == 2, flags
@@ -103,6 +106,15 @@ def test_a_run_that_goes_on(apart: Path) -> None:
     run_tiny(apart / "x", epochs=1)
     found = rehearsal.rehearse(tiny(apart / "x", epochs=3, resume=True), quiet)
     assert found.steps == 8
+
+
+def test_a_run_that_goes_on_finds_its_data(apart: Path) -> None:
+    """Where they were, as training does."""
+    write_files(apart / "data" / "stl10_binary", {"unlabeled_X.bin": pictures(4, 96, 96).tobytes()})
+    given: dict[str, Any] = {"data": "stl10", "batch_size": 2, "width": 0.02, "limit_images": None, "image_size": 32}
+    run_tiny(apart / "x", epochs=0, data_root=apart / "data", **given)
+    found = rehearsal.rehearse(tiny(apart / "x", epochs=1, resume=True, **given), quiet)
+    assert (found.images, found.steps) == (4, 2)
 
 
 def test_a_full_memory(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from localssl.rules.bp_clapp_pp import BpClappPP
 from localssl.rules.predictive_coding import IncrementalPredictiveCoding, PredictiveCoding
 
 from .train_util import run_tiny
-from .util import PATCHES, SHAPE, N, compare, run_oracle, small_encoder, small_learner, usage_error, views
+from .util import PATCHES, SHAPE, HeldOutput, N, compare, run_oracle, small_encoder, small_learner, usage_error, views
 
 NEGATIVES = torch.tensor([4, 1, 1, 0, 5, 2])
 LABELS = torch.tensor([3, 1, 3])
@@ -138,9 +138,8 @@ def test_the_last_block_and_its_projection_learn_by_backpropagation(name: str, n
     assert F.cosine_similarity(found[0][kind].flatten(), expected[0][kind].flatten(), dim=0) < 0.999
 
 
-@pytest.mark.parametrize("network", PATCHES)
-def test_fa_through_the_forward_weights_is_backpropagation(network: str) -> None:
-    learner = small_learner(network, localssl.rules.get("fa"))
+def assert_backprop_through_forward_weights(learner: Learner) -> None:
+    """With the forward weights for the backward ones, fa's update is backpropagation's."""
     with torch.no_grad():
         for module, part in zip(weighted(learner.encoder), learner.projections["backward"], strict=True):
             part.weight.copy_(module.weight)
@@ -149,6 +148,12 @@ def test_fa_through_the_forward_weights_is_backpropagation(network: str) -> None
     for block, wanted in zip(gradients(learner), expected, strict=True):
         for kind, value in block.items():
             torch.testing.assert_close(value, wanted[kind], rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("network", PATCHES)
+def test_fa_through_the_forward_weights_is_backpropagation(network: str) -> None:
+    learner = small_learner(network, localssl.rules.get("fa"))
+    assert_backprop_through_forward_weights(learner)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -181,14 +186,7 @@ def test_residual_and_other_blocks_and_padding_modes() -> None:
     torch.manual_seed(0)
     encoder = Encoder.from_blocks([nn.Conv2d(2, 3, 3, stride=2, groups=1), Residual(), Residual()]).double()
     learner = Learner(encoder, localssl.rules.get("fa"), SHAPE)
-    with torch.no_grad():
-        for module, part in zip(weighted(encoder), learner.projections["backward"], strict=True):
-            part.weight.copy_(module.weight)
-    expected = of_backprop(learner, BpClappPP())
-    learner.accumulate_grads(*views(), NEGATIVES)
-    for block, wanted in zip(gradients(learner), expected, strict=True):
-        for kind, value in block.items():
-            torch.testing.assert_close(value, wanted[kind], rtol=1e-10, atol=1e-15)
+    assert_backprop_through_forward_weights(learner)
 
 
 def test_backward_weights_are_fixed_and_signs_are_not() -> None:
@@ -205,18 +203,6 @@ def test_backward_weights_are_fixed_and_signs_are_not() -> None:
     learner.zero_grad(set_to_none=True)
     learner.accumulate_grads(*views())
     assert not torch.equal(gradients(learner)[0]["0.weight"], first[0]["0.weight"])
-
-
-class Held(nn.Module):
-    """A block whose output is held at a value while its graph stays."""
-
-    def __init__(self, block: nn.Module, value: Tensor) -> None:
-        super().__init__()
-        self.block, self.value = block, value
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.block(x)
-        return self.value + (z - z.detach())
 
 
 @pytest.mark.parametrize("name", ["dfa", "fa", "sign-symmetric", "bp-clapp++"])
@@ -239,7 +225,7 @@ def test_feedback_does_not_hear_of_forward_weights(name: str) -> None:
                 for block in learner.encoder.blocks[1:]:
                     for parameter in block.parameters():
                         parameter.add_(torch.randn_like(parameter))
-        learner.encoder.blocks[-1] = Held(learner.encoder.blocks[-1], value)
+        learner.encoder.blocks[-1] = HeldOutput(learner.encoder.blocks[-1], value)
         learner.accumulate_grads(*views(), NEGATIVES)
         found.append(gradients(learner)[0]["0.weight"])
     assert torch.equal(found[0], found[1]) == (name != "bp-clapp++")

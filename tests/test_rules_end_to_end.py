@@ -16,7 +16,7 @@ from localssl.learner import Learner
 
 from .sources_util import pictures, write_files
 from .train_util import run_tiny
-from .util import PATCHES, compare, run_oracle, small_learner, usage_error, views
+from .util import PATCHES, assert_derivative, compare, run_oracle, small_learner, usage_error, views
 
 LABELS = torch.tensor([2, 0, 2])
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,17 +66,11 @@ def test_the_oracles_gradients_are_those_of_its_losses(case: str) -> None:
         if block is None:
             parameters += list(learner.projections.parameters())
             wanted += [g for grads in base.projection_grads.values() for g in grads]
-        directions = [torch.randn_like(p) for p in parameters]
-        ends: list[float] = []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                for p, v in zip(parameters, directions, strict=True):
-                    p.add_(v, alpha=step)
-                ends.append(float(run_oracle(learner, name, a, b, None, **given).losses[block or 0]))
-                for p, v in zip(parameters, directions, strict=True):
-                    p.sub_(v, alpha=step)
-        along = sum(float((torch.as_tensor(g) * v).sum()) for g, v in zip(wanted, directions, strict=True))
-        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(along, rel=1e-5), block
+        assert_derivative(
+            parameters,
+            wanted,
+            lambda block=block: float(run_oracle(learner, name, a, b, None, **given).losses[block or 0]),
+        )
 
 
 def test_lpl_by_torchs_own_covariance() -> None:

@@ -24,6 +24,7 @@ from .util import (
     SHAPE,
     N,
     assert_close_report,
+    assert_derivative,
     compare,
     numpy,
     run_oracle,
@@ -170,17 +171,9 @@ def test_the_oracles_gradients_are_those_of_its_losses(case: str) -> None:
         for key, modules in learner.projections.items():
             parameters.append(modules[layer].weight)
             wanted.append(base.projection_grads[key][layer])
-        directions = [torch.randn_like(p) for p in parameters]
-        ends: list[float] = []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                for p, v in zip(parameters, directions, strict=True):
-                    p.add_(v, alpha=step)
-                ends.append(float(ask(learner, None, seed=4, **held).losses[layer]))
-                for p, v in zip(parameters, directions, strict=True):
-                    p.sub_(v, alpha=step)
-        along = sum(float((torch.as_tensor(g) * v).sum()) for g, v in zip(wanted, directions, strict=True))
-        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(along, rel=1e-5), layer
+        assert_derivative(
+            parameters, wanted, lambda layer=layer: float(ask(learner, None, seed=4, **held).losses[layer])
+        )
 
 
 def test_by_hand() -> None:

@@ -49,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_is_a_folder(run: Run) -> None:
     names = {
         "config.yaml",
+        "flags.yaml",
         "metrics.csv",
         "checkpoint",
         "encoder.safetensors",
@@ -196,15 +197,20 @@ def test_precisions(run: Run, tmp_path: Path) -> None:
     assert localssl.load(double.path).blocks[0](torch.zeros(1, 1, 16, 16)).dtype == torch.float32
 
 
+def first_batch(run: Run) -> Learner:
+    """The learner that a run of one batch began with, and the gradients of that batch."""
+    learner, images = build(run.config), run.images("train", limit=16)
+    checkpoint.seed_rng(1)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    learner.accumulate_grads(*run.views()(images.batch(order)))
+    return learner
+
+
 def test_a_step_is_one_gradient_step(tmp_path: Path) -> None:
     """One batch of SGD by hand: the run's seed gives weights, order and views, in this order."""
     once = run_tiny(tmp_path / "x", rule="clapp++both", optimizer="sgd", lr=0.1, epochs=1, limit_images=16)
-    learner, images = build(once.config), once.images("train", limit=16)
-    checkpoint.seed_rng(1)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    learner.accumulate_grads(*once.views()(images.batch(order)))
     trained = once.trained_learner()[0].state_dict()
-    for name, parameter in learner.named_parameters():
+    for name, parameter in first_batch(once).named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(trained[name], (parameter - 0.1 * parameter.grad).detach())
 
@@ -238,12 +244,8 @@ def test_weight_decay(tmp_path: Path) -> None:
 def test_decay_in_the_gradient(tmp_path: Path) -> None:
     """Adam's first step under adam-l2, by hand: down lr · g / (|g| + eps), g the gradient and the decayed weight."""
     once = run_tiny(tmp_path / "x", lr=0.1, weight_decay=0.5, optimizer="adam-l2", epochs=1, limit_images=16)
-    learner, images = build(once.config), once.images("train", limit=16)
-    checkpoint.seed_rng(1)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    learner.accumulate_grads(*once.views()(images.batch(order)))
     trained = once.trained_learner()[0].state_dict()
-    for name, parameter in learner.named_parameters():
+    for name, parameter in first_batch(once).named_parameters():
         assert parameter.grad is not None
         g = (parameter.grad + 0.5 * parameter).detach()
         torch.testing.assert_close(trained[name], parameter.detach() - 0.1 * g / (g.abs() + 1e-8), rtol=1e-4, atol=1e-5)

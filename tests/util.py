@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,3 +157,34 @@ def compare(
 def usage_error(match: str) -> Any:
     """A ``UsageError`` of one line that matches."""
     return pytest.raises(UsageError, match=rf"^(?=[^\n]*{match})[^\n]+$")
+
+
+def assert_derivative(parameters: Sequence[Tensor], gradients: Sequence[Any], loss: Callable[[], float]) -> None:
+    """The difference quotient of a loss along a random direction is what the gradients say."""
+    directions = [torch.randn_like(p) for p in parameters]
+    ends: list[float] = []
+    for step in (1e-6, -1e-6):
+        with torch.no_grad():
+            for p, v in zip(parameters, directions, strict=True):
+                p.add_(v, alpha=step)
+            ends.append(loss())
+            for p, v in zip(parameters, directions, strict=True):
+                p.sub_(v, alpha=step)
+    along = sum(float((torch.as_tensor(g) * v).sum()) for g, v in zip(gradients, directions, strict=True))
+    assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(along, rel=1e-5)
+
+
+class HeldOutput(nn.Module):
+    """A block whose output is held at a value while its graph stays whole: held + (z - z), and z - z is exactly 0.
+
+    It holds the reference of a feedback rule fixed while everything above a block changes. A gradient that leaked down
+    from the last layer's loss would still pass, through the changed weights.
+    """
+
+    def __init__(self, block: nn.Module, held: Tensor) -> None:
+        super().__init__()
+        self.block, self.held = block, held
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.block(x)
+        return self.held + (z - z.detach())

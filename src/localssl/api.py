@@ -23,6 +23,7 @@ from localssl import commands, flagfile, flags, rehearsal, training
 from localssl import run as runs
 from localssl.certificate import Certificate
 from localssl.checkup import Finding
+from localssl.config import check_kinds
 from localssl.errors import unknown
 from localssl.evaluate import AlignResult
 from localssl.probe import ProbeResult
@@ -83,7 +84,8 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
     Keywords win over the file that ``config`` names.
 
     Raises:
-        UsageError: a keyword that the command has no flag for, a file that cannot be taken.
+        UsageError: a keyword that the command has no flag for, a value that the flag does not take, a file that cannot
+            be taken.
     """
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
@@ -99,7 +101,9 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
-    return kind(**values)
+    made = kind(**values)
+    check_kinds(made)  # pyright: ignore[reportArgumentType]
+    return made
 
 
 @_takes(flags.TrainConfig)
@@ -107,7 +111,7 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
     """Train an encoder and leave everything in the folder ``out``: ``localssl train``.
 
     Args:
-        report: receives one-line remarks.
+        report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
         options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides.
 
     Returns:

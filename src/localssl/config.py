@@ -7,6 +7,8 @@ import json
 import shlex
 import shutil
 import sys
+import types
+import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +140,48 @@ def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) 
         several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
         words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
     return f"localssl {shlex.join(words)}"
+
+
+def check_kinds(flags: DataclassInstance) -> None:
+    """Refuse values that the command line could not have given: a program may write anything.
+
+    Raises:
+        UsageError: names the first flag of another type, or a choice that is none.
+    """
+    for name, kind in typing.get_type_hints(type(flags)).items():
+        value = getattr(flags, name)
+        if _is_of(value, kind):
+            continue
+        choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
+        if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
+            raise unknown(name, value, choices)
+        raise UsageError(f"--{name.replace('_', '-')} {value!r}: give {in_words(kind)}")
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_of(value, one) for one in inner)
+    if origin is tuple:  # all are (KIND, ...)
+        return isinstance(value, tuple) and all(_is_of(item, inner[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def in_words(kind: Any) -> str:
+    """A type, for someone who gave another: "a whole number"."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(in_words, inner))
+    if origin is tuple:
+        return f"several in a list, each {in_words(inner[0])}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return words.get(kind, "None")
 
 
 def program() -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import yaml
 
-from localssl.config import FORMAT
+from localssl.config import FORMAT, in_words
 from localssl.errors import UsageError, unknown
 from localssl.files import write_text
 
@@ -59,7 +59,7 @@ def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
         try:
             found[name] = _typed(value, hints[name])
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{path}: {key} is {value!r}, expected {_words(hints[name])}") from error
+            raise UsageError(f"{path}: {key} is {value!r}, expected {in_words(hints[name])}") from error
     return found
 
 
@@ -126,15 +126,3 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _words(kind: Any) -> str:
-    """A type in a few words."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in UNIONS:
-        return _words(next(k for k in inner if k is not types.NoneType))
-    if origin is tuple:
-        return f"a list, of {_words(inner[0])} each" + (", or NAME: VALUE" if inner[0] is str else "")
-    if origin is Literal:
-        return f"one of {', '.join(inner)}"
-    return {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a text")

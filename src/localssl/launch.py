@@ -26,6 +26,7 @@ from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Lost, Processes
 
+START = "spawn"  # CUDA allows no other
 PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
@@ -38,6 +39,33 @@ def started_by_others() -> bool:
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse processes that would wait for others which nobody starts, or train the same run twice.
+
+    Raises:
+        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others.
+    """
+    count, environ = config.devices * config.nodes, os.environ
+    by_torchrun = TorchElasticEnvironment.detect()
+    if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
+        name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
+        there = environ.get(started, "1")
+        if there != str(count):
+            raise UsageError(f"{name} started {there} processes, --devices times --nodes is {count}; give as many")
+        if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
+            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.devices}")
+        return
+    if config.nodes == 1:
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not environ.get(name)]:
+        raise UsageError(
+            f"--nodes {config.nodes} needs {', '.join(missing)} in the environment: address and port of the first "
+            f"machine, and this one's number; docs/many-machines.md shows how"
+        )
+    if environ["NODE_RANK"] not in map(str, range(config.nodes)):
+        raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
 def launch(config: TrainConfig, work: Work) -> None:
     """Call ``work`` (to be pickled) with the processes and this one's number on its machine, in every process.
 
@@ -46,16 +74,19 @@ def launch(config: TrainConfig, work: Work) -> None:
     Raises:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
     """
-    strategy = DDPStrategy(start_method="popen" if started_by_others() else "spawn", timeout=PATIENCE)
+    strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
         return
-    with tempfile.TemporaryDirectory() as folder, _forwarded():
+    with tempfile.TemporaryDirectory() as folder, _forwarded() as stopped:
         try:
             fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise (_said(Path(folder)) or _ended(error)) from error
+            said = _said(Path(folder)) or _ended(error)
+            if stopped.is_set() and isinstance(said, Lost):  # before there was anything to save
+                raise KeyboardInterrupt from error
+            raise said from error
 
 
 def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
@@ -86,37 +117,38 @@ def _said(folder: Path) -> BaseException | None:
 def _ended(error: Exception) -> Exception:
     """A process that an exception ended is a bug, and says so; one that was killed is not."""
     if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
-        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else ""
+        guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
+        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else guard
         return Lost(f"process {error.error_index} of the run was ended{by}")
     return error
 
 
 @contextmanager
-def _forwarded() -> Generator[None]:
+def _forwarded() -> Generator[threading.Event]:
     """Ctrl-C goes to the started processes as SIGTERM, upon which they save and end; this one waits for them.
 
-    They inherit that SIGINT is blocked, or a terminal would send it to each of them besides.
+    They inherit that SIGINT is blocked, or a terminal would send it to each of them besides. Yields whether one came.
     """
+    stopped, done = threading.Event(), threading.Event()
     if not hasattr(signal, "sigtimedwait"):
-        yield
+        yield stopped
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
             if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                stopped.set()
                 for process in multiprocessing.active_children():
                     process.terminate()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with interrupts.blocked():
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield stopped
+        finally:
+            done.set()
+            watcher.join()
 
 
 def speaks() -> bool:

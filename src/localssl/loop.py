@@ -158,6 +158,8 @@ class Loop:
     def may_fail(self) -> Generator[None]:
         """A step in which a black box may give no answer: then the run is saved as it was before the step.
 
+        By the process that writes: where another's box fails, that one is in the middle of the step.
+
         Raises:
             RunError: it gave none.
         """
@@ -167,9 +169,9 @@ class Loop:
         except BlackBoxError as error:
             checkpoint.set_rng_state(before)
             self.save()
+            kept = "the run is saved as it was before" if self.speaks else "the last checkpoint is untouched"
             raise RunError(
-                f"{error} in step {self.step + 1}; the run is saved as it was before: mend that, then go on with: "
-                f"{self.resume_command}"
+                f"{error} in step {self.step + 1}; {kept}: mend that, then go on with: {self.resume_command}"
             ) from error
 
     def order(self, epoch: int) -> list[Tensor]:

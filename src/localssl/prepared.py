@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from localssl import devices
 from localssl.config import RunConfig
@@ -53,7 +54,8 @@ def prepare(config: RunConfig, device: str, process: int = 0) -> Prepared:
     """Build everything anew; of several CUDA devices a process takes the one of its number."""
     chosen = devices.choose(device)
     index = [process % torch.cuda.device_count()] if chosen.type == "cuda" else 1
-    fabric = Fabric(accelerator=device, devices=index, precision=config.precision)  # pyright: ignore[reportArgumentType]
+    alone = LightningEnvironment()  # whatever the SLURM job around it is
+    fabric = Fabric(accelerator=device, devices=index, precision=config.precision, plugins=alone)  # pyright: ignore[reportArgumentType]
     learner = build(config)
     optimizer = _optimizer(config, learner)
     fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper

@@ -16,7 +16,7 @@ from localssl import devices, metrics
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.loop import Loop
-from localssl.resume import begin
+from localssl.resume import begin, found_again
 from localssl.run import check
 
 WARM, LEAST, SECONDS = 3, 5, 10.0  # steps that are not timed; steps that are, at least, and for about how long
@@ -69,11 +69,14 @@ def rehearse(config: TrainConfig, report: Callable[[str], None] = print) -> Esti
     check(config)
     if config.devices * config.nodes > 1 or config.pipeline:
         raise UsageError("--dry-run runs in one process: leave out --devices, --nodes and --pipeline")
+    if config.resume and config.out is None:
+        raise UsageError("--resume goes on with the run in --out; give both")
     devices.choose(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory(prefix="localssl-") as folder:
-        resolved, images, state = begin(config, config.out or Path(folder) / "run", report)
+        out = config.out or Path(folder) / "run"
+        resolved, images, state = begin(found_again(config, out), out, report)
         for note in images.notes:
             report(note)
         try:

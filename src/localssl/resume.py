@@ -15,7 +15,7 @@ from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.errors import UsageError
-from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, train_split
+from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, stored_root, train_split
 
 # May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
 FREE = ("skip_bad", "probe_every", "align_every", "mean", "std", "engine")
@@ -63,6 +63,13 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
             report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
     check_memory(resolved)
     return resolved, images, state
+
+
+def found_again(config: TrainConfig, out: Path) -> TrainConfig:
+    """For a run that goes on: the data are where they were, unless the user says otherwise."""
+    if not config.resume or config.data_root is not None:
+        return config
+    return dataclasses.replace(config, data_root=stored_root(out))
 
 
 def _check_folder(out: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from localssl import checkpoint, devices, encoders, own, rules, trackers
 from localssl import engine as engines
 from localssl.blocks import black_boxes
-from localssl.config import RunConfig, TrainConfig, parse_options
+from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
@@ -216,11 +216,12 @@ def train_split(data: str) -> str:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse numbers that no run can have.
+    """Refuse values that no run can have.
 
     Raises:
         UsageError: names the flag and what it takes.
     """
+    check_kinds(config)
     trackers.check(config.trackers)
     c, inf = config, math.inf
     for name, fine, advice in (
@@ -243,14 +244,18 @@ def check(config: TrainConfig) -> None:
     ):
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
-    if c.devices * c.nodes > 1 and (c.pipeline or 1) > 1:
-        raise UsageError("--pipeline and --devices do not go together yet; leave one of them out")
+    several = c.devices * c.nodes > 1
+    for flag, given in (("pipeline", (c.pipeline or 1) > 1), ("staleness", c.staleness)):
+        if several and given:
+            raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
+    if c.across == "process" and not several:
+        raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
     if c.batch_size % (c.devices * c.nodes) or c.batch_size < 2 * c.devices * c.nodes:
         raise UsageError(
             f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
             f"2 images or more for each"
         )
-    if c.split is not None and c.pipeline is None:
+    if c.split is not None and (c.pipeline or 1) == 1:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 
 

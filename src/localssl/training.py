@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import zlib
@@ -20,8 +19,8 @@ from localssl.files import held, write_text
 from localssl.loop import Loop
 from localssl.manifest import write_cost, write_manifest
 from localssl.parallel import Lost, Processes
-from localssl.resume import begin
-from localssl.run import Run, check, manifest_of, open_run, stored_root
+from localssl.resume import begin, found_again
+from localssl.run import Run, check, manifest_of, open_run
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
@@ -29,7 +28,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
 
     Args:
         config: see ``TrainConfig``; ``--help`` of the command line shows the same text.
-        report: receives one-line remarks for the user.
+        report: receives one-line remarks for the user; under --devices the first process prints them instead.
 
     Returns:
         The finished run.
@@ -44,6 +43,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         raise UsageError("train needs --out, the folder of the run, for instance --out runs/x")
     check(config)
     devices.choose(config.device)
+    launch.check(config)
     if config.devices * config.nodes == 1:
         return _train(config, out, report, None)
     try:
@@ -52,6 +52,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         if str(stopped):
             report(str(stopped))
         raise
+    except Lost as error:
+        advice = _advice(config, out)
+        raise error if advice in str(error) else Lost(f"{error}; {advice}") from error
     return open_run(out)
 
 
@@ -71,8 +74,7 @@ def _train(
     here = config.devices if processes is not None else config.pipeline
     if config.threads is not None or here is not None:
         torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (here or 1)))
-    if config.resume and config.data_root is None:
-        config = dataclasses.replace(config, data_root=stored_root(out))
+    config = found_again(config, out)
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
@@ -98,7 +100,7 @@ def _train(
             if loop.speaks:
                 write_cost(out)
     except Lost as error:
-        raise RunError(f"{error}; {_advice(config, out)}") from error
+        raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
     except OSError as error:

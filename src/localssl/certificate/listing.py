@@ -56,9 +56,14 @@ def built_in() -> list[str]:
 
 def table(names: Iterable[str] | None = None) -> str:
     """The short rows of rules as a table in Markdown; of all built-in ones by default."""
-    rows = [short(certify(name)) for name in (built_in() if names is None else names)]
-    lines = [SHORT, ["---"] * len(SHORT), *([f"`{row[0]}`", *row[1:]] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [row(certify(name)) for name in (built_in() if names is None else names)]
+    return "\n".join([f"| {' | '.join(SHORT)} |", f"| {' | '.join(['---'] * len(SHORT))} |", *rows])
+
+
+def row(certificate: Certificate) -> str:
+    """A row of the table."""
+    name, *others = short(certificate)
+    return f"| {' | '.join([f'`{name}`', *others])} |"
 
 
 def _places(certificate: Certificate, reason: str) -> str:

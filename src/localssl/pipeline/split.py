@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, combinations, pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ def divide(learner: Learner, options: TrainConfig, config: RunConfig) -> list[ra
     rule, blocks = learner.rule, len(learner.encoder.blocks)
     processes = options.pipeline or 1
     asked = f"--pipeline {processes}" if processes > 1 else f"--staleness {config.staleness}"
+    if options.devices * options.nodes > 1:  # a run with staleness that goes on with more processes
+        raise UsageError(f"{asked} and --devices do not go together yet; leave --devices out")
     why = None if rule.credit == "local" else f"its credit assignment is {rule.credit}, not local"
     if why := why or refused_rule(rule):
         raise UsageError(f"{asked}: rule {rule.name!r} cannot learn block by block ({why}); clapp++ can, for instance")
@@ -78,9 +80,20 @@ def _shared_weights(blocks: nn.ModuleList) -> bool:
 
 def groups(costs: Sequence[float], processes: int) -> list[range]:
     """Consecutive blocks such that the dearest group is as cheap as can be."""
-    bounds = [(0, *cuts, len(costs)) for cuts in combinations(range(1, len(costs)), processes - 1)]
-    best = min(bounds, key=lambda bound: max(sum(costs[a:b]) for a, b in pairwise(bound)))
-    return [range(a, b) for a, b in pairwise(best)]
+    found = {end: (sum(costs[:end]), [range(end)]) for end in range(1, len(costs) + 1)}  # blocks before ``end``, in one
+    for count in range(2, processes + 1):
+        found = {
+            end: min(
+                (
+                    (max(found[cut][0], sum(costs[cut:end])), [*found[cut][1], range(cut, end)])
+                    for cut in found
+                    if cut < end
+                ),
+                key=lambda divided: divided[0],
+            )
+            for end in range(count, len(costs) + 1)
+        }
+    return found[len(costs)][1]
 
 
 def words(layers: range) -> str:

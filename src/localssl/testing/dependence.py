@@ -1,0 +1,156 @@
+"""Checks of what an update depends on: the blocks above, references, labels."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from localssl.inputs import Inputs
+from localssl.learner import Learner
+from localssl.references import Reference
+from localssl.rules import Batch, Rule, ScoreRule
+from localssl.testing.bench import Bench, of_layer, require, same, update
+from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
+
+
+def locality(bench: Bench) -> None:
+    """Nothing from above changes a block's update, to the last bit, but what its declared references take from there.
+
+    Blocks and projections above get other weights; outputs that are declared references keep their values.
+    """
+    _no_part_in_common(bench)
+    count = len(bench.learner().encoder.blocks)
+    for layer in range(count - 1):
+        before, feed = bench.learner(), bench.feed()
+        after = copy.deepcopy(before)
+        _disturb(after, layer)
+        kept = _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
+        for learner in (before, after):
+            for source in kept:
+                learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
+        one, other = update(before, feed), update(after, feed)
+        for lower in range(layer + 1):
+            changed = one.differences(other, of_layer(before, lower))
+            held = f", though the references (blocks {sorted(s + 1 for s in kept)}) kept their values" if kept else ""
+            require(
+                not changed,
+                f"other weights above block {layer + 1} change the update of block {lower + 1} "
+                f"({listed(changed)}){held}",
+            )
+            require(
+                same(one.losses[lower], other.losses[lower]),
+                f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}",
+            )
+
+
+def _no_part_in_common(bench: Bench) -> None:
+    """A part that is no layer's own, trained by the losses of several, carries what is above down at the next step."""
+    learner, feed = bench.learner(), bench.feed()
+    own = {name for layer in range(len(learner.encoder.blocks)) for name in of_layer(learner, layer)}
+    common = {n: p for n, p in learner.named_parameters() if n not in own and p.requires_grad}
+    if not common:
+        return
+    losses = learner.losses(feed.a, feed.b, feed.negatives, feed.labels)
+    for name, parameter in common.items():
+        grads = [torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        reached = [i + 1 for i, grad in enumerate(grads) if grad is not None and bool(grad.any())]
+        require(len(reached) < 2, f"{name} is trained by the losses of blocks {reached}: give every layer its own")
+
+
+def _sources(rule: Rule, layers: range, count: int) -> set[int]:
+    declared: Mapping[str, Reference] = getattr(rule, "references", {})
+    return {reference.source(layer, count) for reference in declared.values() for layer in layers}
+
+
+@torch.no_grad()
+def _disturb(learner: Learner, above: int) -> None:
+    """New weights for every block above and for its projections."""
+    generator = torch.Generator().manual_seed(99)
+    names = [name for layer in range(above + 1, len(learner.encoder.blocks)) for name in of_layer(learner, layer)]
+    for _, parameter in parameters_of(learner, names):
+        parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+class _Held(nn.Module):
+    """A block whose output stays at a value while its graph stays whole: held + (z - z), and z - z is exactly 0.
+
+    A gradient that leaked down from above still passes, through the changed weights.
+    """
+
+    def __init__(self, block: nn.Module, held: Tensor) -> None:
+        super().__init__()
+        self.block, self.held = block, held
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value; the gradient is the block's."""
+        z = self.block(x)
+        return self.held + (z - z.detach())
+
+
+def references(bench: Bench) -> None:
+    """No gradient reaches a reference, which is declared constant.
+
+    The activities are leaves here. Score rules of the two views: dL/dz in closed form for f linear. All: a loss does
+    not reach the activities of other layers than its own.
+    """
+    learner, feed, rule = bench.learner(), bench.feed(), bench.rule
+    torch.manual_seed(0)
+    given = learner.batch(feed.a, feed.b, feed.negatives, feed.labels)
+    z = [h.detach().requires_grad_() for h in given.z]
+    scores = isinstance(rule, ScoreRule) and type(learner.inputs) is Inputs
+    linear = dataclasses.replace(rule, f="linear") if scores else rule  # pyright: ignore[reportCallIssue]
+    losses = linear.losses(Batch(z, feed.negatives, feed.labels, [h.detach() for h in given.maps]), learner.parts)
+    layers = range(len(z)) if rule.per_layer else [len(z) - 1]
+    require(len(losses) == len(layers), f"{len(losses)} losses, expected {len(layers)}")
+    for i, layer in enumerate(layers):
+        grads: tuple[Tensor | None, ...] = (
+            torch.autograd.grad(losses[i], z, retain_graph=True, allow_unused=True)
+            if losses[i].requires_grad
+            else (None,) * len(z)
+        )
+        for other, grad in enumerate(grads):
+            reached = other != layer and grad is not None and bool(grad.any())
+            require(not reached, f"the loss of block {layer + 1} has a gradient into block {other + 1}'s activity")
+        if isinstance(linear, ScoreRule) and scores and feed.negatives is not None:
+            expected = _linear_signal(linear, z, learner, i, layer, feed.negatives)
+            off = distance(grads[layer], expected)
+            require(
+                off < TO_ROUNDING,
+                f"dL/dz of block {layer + 1} is not what its targets alone give for f linear "
+                f"(off by {off:.1g} of its length): a gradient into the reference?",
+            )
+
+
+def _linear_signal(
+    rule: ScoreRule, z: list[Tensor], learner: Learner, place: int, layer: int, negatives: Tensor
+) -> Tensor:
+    """dL/dz of a score rule with f linear: every sample as a positive and as a negative; nothing as a reference."""
+    total = len(z[layer])
+    samples = torch.arange(total)
+    positives = (samples + total // 2) % total
+    expected = torch.zeros_like(z[layer])
+    with torch.no_grad():
+        for key, reference in rule.references.items():
+            g = learner.parts[key][place](z[reference.source(layer, len(z))]) / total
+            expected.index_add_(0, positives, -g)
+            expected.index_add_(0, positives[negatives], g)
+    return expected
+
+
+def labels(bench: Bench) -> None:
+    """Labels change nothing, and need not be there: the rule does not declare ``uses_labels``."""
+    feed = bench.feed()
+    assert feed.labels is not None
+    one = update(bench.learner(), feed)
+    for other, what in ((feed.labels.flip(0), "other labels change"), (None, "absent labels change")):
+        found = update(bench.learner(), dataclasses.replace(feed, labels=other))
+        changed = one.differences(found)
+        require(same(one.losses, found.losses), f"{what} the losses, and uses_labels is not declared")
+        require(not changed, f"{what} the update of {listed(changed)}, and uses_labels is not declared")
