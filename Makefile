@@ -3,6 +3,7 @@
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
+# make site: the documentation as a site, in site/; strict, so that a broken link fails.
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
 TORCH ?=
@@ -10,7 +11,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs bench bench-growth clean
+.PHONY: demo test test-lower lint docs site bench bench-growth clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -55,6 +56,11 @@ lint: .venv/installed-test
 docs: .venv/installed
 	@echo "== writing the tables of docs/ that are made from the code"
 	.venv/bin/python -m localssl.report.docs_tables docs
+	.venv/bin/python -m localssl.experiments.reproduction docs
+
+site: .venv/installed-docs
+	@echo "== the documentation as a site, in site/"
+	.venv/bin/python -m mkdocs build --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -73,5 +79,10 @@ docs: .venv/installed
 	$(PIP) -e '.[test]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	@echo "== installing what the site needs"
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv $(LOWER)
+	rm -rf .venv $(LOWER) site

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 import localssl
-from localssl import citation
+from localssl import citation, flags, usage
 from localssl.cli import main
 
 COMMANDS = ["train", "probe", "align", "compare", "certify", "theory", "reproduce", "report", "export", "doctor"]
@@ -26,6 +28,38 @@ def test_overview_fits_a_screen(flag: str, capsys: Capture) -> None:
     assert len(lines) <= 36
     assert max(len(line) for line in lines) <= 80
     assert [line.split()[0] for line in lines if re.match(r"  \w", line)] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen(command: str, capsys: Capture) -> None:
+    """The usual flags and examples on one page; every flag is on the other, once."""
+    assert main([command, "-h"]) == 0
+    short = capsys.readouterr().out
+    assert main([command, "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert len(short.splitlines()) <= 60
+    assert max(map(len, whole.splitlines())) <= 80
+    assert f"  localssl {command}" in short
+    fields = {f.name for f in dataclasses.fields(usage.commands()[command])}
+    shown = [flag.replace("-", "_") for flag in re.findall(r"^  --([a-z-]+)", whole, re.MULTILINE)]
+    places = [place.lower() for place in re.findall(r"^  ([A-Z]+)  ", whole, re.MULTILINE)]
+    assert sorted([*shown, *places]) == sorted(fields)
+    assert ("--help-all" in short) == (short != whole)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_can_be_typed(command: str) -> None:
+    for example in usage.EXAMPLES[command]:
+        if "--config" not in example:  # names a file
+            assert isinstance(flags.parse([command, *shlex.split(example)]), usage.commands()[command])
+
+
+def test_what_the_help_says_of_a_flag(capsys: Capture) -> None:
+    assert main(["train", "--rule", "clapp", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--width FLOAT Factor on the encoder's channel numbers; 1 is the paper's. [1.0]" in said
+    assert "--resume Go on from the last checkpoint" in said
+    assert "--pipeline" not in said
 
 
 def test_without_a_command(capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,9 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_input(tmp_path: Path, capsys: Capture) -> None:
     assert main(["doctor", "--data-root", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == f"localssl: --data-root {tmp_path / 'nowhere'} is no folder\n"
+
+
+def test_every_extra_is_known() -> None:
+    """One that is not would be taken for something that localssl cannot do without."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(checkup.EXTRAS) == set(project["optional-dependencies"])

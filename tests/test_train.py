@@ -49,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_is_a_folder(run: Run) -> None:
     names = {
         "config.yaml",
+        "flags.yaml",
         "metrics.csv",
         "checkpoint",
         "encoder.safetensors",

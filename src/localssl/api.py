@@ -5,7 +5,7 @@
     run.probe(labels=("10", "all"))
     run.report()
 
-Keywords are the flags with "_" for "-" (``localssl train --help``, or ``help`` of the class in ``localssl.flags``),
+Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in ``localssl.flags``),
 with the same defaults. What the command line prints is printed here, too. Bad input raises
 ``localssl.errors.UsageError``.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from localssl import commands, flags, rehearsal, training
+from localssl import commands, flagfile, flags, rehearsal, training
 from localssl import run as runs
 from localssl.certificate import Certificate
 from localssl.checkup import Finding
@@ -81,11 +81,16 @@ def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], 
 def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
     """The flags of a command from keywords: texts for paths, lists for tuples and dictionaries for NAME=VALUE will do.
 
+    Keywords win over the file that ``config`` names.
+
     Raises:
-        UsageError: a keyword that the command has no flag for, or a value that the flag does not take.
+        UsageError: a keyword that the command has no flag for, a value that the flag does not take, a file that cannot
+            be taken.
     """
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
+    if given.get("config") is not None and "config" in fields:
+        values = flagfile.read(Path(given["config"]), kind)  # pyright: ignore[reportArgumentType]
     for name, value in given.items():
         if name not in fields:
             raise unknown(f"option of {kind.__name__.lower()}", name, fields)

@@ -22,7 +22,13 @@ from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
 
-EXTRAS = {"onnx": "for localssl export --onnx", "test": "for the tests"}
+EXTRAS = {
+    "onnx": "for localssl export --onnx",
+    "wandb": "for localssl train --trackers wandb",
+    "mlflow": "for localssl train --trackers mlflow",
+    "test": "for the tests",
+    "docs": "for make site",
+}
 SECONDS = 2.0  # that every measurement of speed takes, about
 WIDTH, BATCH, SIDE = 0.25, 32, 32  # of the step that is timed
 
@@ -72,7 +78,7 @@ def _versions() -> Iterator[Finding]:
         return
     for requirement in requirements:
         extra = next((e for e in EXTRAS if requirement.marker and requirement.marker.evaluate({"extra": e})), None)
-        if requirement.name == "localssl" or (extra == "test"):
+        if requirement.name == "localssl" or extra in ("test", "docs"):
             continue
         wanted = f"pip install '{requirement.name}{requirement.specifier}'"
         try:

@@ -30,12 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
             return _say(f"--completion takes one of {', '.join(SHELLS)}; docs/first-hour.md says where it goes", 2)
         arguments = ["--tyro-print-completion", arguments[1]]
     with interrupts.leaving():  # importing PyTorch takes seconds
-        from localssl import flags
+        from localssl import flags, usage
 
         if arguments in ([], ["-h"], ["--help"]):
-            print(flags.overview(), file=sys.stdout if arguments else sys.stderr)
+            print(usage.overview(), file=sys.stdout if arguments else sys.stderr)
             return 0 if arguments else 2
-        command = flags.parse(arguments)
+        if arguments[0] in usage.commands() and (asked := {"-h", "--help", "--help-all"}.intersection(arguments)):
+            print(usage.page(arguments[0], "--help-all" in asked))
+            return 0
+        try:
+            command = flags.parse(arguments)
+        except UsageError as error:
+            return _say(str(error), 2)
         from localssl import commands  # after parsing: --help should not wait for the heavier imports
         from localssl.rules import own
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rules
+from localssl import certificate, checkup, encoders, evaluate, export, flagfile, flags, launch, rehearsal, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -133,6 +133,7 @@ def compare(command: flags.Compare) -> list[Line]:
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     compared = comparison.compare(study, named(c.rules, c.data), settings, c.seeds)
     lines = summary.write(compared, study, settings)
+    flagfile.write(c.out / flagfile.NAME, c)
     if c.report:
         from localssl.experiments import side_by_side  # here: what draws charts takes a second to import
 

@@ -40,8 +40,11 @@ class TrainConfig:
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, shards:PATH, npz:PATH, or your
     own, PATH.py:NAME."""
     out: Path | None = None
-    """Folder of the run: config.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    """Folder of the run: config.yaml, flags.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
+    config: Path | None = None
+    """File of flags, one a line, e.g. rule: clapp++dfb, or a run's folder, whose flags.yaml is read; flags that are
+    given win."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -111,17 +114,29 @@ class TrainConfig:
     """Epochs between measurements of alignment with backpropagation, on four batches of training images; 0: never."""
     checkpoint_every: float = 10.0
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where curves go besides metrics.csv, all into --out and offline; wandb and mlflow are extra packages."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
-        return as_typed("train", self, but=("resume", "dry_run"))
+        return as_typed("train", self, but=("config", "resume", "dry_run"))
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "memory", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
+        for flag in (
+            "device",
+            "threads",
+            "memory",
+            "checkpoint_every",
+            "devices",
+            "nodes",
+            "pipeline",
+            "split",
+            "trackers",
+        ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
@@ -153,7 +168,7 @@ def check_kinds(flags: DataclassInstance) -> None:
         choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
         if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
             raise unknown(name, value, choices)
-        raise UsageError(f"--{name.replace('_', '-')} {value!r}: give {_in_words(kind)}")
+        raise UsageError(f"--{name.replace('_', '-')} {value!r}: give {in_words(kind)}")
 
 
 def _is_of(value: object, kind: Any) -> bool:
@@ -169,15 +184,15 @@ def _is_of(value: object, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """A type, for someone who gave another: "a whole number"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(_in_words, inner))
+        return " or ".join(map(in_words, inner))
     if origin is tuple:
-        return f"several in a list, each {_in_words(inner[0])}"
+        return f"several in a list, each {in_words(inner[0])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
     return words.get(kind, "None")
 

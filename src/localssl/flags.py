@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
 import localssl
+from localssl import flagfile
 from localssl.config import TrainConfig
 
 
@@ -105,7 +106,10 @@ class Compare:
     data: str
     """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:, parquet:, shards:, npz:PATH or PATH.py:NAME."""
     out: Path
-    """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv and table.png."""
+    """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv, table.png and flags.yaml."""
+    config: Path | None = None
+    """File of flags, one a line, e.g. seeds: 2, or the folder of a comparison, whose flags.yaml is read; flags that are
+    given win."""
     rules: tuple[str, ...] = ()
     """Rules to compare, each with options in quotes where it has some: "ipc objective=lpl steps=5". all, the default:
     every registered rule but yardsticks."""
@@ -277,29 +281,28 @@ Command = (
 )
 
 
-def overview() -> str:
-    """Every command in a line: what ``localssl --help`` shows."""
-    lines = ["usage: localssl COMMAND [flags]", "", *textwrap.wrap(str(localssl.__doc__), 80), ""]
-    for choice in get_args(Command):
-        command, settings = get_args(choice)
-        first = (command.__doc__ or "").splitlines()[0]
-        lines += textwrap.wrap(f"  {settings.name:10s} {first}", 80, subsequent_indent=" " * 13)
-    return "\n".join([*lines, "", *_BESIDE])
-
-
-_BESIDE = (
-    "localssl COMMAND --help     its flags",
-    "localssl --version          the version",
-    "localssl --citation         how to cite, as BibTeX",
-    "localssl --completion SHELL completion for bash, zsh or tcsh",
-    "",
-    "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
-    "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
-)
-
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def parse(arguments: list[str]) -> object:
-    """The command with its flags; tyro itself says what is wrong with them and exits with status 2."""
-    return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    """The command with its flags; tyro itself says what is wrong with them and exits with status 2.
+
+    Raises:
+        UsageError: the file of --config cannot be taken.
+    """
+    more = {} if (default := _from_file(arguments)) is None else {"default": default}
+    return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE, **more)  # pyright: ignore
+
+
+def _from_file(arguments: list[str]) -> object | None:
+    """The command with the flags of its --config file; what neither file nor default gives is tyro's MISSING."""
+    kinds: dict[str, type[Train | Compare]] = {"train": Train, "compare": Compare}
+    kind, path = kinds.get(arguments[0]), None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            path = value if equals else following
+    if kind is None or path is None:
+        return None
+    missing = {f.name: tyro.MISSING for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    return kind(**{**missing, **flagfile.read(Path(path), kind)})

@@ -52,6 +52,7 @@ class Loop:
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
+        self.trackers = options.trackers
         self.saved_at = time.monotonic()
         self.prepared = prepare(config, options.device, number)
         self.fabric = self.prepared.fabric
@@ -119,7 +120,9 @@ class Loop:
     def shown(self) -> Generator[tuple[metrics.Metrics, Progress]]:
         """Where the rows of metrics.csv go, and what the user sees."""
         progress = Progress(self.step, self.last_step, self.config.batch_size)
-        with closing(metrics.Metrics(self.out, self.columns, self.step if self.resumed else None)) as rows, progress:
+        begun = self.step if self.resumed else None
+        rows = metrics.Metrics(self.out, self.columns, begun, self.trackers, self.config.flat())
+        with closing(rows), progress:
             yield rows, progress
 
     def setup(self) -> pipeline.Setup:

@@ -1,12 +1,15 @@
-"""metrics.csv: a row per logged step, written at once, cut back to the checkpoint on resume. TensorBoard beside it."""
+"""metrics.csv: a row per logged step, written at once, cut back to the checkpoint on resume. Trackers beside it."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
+from localssl import trackers
 from localssl.files import write_text
 
 
@@ -17,29 +20,42 @@ class Metrics:
         run: the run's folder.
         columns: the CSV's columns, the first of them "step".
         resume_step: keep rows up to this step and drop later ones (they will be written again); None: a new file.
+        beside: trackers that get the same, see ``trackers.make``.
+        about: the run's configuration, for those of them that keep it.
     """
 
-    def __init__(self, run: Path, columns: list[str], resume_step: int | None = None):
+    def __init__(
+        self,
+        run: Path,
+        columns: list[str],
+        resume_step: int | None = None,
+        beside: Sequence[str] = ("tensorboard",),
+        about: Mapping[str, Any] | None = None,
+    ):
         self.path = run / "metrics.csv"
         self.columns = columns
         rows = [] if resume_step is None else [row for row in read(run) if int(row["step"]) <= resume_step]
         lines = [",".join(columns)] + [",".join(row.get(c) or "" for c in columns) for row in rows]
         write_text(self.path, "\n".join(lines) + "\n")
-        # purge_step: what an earlier process wrote after the checkpoint disappears from the curves.
-        purge = None if resume_step is None else resume_step + 1
-        self.tensorboard = TensorBoardLogger(run, name="tensorboard", version="", purge_step=purge)
+        self.beside = trackers.make(beside, run, resume_step)
+        for tracker in self.beside:
+            if about and resume_step is None and not isinstance(tracker, TensorBoardLogger):  # curves alone
+                tracker.log_hyperparams(dict(about))
 
     def log(self, row: dict[str, float]) -> None:
         """Write one row now; columns without a value stay empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         values = {key: value for key, value in row.items() if key != "step"}
-        self.tensorboard.log_metrics(values, step=int(row["step"]))
-        self.tensorboard.experiment.flush()  # here, or a full disk would be met by its thread, with a traceback
+        for tracker in self.beside:
+            tracker.log_metrics(values, step=int(row["step"]))
+            if isinstance(tracker, TensorBoardLogger):
+                tracker.experiment.flush()  # here, or a full disk would be met by its thread, with a traceback
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
-        self.tensorboard.finalize("success")
+        """Finish the trackers' files."""
+        for tracker in self.beside:
+            tracker.finalize("success")
 
 
 def read(run: Path) -> list[dict[str, str]]:

@@ -92,7 +92,9 @@ def _measured(loop: Loop, images: int) -> Estimate:
     config, device = loop.config, loop.fabric.device
     left = loop.last_step - loop.step
     times: list[float] = []
-    with closing(metrics.Metrics(loop.out, loop.columns)):  # as in a run: its libraries take memory
+    with closing(
+        metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)
+    ):  # as in a run: its libraries take memory
         began = time.monotonic()
         for i, index in enumerate(loop.order(0)):
             if i >= left or (len(times) >= LEAST and time.monotonic() - began > SECONDS):

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from localssl import checkpoint, devices, encoders, own, rules
+from localssl import checkpoint, devices, encoders, own, rules, trackers
 from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
@@ -226,6 +226,7 @@ def check(config: TrainConfig) -> None:
         UsageError: names the flag and what it takes.
     """
     check_kinds(config)
+    trackers.check(config.trackers)
     c, inf = config, math.inf
     for name, fine, advice in (
         ("batch_size", c.batch_size >= 2, "a batch of one image has no negatives; use at least 2"),

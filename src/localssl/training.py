@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from localssl import devices, launch, own, testing
+from localssl import devices, flagfile, launch, own, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.files import held, write_text
@@ -93,6 +93,7 @@ def _train(
         with held(out) if loop.speaks else nullcontext():
             if loop.speaks:
                 write_text(out / "config.yaml", resolved.to_yaml())
+                _keep_flags(config, out / flagfile.NAME)
                 root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
                 write_manifest(out, resolved, images, root, config, resumed=state is not None)
             finished = loop.run()
@@ -115,6 +116,12 @@ def _train(
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+def _keep_flags(config: TrainConfig, path: Path) -> None:
+    """Write what the user asked for; where a run goes on, on top of what was asked for before."""
+    before = flagfile.read(path, TrainConfig) if config.resume and path.is_file() else {}
+    flagfile.write(path, config, before)
 
 
 def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | None, images: int) -> None:

@@ -205,9 +205,8 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
     decay = 0.0 if config["rule"] == "bp-infonce" else spec.weight_decay if number.decay is None else number.decay
     if config["weight_decay"] != decay:
         found.append(f"weight decay {config['weight_decay']:g} for {decay:g}")
-    if {k: _plain(v) for k, v in config["augmentation"].items()} != {
-        k: _plain(v) for k, v in asdict(spec.augmentation).items()
-    }:
+    views = {k: _plain(v) for k, v in asdict(spec.augmentation).items()}
+    if views | {k: _plain(v) for k, v in config["augmentation"].items()} != views:  # an older run lacks younger fields
         found.append("other views")
     changed = [k for k, v in SCORE.items() if config["rule_options"].get(k, v) != v]
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 
 from localssl.files import write_atomic
 
-mpl.use("Agg")
+if "MPLBACKEND" not in os.environ:  # a notebook's stays, or its user's pictures would not be shown
+    mpl.use("Agg")
 
 COLOURS = {
     "untrained": "#7f7f7f",
