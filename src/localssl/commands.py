@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rules
+from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rulefile, rules
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -19,7 +19,7 @@ from localssl.probe import ProbeResult, features
 from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
-from localssl.run import open_run
+from localssl.run import Run, open_run
 from localssl.slow import Slow
 from localssl.theory.checks import Outcome, verify_all
 from localssl.training import train
@@ -223,10 +223,12 @@ def report(command: flags.Report) -> list[Path]:
 
 
 def export_run(command: flags.Export) -> Path:
-    """Write ONNX or embeddings."""
-    if command.onnx == command.embeddings:
-        raise UsageError("export needs one of --onnx and --embeddings")
+    """Write ONNX, a NIR graph, the rule as data, or embeddings."""
+    if [command.onnx, command.nir is not None, command.rule, command.embeddings].count(True) != 1:
+        raise UsageError("export needs one of --onnx, --nir, --rule and --embeddings")
     opened = open_run(command.run)
+    if command.rule:
+        return _export_rule(opened, command.out or command.run / "rule.json")
     encoder = opened.encoder()
     c = opened.config
     shape = c.input_shape
@@ -248,6 +250,17 @@ def export_run(command: flags.Export) -> Path:
         print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
     return command.out
+
+
+def _export_rule(opened: Run, path: Path) -> Path:
+    """Write a run's learning rule as data."""
+    _check_folder(path)
+    found = rulefile.write(opened, path)
+    print(
+        f"written: {path} ({found.size / 1e6:.1f} MB); {found.operations} operations a step, golden vectors of "
+        f"{found.steps} steps in float64"
+    )
+    return path
 
 
 def reproduce(command: flags.Reproduce) -> None:
