@@ -155,8 +155,8 @@ def narrow(encoder: Encoder, sample: Sequence[int]) -> Encoder:
         count = sum(p.numel() for p in encoder.parameters())
         if count > LARGE:
             raise UsageError(
-                f"export --rule: blocks that are no plain stacks of layers have no small twin, and {count:,} weights are "
-                f"too many for golden vectors; train at most {LARGE:,}"
+                f"export --rule: blocks that are no stacks of layers have no small twin, and {count:,} weights are "
+                f"too many for golden vectors: at most {LARGE:,}"
             )
         return copy.deepcopy(encoder)
     x = torch.zeros(2, *sample)
