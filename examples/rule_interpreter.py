@@ -111,7 +111,7 @@ def apply(o, state, name, g, rate, t):
     p = state[name] * (1 - rate * o["weight decay"] * (o["decay"] == "decoupled"))
     g = g + p * o["weight decay"] * (o["decay"] == "update")
     if o["op"] == "sgd":
-        return p - rate * mean("momentum", o["momentum"], g, 1)
+        return p - rate * (mean("momentum", o["momentum"], g, 1) if o["momentum"] else g)
     b1, b2 = o["betas"]
     m = mean("first moment", b1, g, 1 - b1)
     if name in o["factored"]:

@@ -142,7 +142,7 @@ def _moments(config: RunConfig, learner: Learner) -> dict[str, dict[str, tuple[i
         if not p.requires_grad:
             continue
         if config.optimizer in ("sgd", "plain-sgd"):
-            found[name] = {"momentum": shape}
+            found[name] = {"momentum": shape} if config.optimizer == "sgd" else {}
         elif name in factored:
             found[name] = {"first moment": shape, "row moment": shape[:1], "column moment": shape[1:]}
         else:

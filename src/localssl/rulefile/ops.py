@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPS: dict[str, str] = {
-    "fill": "an array of `shape` in which every number is `value`",
-    "constant": "the array `values`",
     "conv": "cross-correlation of a (N, C, …) with weights b (`groups`, `stride`, `padding` by zeros, `dilation`)",
     "conv-weight-gradient": "of an error at the output and x, Σ over samples and positions: weights of `shape`",
     "matmul": "matrix product, also of vectors and of stacks of matrices",

@@ -81,7 +81,12 @@ def _arrays(read: Read, program: Program, target: str) -> list[str]:
     name, _, layer = read.source.split(" ")[0].partition("^")
     if name in ("W", "b") and layer:
         return [s for s in program.values if s.startswith(f"encoder.blocks.{int(layer) - 1}.")]
-    return [s for s in program.values if s.startswith(f"projections.{name}.")] if layer else []
+    if not layer:
+        return []
+    own = f"projections.{name}.{int(layer) - 1}."
+    return [s for s in program.values if s.startswith(own)] or [
+        s for s in program.values if s.startswith(f"projections.{name}.")
+    ]
 
 
 def _at(arrays: Iterable[str], program: Program, target: str) -> list[str]:
