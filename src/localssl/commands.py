@@ -8,7 +8,19 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, checkup, encoders, evaluate, export, flags, launch, rehearsal, rulefile, rules
+from localssl import (
+    certificate,
+    checkup,
+    encoders,
+    evaluate,
+    export,
+    flags,
+    launch,
+    nir_graph,
+    rehearsal,
+    rulefile,
+    rules,
+)
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -226,12 +238,23 @@ def export_run(command: flags.Export) -> Path:
     """Write ONNX, a NIR graph, the rule as data, or embeddings."""
     if [command.onnx, command.nir is not None, command.rule, command.embeddings].count(True) != 1:
         raise UsageError("export needs one of --onnx, --nir, --rule and --embeddings")
+    if command.nir_activation is not None and command.nir is None:
+        raise UsageError("--nir-activation goes with --nir PATH")
     opened = open_run(command.run)
     if command.rule:
         return _export_rule(opened, command.out or command.run / "rule.json")
     encoder = opened.encoder()
     c = opened.config
     shape = c.input_shape
+    if command.nir is not None:
+        _check_folder(command.nir)
+        graph = nir_graph.to_nir(encoder, shape, command.nir, command.nir_activation)
+        spikes = ", ".join(f"{scale:.3g}" for scale in graph.scales)
+        print(
+            f"written: {command.nir}, {graph.nodes} nodes"
+            + (f"; activity of one spike a step, by ReLU: {spikes}" if spikes else "")
+        )
+        return command.nir
     if command.onnx:
         path = command.out or command.run / "encoder.onnx"
         _check_folder(path)

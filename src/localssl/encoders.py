@@ -25,6 +25,7 @@ VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
 VGG6_POOLS = (False, True, False, True, True, True)
 VGG5_CHANNELS = (16, 32, 32, 64, 64)  # ours, for 16x16 digits
 VGG5_POOLS = (False, True, False, True, True)
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 
 
 class Encoder(nn.Module):
@@ -167,6 +168,7 @@ class Options:
             inputs make of images (the mean of two says whether they are alike, noise how large it is) it would take
             that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
+        pool: "max" or "avg", of vgg6 and vgg5.
     """
 
     norm: str | None = None
@@ -174,12 +176,15 @@ class Options:
     late: bool = False
     paired: bool = False
     init: float | None = None
+    pool: str = "max"
 
     def __post_init__(self) -> None:
         if self.norm is not None and self.norm not in (*NORMS, "batch"):
             raise unknown("norm", str(self.norm), (*NORMS, "batch"))
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
+        if self.pool not in POOLS:
+            raise unknown("pool", str(self.pool), POOLS)
         if self.init is not None and (type(self.init) not in (int, float) or not 0 < self.init < math.inf):
             raise UsageError(f"init is {self.init!r}; use a positive number, or None for PyTorch's own start")
 
@@ -211,7 +216,7 @@ class Options:
 
     def stack(self, weighted: Sequence[nn.Module], pools: Sequence[bool], config: dict[str, Any]) -> Encoder:
         """The encoder of these convolutions or linear layers."""
-        tails = [[ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])] for pool in pools]
+        tails = [[ACTIVATIONS[self.activation](), *([POOLS[self.pool](2)] if pool else [])] for pool in pools]
         return self.assemble(weighted, tails, config)
 
     def assemble(
@@ -315,6 +320,8 @@ def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool =
     """
     if len(widths) == 0 or min(widths) < 1 or in_features < 1:
         raise UsageError(f"mlp needs positive sizes, got in_features={in_features}, widths={list(widths)}")
+    if "pool" in options:
+        raise UsageError(f"mlp has no pools; leave out pool={options['pool']}")
     inputs = [in_features, *widths[:-1]]
     layers = [nn.Linear(d_in, d, bias=bias) for d_in, d in zip(inputs, widths, strict=True)]
     config = {"name": "mlp", "in_features": in_features, "widths": list(widths), "bias": bias}
@@ -353,6 +360,8 @@ def published(name: str, width: float = 1.0, in_channels: int = 3, **options: An
     """
     if name not in NETS:
         raise unknown("published net", name, NETS)
+    if "pool" in options:
+        raise UsageError(f"{name} has pools of its own; leave out pool={options['pool']}")
     net = NETS[name]
     weighted: list[nn.Module] = []
     c_in = in_channels

@@ -1,7 +1,7 @@
 """The encoder as a graph of the Neuromorphic Intermediate Representation (NIR, Pedersen et al. 2024).
 
-NIR has convolutions, linear layers, average and sum pools and flattening, which mean there what they mean here. It has no
-ReLU and no max-pool. For a ReLU integrate-and-fire neurons can stand, whose rate approaches its activity from below.
+NIR has convolutions, linear layers, average and sum pools and flattening, which mean there what they mean here. It has
+no ReLU and no max-pool. For a ReLU integrate-and-fire neurons can stand, whose rate approaches its activity.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.files import write_atomic
 
 PLACES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, nn.Identity, nn.ReLU)
-HEADROOM = 4.0  # threshold over the largest drive seen: a neuron spikes at most every fourth step
+HEADROOM = 10.0  # threshold over the largest drive seen: a neuron spikes at most every tenth step or so
 IMAGES = 64  # random ones, standard normal, on which drives are measured
 
 
@@ -46,8 +47,7 @@ def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activatio
         input_shape: of one image, (C, H, W).
         path: file to write, HDF5 as ``nir.read`` takes it.
         activation: None refuses ReLU; "if": integrate-and-fire neurons in its place, threshold 1, reset to 0. Weights
-            and biases are then scaled so that a block's rate (spikes a step) times its scale is its activity; rates
-            fall short of that by less than a share of 1 / (1 / rate), see docs/hardware.md.
+            and biases are then scaled so that a block's rate (spikes a step) times its scale stands for its activity.
 
     Raises:
         UsageError: nir is not installed, or layers that NIR cannot express: every one is named.
@@ -80,7 +80,7 @@ def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activatio
             x = after
         nodes["output"] = nir.Output({"output": np.array(x.shape[1:])})
     names = list(nodes)
-    graph = nir.NIRGraph(nodes, list(zip(names[:-1], names[1:], strict=True)))
+    graph = nir.NIRGraph(nodes, list(pairwise(names)))
     write_atomic(path, lambda temporary: nir.write(str(temporary), graph))
     return Exported(len(nodes) - 2, tuple(scales))
 
@@ -91,20 +91,18 @@ def check(encoder: Encoder, activation: str | None) -> None:
     Raises:
         UsageError: names every one of them, with its block, in one line.
     """
-    found = [f"block 0: {type(m).__name__}" for m in encoder.entry.modules() if not _is_leaf_identity(m)]
+    entry = type(encoder.entry)
+    found = [] if entry is nn.Identity else [f"before block 1: {entry.__name__}"]
     for number, block in enumerate(encoder.blocks, start=1):
         for module in _leaves(block):
             why = _refused(module, activation)
             if why:
                 found.append(f"block {number}: {why}")
     if found:
-        advice = ["--nir-activation if puts spiking neurons in place of ReLU"] if any("ReLU" in f for f in found) else []
-        advice += ["train with --encoder-options pool=avg"] if any("MaxPool" in f for f in found) else []
-        raise UsageError("; ".join([f"NIR has no node for {', '.join(found)}", *advice]))
-
-
-def _is_leaf_identity(module: nn.Module) -> bool:
-    return isinstance(module, nn.Identity)
+        advice = {"ReLU": "--nir-activation if puts spiking neurons in place of ReLU"}
+        advice |= {"MaxPool2d": "--encoder-options pool=avg trains vgg6 and vgg5 without max-pools"}
+        fitting = [text for kind, text in advice.items() if any(f.endswith(f": {kind}") for f in found)]
+        raise UsageError("; ".join([f"NIR has no node for {', '.join(found)}", *fitting]))
 
 
 def _refused(module: nn.Module, activation: str | None) -> str:
@@ -112,7 +110,9 @@ def _refused(module: nn.Module, activation: str | None) -> str:
     kind = type(module).__name__
     if type(module) not in PLACES or (isinstance(module, nn.ReLU) and activation is None):
         return kind
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
+        module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
         return f"{kind} padded by other than a number of zeros"
     if isinstance(module, nn.AvgPool2d):
         pads = np.any(np.array(module.padding)) and not module.count_include_pad
@@ -145,7 +145,7 @@ def _layers(encoder: Encoder) -> Iterator[tuple[str, nn.Module, bool]]:
 def _weighted(module: nn.Conv1d | nn.Conv2d | nn.Linear, positions: tuple[int, ...], w: float, b: float) -> Any:
     import nir
 
-    weight = module.weight.numpy() * np.float32(w)
+    weight = _ungrouped(module) * np.float32(w)
     zeros = torch.zeros(len(weight))
     bias = (zeros if module.bias is None else module.bias).numpy() * np.float32(b)  # pyright: ignore[reportUnnecessaryComparison]
     if isinstance(module, nn.Linear):
@@ -153,8 +153,21 @@ def _weighted(module: nn.Conv1d | nn.Conv2d | nn.Linear, positions: tuple[int, .
     geometry = {key: getattr(module, key) for key in ("stride", "padding", "dilation")}
     if isinstance(module, nn.Conv1d):
         single = {key: value[0] for key, value in geometry.items()}
-        return nir.Conv1d(positions[0], weight, groups=module.groups, bias=bias, **single)
-    return nir.Conv2d((positions[0], positions[1]), weight, groups=module.groups, bias=bias, **geometry)
+        return nir.Conv1d(positions[0], weight, groups=1, bias=bias, **single)
+    return nir.Conv2d((positions[0], positions[1]), weight, groups=1, bias=bias, **geometry)
+
+
+def _ungrouped(module: nn.Conv1d | nn.Conv2d | nn.Linear) -> np.ndarray:
+    """Weights of which every output sees all inputs: nir's type check does not know groups."""
+    weight = module.weight.numpy()
+    if isinstance(module, nn.Linear) or module.groups == 1:
+        return weight
+    whole = np.zeros((len(weight), module.in_channels, *weight.shape[2:]), dtype=weight.dtype)
+    outputs, inputs = len(weight) // module.groups, weight.shape[1]
+    for g in range(module.groups):
+        rows = slice(g * outputs, (g + 1) * outputs)
+        whole[rows, g * inputs : (g + 1) * inputs] = weight[rows]
+    return whole
 
 
 def _plain(module: nn.Module, shape: tuple[int, ...]) -> Any:
@@ -165,5 +178,5 @@ def _plain(module: nn.Module, shape: tuple[int, ...]) -> Any:
     assert isinstance(module, nn.AvgPool2d | nn.LPPool2d)
     padding = module.padding if isinstance(module, nn.AvgPool2d) else 0
     stride = module.kernel_size if module.stride is None else module.stride  # pyright: ignore[reportUnnecessaryComparison]
-    kernel, stride, padding = (np.array(torch.nn.modules.utils._pair(n)) for n in (module.kernel_size, stride, padding))
+    kernel, stride, padding = (np.array(n if isinstance(n, tuple) else (n, n)) for n in (module.kernel_size, stride, padding))
     return (nir.AvgPool2d if isinstance(module, nn.AvgPool2d) else nir.SumPool2d)(kernel, stride, padding)

@@ -25,7 +25,7 @@ from localssl.prepared import optimizer_of, rate
 from localssl.rulefile.ops import OPS, Op
 from localssl.rulefile.program import Program, record
 from localssl.rulefile.reading import held, reads
-from localssl.rulefile.twin import BATCHES, feed, twin
+from localssl.rulefile.twin import BATCHES, IMAGES, feed, twin
 from localssl.run import Run
 
 FORMAT, VERSION = "localssl rule", 1
@@ -218,7 +218,7 @@ def _vectors(config: RunConfig, learner: Learner) -> tuple[dict[str, Any], Progr
         after = _states(config, learner, optimizer)
         entry = {"program": programs.index(found), "learning rate": lr, "inputs": inputs, "updates": updates}
         steps.append({**entry, "state": after})
-    network = {**_network(learner), "images": len(batch.a)}
+    network = {**_network(learner), "images": IMAGES}
     return (
         {"arithmetic": "float64", "network": network, "state": first, "programs": programs, "steps": steps},
         recorded[0],

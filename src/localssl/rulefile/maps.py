@@ -52,9 +52,9 @@ def _two(numbers: Sequence[int]) -> list[int]:
 
 def max_pool(call: Call) -> Found:
     """Largest numbers and their places."""
-    windows = _windows(call) | {"dilation": _two(call["dilation"])}
+    windows: dict[str, Any] = _windows(call) | {"dilation": _two(call["dilation"])}
     where = call.emit("maxpool-where", call["self"], result=call.outputs[1], **windows)
-    return [call.emit("maxpool", call["self"], **windows), where]
+    return [call.emit("maxpool", call["self"], result=call.out, **windows), where]
 
 
 def max_pool_backward(call: Call) -> str:
