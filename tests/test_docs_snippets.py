@@ -16,7 +16,7 @@ from .train_util import run_tiny
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FENCE = re.compile(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = "--epochs 1 --batch-size 16 --limit-images 64 --threads 1"
-ADDED = {"train": TINY, "probe": "--limit-images 64 --threads 1"}
+ADDED = {"train": TINY, "probe": "--limit-images 64 --threads 1", "export": ""}
 
 
 def run_page(page: Path) -> int:

@@ -178,5 +178,7 @@ def _plain(module: nn.Module, shape: tuple[int, ...]) -> Any:
     assert isinstance(module, nn.AvgPool2d | nn.LPPool2d)
     padding = module.padding if isinstance(module, nn.AvgPool2d) else 0
     stride = module.kernel_size if module.stride is None else module.stride  # pyright: ignore[reportUnnecessaryComparison]
-    kernel, stride, padding = (np.array(n if isinstance(n, tuple) else (n, n)) for n in (module.kernel_size, stride, padding))
+    kernel, stride, padding = (
+        np.array(n if isinstance(n, tuple) else (n, n)) for n in (module.kernel_size, stride, padding)
+    )
     return (nir.AvgPool2d if isinstance(module, nn.AvgPool2d) else nir.SumPool2d)(kernel, stride, padding)

@@ -44,6 +44,11 @@ OPS: dict[str, str] = {
 Operand = str | int | float
 
 
+def table() -> str:
+    """The operations as a table in Markdown, for the documentation."""
+    return "\n".join(["| operation | gives |", "|---|---|", *(f"| `{name}` | {what} |" for name, what in OPS.items())])
+
+
 @dataclass(frozen=True)
 class Op:
     """One operation of a program, which gives one array.
