@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from localssl.prepared import optimizer_of, rate
 from localssl.rulefile.ops import OPS, Op
 from localssl.rulefile.program import Program, record
 from localssl.rulefile.reading import held, reads
-from localssl.rulefile.twin import BATCHES, IMAGES, feed, twin
+from localssl.rulefile.twin import BATCHES, IMAGES, enter, twin
 from localssl.run import Run
 
 FORMAT, VERSION = "localssl rule", 1
@@ -59,7 +59,13 @@ def write(run: Run, path: Path) -> Written:
 
 def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     """The content of rule.json for a run of this configuration and its learner."""
-    small = twin(learner.encoder, config.make_rule(), config.input_shape, config.patches, config.engine)
+
+    def stepper(trial: Learner) -> Callable[[int], object]:
+        optimizer = optimizer_of(config, trial)
+        return lambda step: _step(config, optimizer, step)
+
+    rule = config.make_rule()
+    small = twin(learner.encoder, rule, config.input_shape, config.patches, config.engine, stepper)
     found = certificate.certify(small)
     if found.verdict != "local":
         raise UsageError(
@@ -201,19 +207,14 @@ def _vectors(config: RunConfig, learner: Learner) -> tuple[dict[str, Any], Progr
     recorded: list[Program] = []
     steps: list[dict[str, Any]] = []
     for step in range(BATCHES):
-        lr = min(rate(config, step, BATCHES), RATE)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        batch = feed(learner, step)
-        torch.manual_seed(step)
-        x = learner.enter(batch.a, batch.b, None, batch.labels)
-        program = record(learner, x, batch.labels, step)
+        x, labels = enter(learner, step)
+        program = record(learner, x, labels, step)
         found = _program(program)
         if found not in programs:
             programs.append(found)
         recorded.append(program)
         updates = {n: _array(p.grad) for n, p in learner.named_parameters() if p.grad is not None}
-        optimizer.step()
+        lr = _step(config, optimizer, step)
         inputs = {name: _array(program.values[name]) for name in ("x", *program.draws)}
         after = _states(config, learner, optimizer)
         entry = {"program": programs.index(found), "learning rate": lr, "inputs": inputs, "updates": updates}
@@ -223,6 +224,15 @@ def _vectors(config: RunConfig, learner: Learner) -> tuple[dict[str, Any], Progr
         {"arithmetic": "float64", "network": network, "state": first, "programs": programs, "steps": steps},
         recorded[0],
     )
+
+
+def _step(config: RunConfig, optimizer: torch.optim.Optimizer, step: int) -> float:
+    """One step of the optimiser, at the rate that it returns."""
+    lr = min(rate(config, step, BATCHES), RATE)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return lr
 
 
 def _states(config: RunConfig, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

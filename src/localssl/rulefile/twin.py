@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +21,25 @@ CHANNELS = 4
 SIDE = 16  # of an image, halved until it is no larger, as far as the network goes along
 IMAGES = 3
 LARGE = 20_000  # weights of a network that cannot be made smaller
-SEEDS = 100  # of weights, tried until every one is updated in every batch
+SEEDS = 50  # of weights, tried until every one is updated in every batch
 BATCHES = 3  # of golden vectors
 FAINT = 1e-6  # of the largest number in all updates
 GAIN = 1.5  # on all weights: away from where every hinge is active and every loss flat
 SPREAD = 0.3  # of the difference of two views of an image, over the image's own
 
 
-@dataclass(frozen=True)
-class Feed:
-    """A batch as a learner takes it: two views (n, …), labels (n,)."""
-
-    a: Tensor
-    b: Tensor
-    labels: Tensor
+Stepper = Callable[[int], object]  # one step of an optimiser, counted from 0
 
 
 def twin(
-    encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[int | None] | None, engine: str
+    encoder: Encoder,
+    rule: Rule,
+    shape: Sequence[int],
+    patches: Sequence[int | None] | None,
+    engine: str,
+    stepper: Callable[[Learner], Stepper],
 ) -> Learner:
-    """A learner in float64 of the same rule on the twin of an encoder, of which every weight is updated.
+    """A learner in float64 of the same rule on the twin of an encoder, of which as many weights as can are updated.
 
     Args:
         encoder: of the run, untouched.
@@ -49,17 +47,19 @@ def twin(
         shape: of its images.
         patches: of its readouts.
         engine: that it learns by.
+        stepper: makes what steps the optimiser of a learner.
 
     Raises:
         UsageError: the network holds a black box, or is large and of other parts than convolutions, linear layers and
-            what has no weights; or some weights are updated under no seed.
+            what has no weights; or an update is rounding noise under every seed.
     """
     if boxes := black_boxes(encoder.blocks):
         number, box = boxes[0]
         raise UsageError(
             f"export --rule: black box {box.name!r} in block {number} is a function, which no manifest can hold"
         )
-    first: Learner | None = None
+    best: tuple[int, Learner] | None = None
+    names: list[str] = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         learner = _smallest(encoder, rule, shape, patches, engine).double()
@@ -69,12 +69,14 @@ def twin(
                 if p.requires_grad:
                     p.mul_(GAIN)
         _centre(learner)
-        first = learner if first is None else first
-        if not _silent(learner):
-            return learner
-    assert first is not None
-    names = ", ".join(_silent(first))
-    raise UsageError(f"export --rule: no update of {names} under any of {SEEDS} seeds of a small twin")
+        silent, names = _faint(learner, stepper)
+        if not names and (best is None or silent < best[0]):
+            best = silent, learner
+        if best is not None and best[0] == 0:
+            break
+    if best is None:
+        raise UsageError(f"export --rule: the update of {', '.join(names)} cancels to rounding noise in a small twin")
+    return best[1]
 
 
 @torch.no_grad()
@@ -89,36 +91,42 @@ def _centre(learner: Learner) -> None:
         layer.bias -= mean
         return drive - mean.view(-1, *[1] * (drive.ndim - 2))
 
-    batch = feed(learner, 0)
+    x, _ = enter(learner, 0)
     weighted = [m for m in learner.encoder.blocks.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(after) for module in weighted]
-    learner.encoder(learner.enter(batch.a, batch.b, None, batch.labels))
+    learner.encoder(x)
     for handle in handles:
         handle.remove()
 
 
-def feed(learner: Learner, step: int, images: int = IMAGES) -> Feed:
-    """A batch of random images, the same every time; labels in turn."""
+def enter(learner: Learner, step: int) -> tuple[Tensor, Tensor]:
+    """What enters the first block of a batch of random images, the same every time, and labels in turn."""
     generator = torch.Generator().manual_seed(step)
-    shape = (images, *learner.input_shape)
+    shape = (IMAGES, *learner.input_shape)
     a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    labels = (torch.arange(images) + step) % int(getattr(learner.rule, "classes", 10))
-    return Feed(a, a + SPREAD * b, labels)
+    labels = (torch.arange(IMAGES) + step) % int(getattr(learner.rule, "classes", 10))
+    torch.manual_seed(step)
+    return learner.enter(a, a + SPREAD * b, None, labels), labels
 
 
-def _silent(learner: Learner) -> list[str]:
-    """Weights whose update is none, or rounding noise of terms that cancel, in one of the first batches."""
+def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int, list[str]]:
+    """How many weights are not updated in one of the steps; and whose update is rounding noise of terms that cancel."""
     trial = copy.deepcopy(learner)
-    found: dict[str, None] = {}
+    step_on = stepper(trial)
+    silent: set[str] = set()
+    noise: dict[str, None] = {}
     for step in range(BATCHES):
         trial.zero_grad(set_to_none=True)
-        batch = feed(trial, step)
+        x, labels = enter(trial, step)
         torch.manual_seed(step)
-        trial.accumulate_grads(batch.a, batch.b, None, batch.labels)
+        for _ in trial.credit.updates(trial.step_of(x, None, labels)):
+            pass
         trained = {n: p.grad for n, p in trial.named_parameters() if p.requires_grad}
         sizes = {n: 0.0 if g is None else float(g.abs().max()) for n, g in trained.items()}
-        found |= dict.fromkeys(n for n, size in sizes.items() if not size > FAINT * max(sizes.values()))
-    return list(found)
+        silent |= {n for n, size in sizes.items() if size == 0}
+        noise |= dict.fromkeys(n for n, size in sizes.items() if 0 < size <= FAINT * max(sizes.values()))
+        step_on(step)
+    return len(silent), list(noise)
 
 
 def _smallest(
