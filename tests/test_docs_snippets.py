@@ -23,6 +23,7 @@ ADDED = {
     "align": "--batches 2",
     "report": "--images 20",
     "doctor": "--quick",
+    "export": "",
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import localssl
-from localssl import cli
+from localssl import cli, nir_graph, rulefile
 from localssl.config import TrainConfig
 from localssl.encoders import Encoder
 from localssl.rules import Rule
@@ -38,6 +38,8 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.represent.similarity, "x y measure permutations seed"),
     (localssl.represent.layers, "one other measure permutations seed"),
     (localssl.represent.spatial, "weight to_map from_map"),
+    (rulefile.write, "run path"),
+    (nir_graph.to_nir, "encoder input_shape path activation"),
     (localssl.alignment.measure, "encoder rules data reference patches fit"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
@@ -109,7 +111,7 @@ COMMANDS = {
     "reproduce": "out data-root seeds",
     "doctor": "data-root quick",
     "report": "images units data data-root",
-    "export": "onnx embeddings data data-root out",
+    "export": "onnx nir nir-activation rule embeddings data data-root out",
 }
 
 
@@ -179,6 +181,11 @@ def test_certificates() -> None:
         "batch statistics",
         "another synapse's weight",
     )
+
+
+def test_rule_files() -> None:
+    assert (rulefile.FORMAT, rulefile.VERSION) == ("localssl rule", 1)
+    assert {"conv", "conv-weight-gradient", "matmul", "maxpool", "unpool", "take", "scatter-add"} <= set(rulefile.OPS)
 
 
 def test_a_rule_of_ones_own_is_known_everywhere() -> None:

@@ -219,7 +219,9 @@ def report(*runs: str | Path, **options: Any) -> list[Path]:
 
 @_takes(flags.Export)
 def export(run: str | Path, **options: Any) -> Path:
-    """The frozen encoder as ONNX, or embeddings as an array: ``localssl export``. Returns the file.
+    """The frozen encoder as ONNX or NIR, embeddings as an array, or the rule as data: ``localssl export``.
+
+    Returns the file.
 
     Raises:
         UsageError: no run, data that are not here, a package that is missing.

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import torch
 
-from localssl import certificate, checkup, encoders, evaluate, export, flagfile, flags, launch, rehearsal, rules
+from localssl import (
+    certificate,
+    checkup,
+    encoders,
+    evaluate,
+    export,
+    flagfile,
+    flags,
+    launch,
+    nir_graph,
+    rehearsal,
+    rulefile,
+    rules,
+)
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
@@ -19,7 +32,7 @@ from localssl.probe import ProbeResult, features
 from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
-from localssl.run import open_run
+from localssl.run import Run, open_run
 from localssl.slow import Slow
 from localssl.theory.checks import Outcome, verify_all
 from localssl.training import train
@@ -224,13 +237,26 @@ def report(command: flags.Report) -> list[Path]:
 
 
 def export_run(command: flags.Export) -> Path:
-    """Write ONNX or embeddings."""
-    if command.onnx == command.embeddings:
-        raise UsageError("export needs one of --onnx and --embeddings")
+    """Write ONNX, a NIR graph, the rule as data, or embeddings."""
+    if [command.onnx, command.nir is not None, command.rule, command.embeddings].count(True) != 1:
+        raise UsageError("export needs one of --onnx, --nir, --rule and --embeddings")
+    if command.nir_activation is not None and command.nir is None:
+        raise UsageError("--nir-activation goes with --nir PATH")
     opened = open_run(command.run)
+    if command.rule:
+        return _export_rule(opened, command.out or command.run / "rule.json")
     encoder = opened.encoder()
     c = opened.config
     shape = c.input_shape
+    if command.nir is not None:
+        _check_folder(command.nir)
+        graph = nir_graph.to_nir(encoder, shape, command.nir, command.nir_activation)
+        spikes = ", ".join(f"{scale:.3g}" for scale in graph.scales)
+        print(
+            f"written: {command.nir}, {graph.nodes} nodes"
+            + (f"; activity of one spike a step, by ReLU: {spikes}" if spikes else "")
+        )
+        return command.nir
     if command.onnx:
         path = command.out or command.run / "encoder.onnx"
         _check_folder(path)
@@ -249,6 +275,17 @@ def export_run(command: flags.Export) -> Path:
         print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
     return command.out
+
+
+def _export_rule(opened: Run, path: Path) -> Path:
+    """Write a run's learning rule as data."""
+    _check_folder(path)
+    found = rulefile.write(opened, path)
+    print(
+        f"written: {path} ({found.size / 1e6:.1f} MB); {found.operations} operations a step, golden vectors of "
+        f"{found.steps} steps in float64"
+    )
+    return path
 
 
 def reproduce(command: flags.Reproduce) -> None:

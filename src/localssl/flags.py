@@ -187,12 +187,19 @@ class Theory:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The frozen encoder for other programs."""
+    """The frozen encoder for other programs, or the learning rule as data."""
 
     run: Positional[Path]
     """Folder of the run."""
     onnx: bool = False
     """Write encoder.onnx into the run's folder (or to --out), checked with onnxruntime."""
+    nir: Path | None = None
+    """Write the encoder as a graph of the Neuromorphic Intermediate Representation to this file."""
+    nir_activation: Literal["if"] | None = None
+    """What stands for a ReLU in the graph (nir), which has none. if: integrate-and-fire neurons, whose rates approach
+    it."""
+    rule: bool = False
+    """Write rule.json into the run's folder (or to --out): the learning rule as data, with golden vectors."""
     embeddings: bool = False
     """Write the readouts of all blocks for the images of --data as a NumPy array to --out."""
     split: Literal["train", "test"] = "test"

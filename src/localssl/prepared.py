@@ -57,7 +57,7 @@ def prepare(config: RunConfig, device: str, process: int = 0) -> Prepared:
     alone = LightningEnvironment()  # whatever the SLURM job around it is
     fabric = Fabric(accelerator=device, devices=index, precision=config.precision, plugins=alone)  # pyright: ignore[reportArgumentType]
     learner = build(config)
-    optimizer = _optimizer(config, learner)
+    optimizer = optimizer_of(config, learner)
     fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
     return Prepared(config, fabric, learner, optimizer)
 
@@ -69,7 +69,8 @@ def rate(config: RunConfig, step: int, last_step: int) -> float:
     return config.lr
 
 
-def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
+def optimizer_of(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
+    """The optimiser that a configuration asks for, of all of a learner's parameters."""
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)

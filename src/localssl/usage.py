@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
             "rule data out config data-root epochs width seed rule-options encoder lr batch-size limit-images device "
             "threads resume dry-run",
         ),
-        ("data and views", "download image-size skip-bad views view-strength"),
+        ("data and views", "download image-size skip-bad memory views view-strength"),
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule"),
         ("several processes", "devices nodes across pipeline split staleness"),

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from localssl.certificate.certificate import Certificate, certify
+from localssl.certificate.certificate import Certificate, certify, count
 from localssl.certificate.costs import Cost
 from localssl.certificate.reading import REASONS, Read
 
-__all__ = ["REASONS", "Certificate", "Cost", "Read", "certify"]
+__all__ = ["REASONS", "Certificate", "Cost", "Read", "certify", "count"]

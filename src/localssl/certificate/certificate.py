@@ -117,6 +117,17 @@ def certify(subject: Learner | Rule | type[Rule] | str, seed: int = 0) -> Certif
     )
 
 
+def count(learner: Learner, seed: int = 0) -> tuple[Cost, tuple[Cost, ...]]:
+    """What one update of a learner costs a sample, as in its certificate: of all layers, and of every layer."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        learner = copy.deepcopy(learner).cpu().double().train()
+        batch = _batch(learner, _images(learner), seed)
+        torch.manual_seed(seed)
+        samples = len(learner.inputs(batch[0], batch[1], None, batch[2]))
+        cost, layer_costs = costs(learner, *batch, samples)
+    return cost, tuple(layer_costs)
+
+
 def _batch(learner: Learner, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two views of n random images, (n, C, H, W) each, and labels (n,), all classes in turn."""
     generator = torch.Generator().manual_seed(seed)

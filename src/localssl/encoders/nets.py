@@ -88,6 +88,8 @@ def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool =
     """
     if len(widths) == 0 or min(widths) < 1 or in_features < 1:
         raise UsageError(f"mlp needs positive sizes, got in_features={in_features}, widths={list(widths)}")
+    if "pool" in options:
+        raise UsageError(f"mlp has no pools; leave out pool={options['pool']}")
     inputs = [in_features, *widths[:-1]]
     layers = [nn.Linear(d_in, d, bias=bias) for d_in, d in zip(inputs, widths, strict=True)]
     config = {"name": "mlp", "in_features": in_features, "widths": list(widths), "bias": bias}

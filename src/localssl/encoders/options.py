@@ -14,6 +14,8 @@ from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
 from localssl.layers import ACTIVATIONS, NORMS, ImageNorm
 
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,6 +31,7 @@ class Options:
             inputs make of images (the mean of two says whether they are alike, noise how large it is) it would take
             that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
+        pool: "max" or "avg", of vgg6 and vgg5.
     """
 
     norm: str | None = None
@@ -36,12 +39,15 @@ class Options:
     late: bool = False
     paired: bool = False
     init: float | None = None
+    pool: str = "max"
 
     def __post_init__(self) -> None:
         if self.norm is not None and self.norm not in (*NORMS, "batch"):
             raise unknown("norm", str(self.norm), (*NORMS, "batch"))
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
+        if self.pool not in POOLS:
+            raise unknown("pool", str(self.pool), POOLS)
         if self.init is not None and (type(self.init) not in (int, float) or not 0 < self.init < math.inf):
             raise UsageError(f"init is {self.init!r}; use a positive number, or None for PyTorch's own start")
 
@@ -73,7 +79,7 @@ class Options:
 
     def stack(self, weighted: Sequence[nn.Module], pools: Sequence[bool], config: dict[str, Any]) -> Encoder:
         """The encoder of these convolutions or linear layers."""
-        tails = [[ACTIVATIONS[self.activation](), *([nn.MaxPool2d(2)] if pool else [])] for pool in pools]
+        tails = [[ACTIVATIONS[self.activation](), *([POOLS[self.pool](2)] if pool else [])] for pool in pools]
         return self.assemble(weighted, tails, config)
 
     def assemble(

@@ -29,6 +29,8 @@ def published(name: str, width: float = 1.0, in_channels: int = 3, **options: An
     """
     if name not in NETS:
         raise unknown("published net", name, NETS)
+    if "pool" in options:
+        raise UsageError(f"{name} has pools of its own; leave out pool={options['pool']}")
     net = NETS[name]
     weighted: list[nn.Module] = []
     c_in = in_channels

@@ -12,6 +12,7 @@ from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
 from localssl.report import benchmark_tables, what_it_takes
+from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
 
@@ -43,6 +44,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "takes-parts": ("what-it-would-take.md", what_it_takes.parts_table),
     "takes-link": ("what-it-would-take.md", what_it_takes.link_table),
     "takes-measured": ("what-it-would-take.md", what_it_takes.measured_table),
+    "operations": ("hardware.md", ops.table),
     "certificates": ("certificate.md", listing.table),  # half a minute
 }
 

@@ -1,0 +1,150 @@
+"""Runs a rule.json of `localssl export RUN --rule` with NumPy alone, and compares with the golden vectors in it.
+
+    python rule_interpreter.py rule.json
+
+It knows no rule: the file says what is computed. A test bench does what `steps` does, with a device in place of `run`.
+"""
+
+import json
+import sys
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+
+def array(data):
+    """An array of the file: {"type", "shape", "values" in C order} or, where all are the same, "fill"."""
+    values = np.array(data["values"] if "values" in data else data["fill"], dtype=data["type"])
+    return np.broadcast_to(values, data["shape"]).copy() if "fill" in data else values.reshape(data["shape"])
+
+
+def windows(x, kernel, stride, padding, dilation, outside=0.0):
+    """What every window of x (N, C, *map) sees: (N, C, *positions, *kernel)."""
+    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)], constant_values=outside)
+    reach = np.multiply(dilation, np.subtract(kernel, 1)) + 1
+    seen = sliding_window_view(x, tuple(reach), tuple(range(2, x.ndim)))
+    return seen[(slice(None), slice(None), *(slice(None, None, step) for step in (*stride, *dilation)))]
+
+
+def conv(x, weight, stride, padding, dilation, groups):
+    n, seen = x.ndim - 2, np.split(windows(x, weight.shape[2:], stride, padding, dilation), groups, 1)
+    axes = (1, *range(n + 2, 2 * n + 2)), range(1, n + 2)
+    parts = [np.tensordot(seen[i], w, axes) for i, w in enumerate(np.split(weight, groups))]
+    return np.moveaxis(np.concatenate(parts, -1), -1, 1)
+
+
+def conv_weight_gradient(error, x, shape, stride, padding, dilation, groups):
+    axes, seen = (0, *range(2, x.ndim)), np.split(windows(x, shape[2:], stride, padding, dilation), groups, 1)
+    errors = np.split(error, groups, 1)
+    return np.concatenate([np.tensordot(e, seen[i], (axes, axes)) for i, e in enumerate(errors)])
+
+
+def maxpool_where(x, kernel, stride, padding, dilation):
+    seen = windows(x, kernel, stride, padding, dilation, -np.inf)
+    row, column = np.divmod(seen.reshape(*seen.shape[:-2], -1).argmax(-1), kernel[1])
+    rows, columns = np.ogrid[: seen.shape[2], : seen.shape[3]]
+    row = row * dilation[0] + rows * stride[0] - padding[0]
+    return row * x.shape[3] + column * dilation[1] + columns * stride[1] - padding[1]
+
+
+def scatter_add(a, rows, c):
+    out = np.array(a)
+    np.add.at(out, rows, c)
+    return out
+
+
+def unpool(values, where, shape):
+    first = np.prod(shape[2:]) * np.arange(shape[0] * shape[1])  # places in the maps of all samples, as one row
+    return scatter_add(np.zeros(np.prod(shape)), where + first.reshape(*shape[:2], 1, 1), values).reshape(shape)
+
+
+def avgpool_spread(values, shape, kernel, stride, padding):
+    (n, c, h, w), (p, q) = shape, padding
+    out = np.zeros((n, c, h + 2 * p, w + 2 * q))
+    seen = sliding_window_view(out, kernel, (2, 3), writeable=True)[:, :, :: stride[0], :: stride[1]]
+    for i, j in np.ndindex(*kernel):
+        seen[..., i, j] += values / (kernel[0] * kernel[1])
+    return out[:, :, p : p + h, q : q + w]
+
+
+def embed(a, shape, axis, start, stop, step):
+    out = np.zeros(shape)
+    out.swapaxes(0, axis)[start:stop:step] = a.swapaxes(0, axis)
+    return out
+
+
+PLAIN = "add subtract multiply divide power maximum less equal where exp log tanh matmul transpose take"
+OPS = {name: getattr(np, name) for name in PLAIN.split()} | {
+    **{"conv": conv, "conv-weight-gradient": conv_weight_gradient, "avgpool-spread": avgpool_spread},
+    **{"maxpool-where": maxpool_where, "unpool": unpool, "embed": embed, "scatter-add": scatter_add},
+    **{"less-equal": np.less_equal, "broadcast": np.broadcast_to},
+    "sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)),
+    "softplus": lambda a: np.logaddexp(0, a),
+    "maxpool": lambda x, **how: windows(x, **how, outside=-np.inf).max((-2, -1)),
+    "avgpool": lambda x, **how: windows(x, **how, dilation=(1, 1)).mean((-2, -1)),
+    "cast": lambda a, type: a.astype(type),
+    "sum": lambda a, axes, keep: a.sum(tuple(axes), keepdims=keep),
+    "reshape": lambda a, shape: a.reshape(shape),
+    "slice": lambda a, axis, start, stop, step: a.swapaxes(0, axis)[start:stop:step].swapaxes(0, axis),
+    "concat": lambda *parts, axis: np.concatenate(parts, axis),
+}
+
+
+def run(program, values):
+    """The updates of one step and the new values of buffers, by state; values: inputs and states by name."""
+    values = values | {name: array(data) for name, data in program["constants"].items()}
+    with np.errstate(all="ignore"):  # of 0 / 0, which `where` leaves out
+        for op in (op for stage in program["stages"] for op in stage["ops"]):
+            operands = [values[o] if isinstance(o, str) else o for o in op["in"]]
+            values[op["out"]] = OPS[op["op"]](*operands, **op.get("with", {}))
+    return ({state: values[name] for state, name in program[kind].items()} for kind in ("updates", "buffers"))
+
+
+def apply(o, state, name, g, rate, t):
+    """Step t (from 1) of one parameter by optimiser o; its moments are states, too."""
+
+    def mean(moment, beta, value, share):
+        key = f"{name} {moment}"
+        state[key] = beta * state[key] + share * value
+        return state[key]
+
+    p = state[name] * (1 - rate * o["weight decay"] * (o["decay"] == "decoupled"))
+    g = g + p * o["weight decay"] * (o["decay"] == "update")
+    if o["op"] == "sgd":
+        return p - rate * (mean("momentum", o["momentum"], g, 1) if o["momentum"] else g)
+    b1, b2 = o["betas"]
+    m = mean("first moment", b1, g, 1 - b1)
+    if name in o["factored"]:
+        row, column = (mean(f"{k} moment", b2, (g * g).mean(a), 1 - b2) for a, k in ((1, "row"), (0, "column")))
+        v = np.outer(row, column) / row.mean()
+    else:
+        v = mean("second moment", b2, g * g, 1 - b2)
+    return p - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + o["epsilon"])
+
+
+def steps(rule, vectors):
+    """Yields what it came to, by name, and what the file says, step by step; the state runs on from the first."""
+    state = {name: array(data) for name, data in vectors["state"].items()}
+    for t, step in enumerate(vectors["steps"], start=1):
+        inputs = {name: array(data) for name, data in step["inputs"].items()}
+        updates, buffers = run(vectors["programs"][step["program"]], state | inputs)
+        for name, g in updates.items():
+            state[name] = apply(rule["optimiser"], state, name, g, step["learning rate"], t)
+        state |= buffers
+        yield updates, {name: array(data) for name, data in step["updates"].items()}
+        yield state, {name: array(data) for name, data in step["state"].items()}
+
+
+def deviation(found, golden):
+    """The largest difference of all arrays, each over its largest number."""
+    assert found.keys() == golden.keys(), sorted(found.keys() ^ golden.keys())
+    return float(max(np.abs(found[n] - g).max() / (np.abs(g).max() or 1.0) for n, g in golden.items()))
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        rule = json.load(file)
+    vectors = next(v for v in rule["vectors"] if v["arithmetic"] == "float64")
+    worst = max(deviation(*pair) for pair in steps(rule, vectors))
+    print(f"{rule['rule']['name']}: {len(vectors['steps'])} steps, at most {worst:.1e} from the golden vectors")
+    sys.exit(not worst <= 1e-9)

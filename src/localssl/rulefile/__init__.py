@@ -1,0 +1,13 @@
+"""A learning rule as data: ``rule.json``, for those who build it in hardware.
+
+``recorder`` watches a real update and ``lowering`` writes it down in few operations (``ops``); ``program`` keeps what
+the update needs, in stages; ``reading`` says what is read when; ``twin`` makes a network small enough for golden
+vectors; ``document`` puts the file together.
+"""
+
+from __future__ import annotations
+
+from localssl.rulefile.document import FORMAT, VERSION, manifest, write
+from localssl.rulefile.ops import OPS
+
+__all__ = ["FORMAT", "OPS", "VERSION", "manifest", "write"]

@@ -1,0 +1,186 @@
+"""The encoder as a NIR graph: read back by nir, run by snnTorch and Norse, refused by name where NIR has no node."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localssl import encoders
+from localssl.cli import main
+from localssl.encoders import Encoder
+from localssl.errors import UsageError
+from localssl.nir_graph import to_nir
+
+from .train_util import run_tiny
+
+SHAPE = (1, 16, 16)
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
+
+
+def plain(pool: nn.Module) -> Encoder:
+    """Two blocks without activation, all of which NIR has."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), pool)
+    last = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), nn.Flatten(), nn.Linear(96, 5))
+    return Encoder([first, last]).eval()
+
+
+def image(seed: int = 1) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def snntorch_output(path: Path, x: Tensor) -> Tensor:
+    import nir
+    from snntorch.import_nir import import_from_nir
+
+    found = import_from_nir(nir.read(str(path)))(x)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def norse_outputs(path: Path, x: Tensor, steps: int) -> Tensor:
+    """Norse's output summed over some steps with the same input."""
+    import nir
+    import norse.torch
+
+    network: Any = norse.torch.from_nir(nir.read(str(path)))
+    state, total = None, torch.zeros(())
+    for _ in range(steps):
+        out, state = network(x, state) if state is not None else network(x)
+        total = total + out
+    return total
+
+
+@needs("nir", "snntorch", "nirtorch")
+@torch.no_grad()
+def test_layers_that_nir_has_come_to_the_same_in_snntorch(tmp_path: Path) -> None:
+    encoder = plain(nn.AvgPool2d(2))
+    found = to_nir(encoder, SHAPE, tmp_path / "x.nir")
+    assert (found.nodes, found.scales) == (5, ())
+    expected = encoder(image()[None])[-1]
+    torch.testing.assert_close(snntorch_output(tmp_path / "x.nir", image()).view(1, -1), expected, rtol=1e-5, atol=1e-6)
+    encoder.blocks[0][0].weight.mul_(1.01)
+    wrong = encoder(image()[None])[-1]
+    assert not torch.allclose(snntorch_output(tmp_path / "x.nir", image()).view(1, -1), wrong, rtol=1e-5, atol=1e-6)
+
+
+@needs("nir", "norse", "nirtorch")
+@torch.no_grad()
+def test_spikes_in_norse(tmp_path: Path) -> None:
+    """Rates times scales against the ReLU network: near, and from below at block 1, as the documentation says."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU())
+    second = nn.Sequential(nn.LPPool2d(1, 2), nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+    one, both = Encoder([first]).eval(), Encoder([first, second]).eval()
+    steps, drive = 1000, one(image()[None])[-1][0]
+    (scale,) = to_nir(one, SHAPE, tmp_path / "one.nir", "if").scales
+    rate = norse_outputs(tmp_path / "one.nir", image(), steps) / steps
+    wanted = 1 / (torch.floor(scale / drive) + 1)  # after so many steps of a constant drive the threshold is passed
+    torch.testing.assert_close(rate, torch.where(drive > 0, wanted, 0.0), rtol=0, atol=1 / steps + 1e-6)
+    assert bool((rate * scale <= drive + 1e-6).all())
+    scale = to_nir(both, SHAPE, tmp_path / "both.nir", "if").scales[-1]
+    found = norse_outputs(tmp_path / "both.nir", image(), steps) / steps * scale
+    expected = both(image()[None])[-1][0]
+    assert float(torch.cosine_similarity(found.flatten(), expected, dim=0)) > 0.99
+    assert float((found.flatten() - expected).norm() / expected.norm()) < 0.25
+
+
+@needs("nir", "norse", "nirtorch")
+@torch.no_grad()
+def test_neurons_that_never_spike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder([nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU())]).eval()
+    encoder.blocks[0][1].bias.fill_(-100.0)  # nobody spikes
+    to_nir(encoder, SHAPE, tmp_path / "x.nir", "if")
+    assert not norse_outputs(tmp_path / "x.nir", image(), 20).any()
+
+
+@needs("nir")
+def test_read_back(tmp_path: Path) -> None:
+    import nir
+
+    encoder = encoders.vgg6(width=0.02, in_channels=3, pool="avg")
+    found = to_nir(encoder, (3, 32, 32), tmp_path / "x.nir", "if")
+    graph = nir.read(str(tmp_path / "x.nir"))
+    kinds = [type(node).__name__ for node in graph.nodes.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        **{"Conv2d": 6, "IF": 6, "AvgPool2d": 4, "Input": 1, "Output": 1}
+    }
+    assert len(graph.edges) == found.nodes + 1
+    below = 1.0
+    for number, scale in enumerate(found.scales, start=1):
+        conv, spikes = (graph.nodes[f"block_{number}_{place}"] for place in ("1_conv2d", "2_relu"))
+        layer = encoder.blocks[number - 1][0]
+        np.testing.assert_allclose(conv.weight * scale / below, layer.weight.detach(), rtol=1e-5)
+        np.testing.assert_allclose(conv.bias * scale, layer.bias.detach(), rtol=1e-5)
+        assert spikes.v_threshold.shape == tuple(encoder.output_shapes((3, 32, 32))[0]) or number > 1
+        assert (spikes.v_threshold == 1).all()
+        assert float(spikes.metadata["activity of one spike a step"]) == pytest.approx(scale)
+        below = scale
+
+
+@needs("nir")
+def test_what_nir_cannot_express_is_named(tmp_path: Path) -> None:
+    def says(encoder: Encoder, activation: str | None = None) -> str:
+        with pytest.raises(UsageError) as error:
+            to_nir(encoder, SHAPE, tmp_path / "x.nir", activation)
+        assert not (tmp_path / "x.nir").exists()
+        return str(error.value)
+
+    said = says(encoders.vgg5(0.1))
+    for layer in ("block 1: ReLU", "block 2: ReLU", "block 2: MaxPool2d", "block 5: MaxPool2d"):
+        assert layer in said
+    assert "--nir-activation if" in said
+    assert "pool=avg" in said
+    assert "ReLU" not in says(encoders.vgg5(0.1), "if")
+    said = says(encoders.vgg5(0.1, norm="length", activation="tanh", pool="avg"), "if")
+    assert "block 1: LengthNorm, block 1: Tanh" in said
+    padded = Encoder([nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.AvgPool2d(3, ceil_mode=True)])
+    assert "block 1: Conv2d padded by other than a number of zeros, block 2: AvgPool2d with options" in says(padded)
+
+
+def test_pools_are_an_option() -> None:
+    pools = [m for m in encoders.vgg6(0.02, pool="avg").modules() if isinstance(m, nn.AvgPool2d | nn.MaxPool2d)]
+    assert [type(m) for m in pools] == [nn.AvgPool2d] * 4
+    assert (
+        encoders.from_config(encoders.vgg5(0.1, pool="avg").config or {}).config
+        == encoders.vgg5(0.1, pool="avg").config
+    )
+    with pytest.raises(UsageError, match="unknown pool 'mean'"):
+        encoders.vgg6(0.02, pool="mean")
+    with pytest.raises(UsageError, match="mlp has no pools"):
+        encoders.mlp(16, pool="avg")
+    with pytest.raises(UsageError, match="scff3 has pools of its own"):
+        encoders.published("scff3", 0.02, pool="avg")
+
+
+@needs("nir")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_tiny(tmp_path / "x", epochs=1, encoder_options=("pool=avg",))
+    out = str(tmp_path / "x.nir")
+    capsys.readouterr()
+    assert main(["export", str(run.path), "--nir", out, "--nir-activation", "if"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"written: {out}, 13 nodes; activity of one spike a step, by ReLU: ")
+    for flags, says in (
+        (["--nir", out], "NIR has no node for block 1: ReLU"),
+        (["--nir", out, "--rule"], "export needs one of"),
+        (["--rule", "--nir-activation", "if"], "--nir-activation goes with --nir PATH"),
+        (["--nir", str(tmp_path / "no" / "x.nir")], "there is no folder"),
+    ):
+        assert main(["export", str(run.path), *flags]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["export", str(run.path), "--nir", out]) == 2
+    assert capsys.readouterr().err == "localssl: --nir needs nir: pip install 'localssl[nir]'\n"

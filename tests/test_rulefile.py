@@ -1,0 +1,248 @@
+"""rule.json: every local rule as data, reproduced by an interpreter that knows NumPy alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import runpy
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from localssl import certificate, encoders, rules
+from localssl.blocks import BlackBox
+from localssl.cli import main
+from localssl.config import RunConfig
+from localssl.data.specs import Augmentation
+from localssl.encoders import Encoder
+from localssl.errors import UsageError
+from localssl.learner import Learner
+from localssl.rulefile import OPS, manifest
+from localssl.run import Run
+
+from .train_util import run_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+INTERPRETER = ROOT / "examples" / "rule_interpreter.py"
+READS = runpy.run_path(str(INTERPRETER))
+TABLE = (ROOT / "docs" / "certificate.md").read_text(encoding="utf-8")
+LOCAL = re.findall(r"^\| `([^`]+)` \| local \|", TABLE, re.MULTILINE)  # other tests hold the table against the code
+SHAPE = (1, 8, 8)
+
+
+def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """The manifest of a rule on a convolution with a pool, one without, a linear layer; and the learner."""
+    chosen = rules.get(rule, **(options or {}))
+    side = chosen.inputs().shape(SHAPE)[1] // 2
+    layers = [nn.Conv2d(1, 9, 3, padding=1), nn.Conv2d(9, 11, 3, padding=1)]
+    weighted = [*layers, nn.Sequential(nn.Flatten(), nn.Linear(11 * side**2, 8))]
+    wanted = encoders.Options(**chosen.encoder_options)
+    encoder = encoder or wanted.stack(weighted, (True, False, False), {"name": "small"})
+    given = {"rule_options": options or {}, "patches": (2, 2, None), "optimizer": "adam", "engine": "auto", **changes}
+    config = RunConfig(
+        rule=rule,
+        data="digits",
+        image_size=SHAPE[1],
+        channels=SHAPE[0],
+        mean=(0.0,),
+        std=(1.0,),
+        augmentation=Augmentation(),
+        limit_images=None,
+        skip_bad=False,
+        encoder={},
+        epochs=1,
+        batch_size=16,
+        lr=0.01,
+        weight_decay=0.1,
+        schedule="cosine",
+        seed=0,
+        precision="32-true",
+        probe_every=0,
+        **given,
+    )
+    learner = Learner(encoder, chosen, SHAPE, config.patches, config.engine)
+    return json.loads(json.dumps(manifest(config, learner))), learner
+
+
+def worst(rule: dict[str, Any]) -> float:
+    """The interpreter's largest relative deviation from the golden vectors."""
+    return max(READS["deviation"](*pair) for pair in READS["steps"](rule, rule["vectors"][0]))
+
+
+def test_there_are_local_rules() -> None:
+    assert {"clapp++", "clapp++dfb", "ff", "scff", "phyll", "clapp-illing"} <= set(LOCAL)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_the_interpreter_reproduces_every_local_rule(name: str) -> None:
+    found, learner = made(name)
+    assert worst(found) < 1e-9
+    (vectors,) = found["vectors"]
+    assert vectors["arithmetic"] == "float64"
+    ops = [op for program in vectors["programs"] for stage in program["stages"] for op in stage["ops"]]
+    assert {op["op"] for op in ops} <= set(OPS) == set(READS["OPS"])
+    assert len(json.dumps(found)) < 2e6
+    trained = {name for name, p in learner.named_parameters() if p.requires_grad}
+    assert {update["update"] for update in found["locality"]["updates"]} == trained
+    for step in vectors["steps"]:
+        assert step["updates"].keys() == trained
+        assert all(np.any(READS["array"](update)) for update in step["updates"].values())
+
+
+def test_the_interpreter_is_short_and_needs_numpy_alone() -> None:
+    text = INTERPRETER.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert imported == {"json", "sys", "numpy"}
+    assert not [name for name in rules.names() if re.search(rf"[\"']{re.escape(name)}[\"']", text)]
+
+
+def test_a_wrong_number_is_seen() -> None:
+    found, _ = made("clapp++dfb")
+    step = found["vectors"][0]["steps"][1]
+    update = step["updates"]["encoder.blocks.0.0.weight"]
+    before = update["values"][0]
+    update["values"][0] += 1e-6 * max(map(abs, update["values"]))
+    assert worst(found) > 1e-9
+    update["values"][0] = before
+    assert worst(found) < 1e-9
+    for op in found["vectors"][0]["programs"][0]["stages"][-1]["ops"]:
+        if op["op"] == "subtract":
+            op["op"] = "add"
+    assert worst(found) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adam-factored", "adam-l2", "sgd", "plain-sgd"])
+def test_optimisers(optimizer: str) -> None:
+    found, learner = made("clapp++dfb", optimizer=optimizer)
+    assert worst(found) < 1e-9
+    names = {entry["name"] for entry in found["state"]}
+    assert names == set(found["vectors"][0]["state"])
+    if optimizer == "adam-factored":
+        assert found["optimiser"]["factored"] == [n for n, _ in learner.named_parameters() if "projections" in n]
+
+
+def test_forms_and_engines() -> None:
+    """Options of the rule, other pools; and both engines write another program with the same vectors."""
+    frozen, _ = made("clapp++dfb", options={"projection": "low-rank-frozen", "rank": 2, "f": "softplus"})
+    assert worst(frozen) < 1e-9
+    assert "projections.feedback.0.inner" in frozen["vectors"][0]["state"]
+    blocks = [nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2))]
+    blocks += [nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU())]
+    one, _ = made("clapp++both", Encoder(blocks), {"loss_type": 1, "negatives": "random"}, patches=(1, None))
+    other, _ = made(
+        "clapp++both", Encoder(blocks), {"loss_type": 1, "negatives": "random"}, patches=(1, None), engine="autograd"
+    )
+    assert max(worst(one), worst(other)) < 1e-9
+    assert one["vectors"][0]["programs"] != other["vectors"][0]["programs"]
+    for a, b in zip(one["vectors"][0]["steps"], other["vectors"][0]["steps"], strict=True):
+        assert [name for name in a["inputs"] if name.startswith("draw")]  # negatives
+        for name in a["updates"]:
+            here, there = (READS["array"](step["updates"][name]) for step in (a, b))
+            np.testing.assert_allclose(here, there, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_read_from_where_and_when() -> None:
+    own, _ = made("clapp++")
+    above, learner = made("clapp++dfb")
+    assert [s.get("after") for s in own["schedule"]["order"] if "learn" in s] == [1, 2, 3]
+    assert [s.get("after") for s in above["schedule"]["order"] if "learn" in s] == [3, 3, 3]
+    (update,) = (u for u in above["locality"]["updates"] if u["update"] == "encoder.blocks.0.0.weight")
+    reads = {r["what"]: r for r in update["reads"]}
+    assert {"pre", "gate", "modulator", "own B", "feedback"} <= set(reads)
+    program = above["vectors"][0]["programs"][0]
+    ops = {op["out"]: op["op"] for stage in program["stages"] for op in stage["ops"]}
+    assert reads["pre"]["arrays"] == ["x"]
+    assert {ops[at] for at in reads["pre"]["ops"]} == {"conv-weight-gradient"}
+    assert reads["feedback"]["source"] == "z^3"
+    assert reads["feedback"]["arrays"] == [program["signals"]["z^3"]]
+    assert reads["feedback"]["layers away"] == 2
+    assert reads["own B"]["arrays"] == ["projections.feedback.0.weight"]
+    assert all(r["ops"] for what, r in reads.items() if what != "other samples")
+    cost = certificate.certify(learner).cost
+    assert above["counts"]["all"] == {"multiply-accumulates": cost.operations, "bytes": cost.bytes}
+    sizes = {n: p.numel() for n, p in learner.named_parameters()}
+    synapses = [s for s in above["state"] if s["of"] == "synapse"]
+    assert {s["name"]: int(np.prod(s["shape"])) for s in synapses} == sizes
+    addresses = [(s["address"], int(np.prod(s["shape"]))) for s in above["state"]]
+    assert all(a + n == b for (a, n), (b, _) in pairwise(addresses))
+    assert {h["made by block"] for h in above["held"]} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("bp-clapp++", "weight transport"), ("lpl", "batch statistics"), ("dfa", "error of a layer above")],
+)
+def test_a_rule_that_is_not_local_is_refused(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"{re.escape(name)} is not local \(.*{why}"):
+        made(name)
+
+
+def test_what_cannot_be_written_down_is_refused() -> None:
+    box = nn.Sequential(BlackBox(lambda x: x, (8,)), nn.Linear(8, 4), nn.ReLU())
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+    with pytest.raises(UsageError, match="in block 2 is a function, which no manifest can hold"):
+        made("clapp++", Encoder([first, box]), patches=None)
+    erf = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU())
+    with pytest.raises(UsageError, match="no operation for PyTorch's gelu"):
+        made("clapp++", Encoder([erf]), patches=None)
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(400, 64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) @ self.weight.T
+
+    with pytest.raises(UsageError, match=r"no stacks of layers have no small twin, and 25,600 weights"):
+        made("clapp++", Encoder([Wide()]), patches=None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_tiny(tmp_path_factory.mktemp("runs") / "x", epochs=1, rule="ff")
+
+
+def test_the_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--rule"]) == 0
+    file = run.path / "rule.json"
+    assert capsys.readouterr().out.startswith(f"written: {file} (")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert (found["format"], found["version"], found["rule"]["name"]) == ("localssl rule", 1, "ff")
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in found["state"]}
+    assert all(shapes[n] == tuple(p.shape) for n, p in run.learner().named_parameters())
+    done = subprocess.run([sys.executable, str(INTERPRETER), str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ff: 3 steps, at most ")
+    found["vectors"][0]["steps"][2]["state"]["encoder.blocks.0.1.bias"]["values"][0] += 1e-3
+    (tmp_path / "wrong.json").write_text(json.dumps(found), encoding="utf-8")
+    wrong = [sys.executable, str(INTERPRETER), str(tmp_path / "wrong.json")]
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
+
+
+def test_refusals_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = run_tiny(tmp_path / "x", epochs=0, rule="bp-clapp++", encoder="mlp", width=0.02)
+    capsys.readouterr()
+    for flags, says in (
+        (["--rule"], "bp-clapp++ is not local (weight transport; gradient through a layer above)"),
+        (["--rule", "--onnx"], "export needs one of --onnx, --nir, --rule and --embeddings"),
+    ):
+        assert main(["export", str(opened.path), *flags]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
+    assert not (opened.path / "rule.json").exists()
