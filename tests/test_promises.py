@@ -103,7 +103,7 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
     "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images "
-    "resume skip-bad download dry-run",
+    "on-nan config expect resume skip-bad download dry-run",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
     "compare": "rules data epochs seeds out jobs width labels report",

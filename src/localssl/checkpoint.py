@@ -161,19 +161,28 @@ def save(run: Path, state: dict[str, Any]) -> Path:
     folder = run / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-
-    def write(temporary: Path) -> None:
-        try:
-            torch.save({"format": FORMAT, **state}, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(errno.ENOSPC, "a checkpoint could not be written whole, is the disk full?") from error
-
-    write_atomic(path, write)
+    write(path, state)
     for later in [old for old in existing(run) if old > path]:  # not readable, or the run would have gone on from it
         later.rename(later.with_name(f"damaged-{later.name}"))
     for old in existing(run)[:-KEEP] + list(folder.glob(".step-*.tmp")):  # half ones, of processes that were killed
         old.unlink(missing_ok=True)
     return path
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write one checkpoint atomically.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def save(temporary: Path) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(errno.ENOSPC, "a checkpoint could not be written whole, is the disk full?") from error
+
+    write_atomic(path, save)
 
 
 def existing(run: Path) -> list[Path]:

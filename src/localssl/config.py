@@ -106,6 +106,9 @@ class TrainConfig:
     """Epochs between measurements of alignment with backpropagation, on four batches of training images; 0: never."""
     checkpoint_every: float = 10.0
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
+    the last checkpoint's weights."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
@@ -116,7 +119,7 @@ class TrainConfig:
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
-        for flag in ("device", "threads", "checkpoint_every", "devices", "nodes", "pipeline", "split"):
+        for flag in ("device", "threads", "checkpoint_every", "devices", "nodes", "pipeline", "split", "on_nan"):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]

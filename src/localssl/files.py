@@ -42,6 +42,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def held(folder: Path) -> Generator[None]:
     """Keep other processes that ask for it out of a folder; the system lets go of it even if this process is killed.

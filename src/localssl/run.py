@@ -242,6 +242,9 @@ def check(config: TrainConfig) -> None:
     ):
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
+    if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
+        flag = "--staleness" if c.staleness else "--pipeline"
+        raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")
     if c.devices * c.nodes > 1 and (c.pipeline or 1) > 1:
         raise UsageError("--pipeline and --devices do not go together yet; leave one of them out")
     if c.batch_size % (c.devices * c.nodes) or c.batch_size < 2 * c.devices * c.nodes:
