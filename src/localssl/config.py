@@ -106,6 +106,8 @@ class TrainConfig:
     """Epochs between measurements of alignment with backpropagation, on four batches of training images; 0: never."""
     checkpoint_every: float = 10.0
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
+    config: Path | None = None
+    """A config.yaml that a run has left: begin another with its settings; flags beside it change them."""
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
     the last checkpoint's weights."""

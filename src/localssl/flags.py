@@ -24,6 +24,9 @@ class Train(TrainConfig):
     dry_run: bool = False
     """Print sizes, parameters, memory and time, estimated from some real steps; write nothing. --out may be left
     out."""
+    expect: Path | None = None
+    """Folder of a run that this one should repeat, metrics and weights bit for bit; status 1 if not. Alone, with its
+    settings and threads; --out: that folder with -again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.errors import UsageError
-from localssl.run import Run, check_memory, get_rule, manifest_of, open_run, resolve, train_split
+from localssl.run import Run, check_memory, get_rule, manifest_of, open_config, open_run, resolve, train_split
 
 # May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
 FREE = ("skip_bad", "probe_every", "align_every", "mean", "std", "engine")
@@ -36,7 +36,9 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         raise UsageError(
             f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
         )
-    if stored is not None and (config.rule is None or config.data is None):
+    if config.config is not None:
+        resolved, images = _stored_and_typed(open_config(config.config), config)
+    elif stored is not None and (config.rule is None or config.data is None):
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)

@@ -89,16 +89,19 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UsageError: there is no run, or its configuration cannot be read.
     """
-    run = Path(path)
-    file = run / "config.yaml"
+    return open_config(Path(path) / "config.yaml")
+
+
+def open_config(file: Path) -> Run:
+    """The run that a config.yaml belongs to. Errors as in ``open_run``."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(
-            f"no run in {run} (config.yaml: {reason}); train one with localssl train --out {run}"
+            f"no run in {file.parent} ({file.name}: {reason}); train one with localssl train --out {file.parent}"
         ) from error
-    return Run(run, RunConfig.from_yaml(text, str(file)))
+    return Run(file.parent, RunConfig.from_yaml(text, str(file)))
 
 
 def manifest_of(run: Path, section: str) -> dict[str, Any]:
@@ -252,6 +255,8 @@ def check(config: TrainConfig) -> None:
             f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
             f"2 images or more for each"
         )
+    if c.config is not None and c.resume:
+        raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave out one of them")
     if c.split is not None and c.pipeline is None:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 

@@ -71,8 +71,9 @@ def _train(
     here = config.devices if processes is not None else config.pipeline
     if config.threads is not None or here is not None:
         torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (here or 1)))
-    if config.resume and config.data_root is None:
-        config = dataclasses.replace(config, data_root=stored_root(out))
+    if config.data_root is None and (config.resume or config.config is not None):
+        begun = out if config.config is None else config.config.parent
+        config = dataclasses.replace(config, data_root=stored_root(begun))
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
         report(note)
