@@ -212,11 +212,15 @@ class Watch:
         return last["step"]
 
     def _end(self, finding: Finding, state: Callable[[], dict[str, Any]], advice: str) -> NoReturn:
-        kept = self.run / FOLDER / f"step-{finding.step - 1:09d}.pt"
+        file = self.run / FOLDER / f"step-{finding.step - 1:09d}.pt"
+        kept = f"in {file}"
         if self.speaks:
-            write(self.run, finding)
-            checkpoint.set_rng_state(self.before["rng"])
-            checkpoint.write(kept, state())
+            try:
+                write(self.run, finding)
+                checkpoint.set_rng_state(self.before["rng"])
+                checkpoint.write(file, state())
+            except OSError as error:
+                kept = f"not kept ({error.strerror})"
         if self.processes is not None:
             self.processes.any(False)  # nobody ends before it is written
         raise RunError(

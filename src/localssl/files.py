@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from localssl.errors import UsageError
 
@@ -16,6 +17,31 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+def attempt(what: str, path: Path) -> None:
+    """Before every single thing that this module does to a disk; tests let it raise what the system could.
+
+    Args:
+        what: "folder", "open", "write", "sync", "replace", "append", "move" or "remove".
+        path: the file or folder, never a temporary one.
+    """
+
+
+class Sink:
+    """A new file, as far as those who write into one need it."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path = file, path
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of ``data``; the number of its bytes."""
+        attempt("write", self.path)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self.file.flush()
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -26,25 +52,70 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        attempt("open", path)
         write(temporary)
+        attempt("sync", path)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        attempt("replace", path)
         os.replace(temporary, path)
     except OSError as error:  # NumPy gives neither a number nor a name, and nobody knows the temporary file
         reason = error.strerror or f"could not be written whole, is the disk full? {error}"
         raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has gone
+            temporary.unlink(missing_ok=True)
+
+
+def write_into(path: Path, write: Callable[[Sink], object]) -> None:
+    """As ``write_atomic``, for those who write into an open file."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(Sink(file, path))
+
+    write_atomic(path, fill)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    write_into(path, lambda sink: sink.write(data))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
+
+
+def append(path: Path, text: str) -> None:
+    """Put ``text`` at the end of a file, which may keep a part of it where that fails."""
+    attempt("append", path)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(text)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it."""
+    attempt("folder", path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def move(path: Path, name: str) -> None:
+    """Give a file another name in its folder."""
+    attempt("move", path)
+    path.rename(path.with_name(name))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it is there."""
+    attempt("remove", path)
+    path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that killed processes have left in a folder that this one holds."""
+    for half in folder.glob(".*.tmp"):
+        remove(half)
 
 
 @contextmanager
@@ -76,12 +147,13 @@ def held(folder: Path) -> Generator[None]:
                     f"or delete {owner} if it is gone"
                 ) from error
         with suppress(OSError):  # a full disk: the run will meet it where it matters
+            attempt("write", owner)
             owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
         try:
             yield
         finally:
             with suppress(OSError):
-                owner.unlink(missing_ok=True)
+                remove(owner)
     finally:
         os.close(handle)
 

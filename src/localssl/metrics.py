@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from localssl.files import write_text
+from localssl.files import append, attempt, write_text
 
 
 class Metrics:
@@ -31,8 +32,10 @@ class Metrics:
 
     def log(self, row: dict[str, float]) -> None:
         """Write one row now; columns without a value stay empty."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
+        append(self.path, line.getvalue())
+        attempt("append", self.path.with_name("tensorboard"))
         values = {key: value for key, value in row.items() if key != "step"}
         self.tensorboard.log_metrics(values, step=int(row["step"]))
         self.tensorboard.experiment.flush()  # here, or a full disk would be met by its thread, with a traceback

@@ -16,7 +16,7 @@ import torch
 from localssl import devices, launch, own, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.files import held, write_text
+from localssl.files import held, make_folder, sweep, write_text
 from localssl.loop import Loop
 from localssl.manifest import write_cost, write_manifest
 from localssl.parallel import Lost, Processes
@@ -88,9 +88,10 @@ def _train(
     try:
         loop = Loop(config, resolved, images, state, report, processes, number)
         if loop.speaks:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
         with held(out) if loop.speaks else nullcontext():
             if loop.speaks:
+                sweep(out)
                 write_text(out / "config.yaml", resolved.to_yaml())
                 root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
                 write_manifest(out, resolved, images, root, config, resumed=state is not None)
