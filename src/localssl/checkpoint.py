@@ -113,7 +113,7 @@ def _read_meta(run: Path) -> dict[str, Any]:
         raise UsageError(
             f"no trained encoder in {run} ({file.name} not found); train one with localssl train --out {run}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not readable JSON; resume the run to write it anew") from error
     keys = {"format", "encoder", "mean", "std", "patches", "input_shape"}
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not keys <= meta.keys():

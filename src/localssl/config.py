@@ -21,6 +21,7 @@ from localssl.errors import UsageError, unknown
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+LONGEST = 100_000  # characters of a config.yaml
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
 
@@ -145,6 +146,15 @@ def program() -> str:
     return "localssl" if shutil.which("localssl") else f"{shlex.quote(sys.executable)} -m localssl"
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *NAME")
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run's numbers, resolved: no default is left open. Written as ``config.yaml``."""
@@ -205,9 +215,10 @@ class RunConfig:
             UsageError: not a configuration of this format, or unknown or missing keys.
         """
         try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{source} is not readable YAML ({str(error).splitlines()[0]})") from error
+            raw = yaml.load(text, _Loader) if len(text) <= LONGEST else None
+        except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML lets its own bugs through
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{source} is not readable YAML ({first})") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise UsageError(f"{source} is not a localssl run configuration of format {FORMAT}")
         fields = dataclasses.fields(cls)

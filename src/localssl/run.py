@@ -108,7 +108,7 @@ def manifest_of(run: Path, section: str) -> dict[str, Any]:
     """A section of manifest.json, "data" or "environment"; nothing where it cannot be read."""
     try:
         found = json.loads((run / "manifest.json").read_text(encoding="utf-8"))[section]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localssl import own
+from localssl import devices, own
 from localssl.errors import UsageError
 
 KIND = "npz"
@@ -47,11 +47,19 @@ def _of_npz(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     if not data.partition(":")[2]:
         raise UsageError(f"{data!r} names no path: write {KIND}:PATH")
     try:
+        with zipfile.ZipFile(path) as archive:
+            size, memory = sum(member.file_size for member in archive.infolist()), devices.memory()
+        if memory is not None and size > memory:
+            raise UsageError(f"{path} would take {size / 2**30:,.1f} GiB, more memory than this machine has")
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in file.files if name.split("_")[0] in ("x", "y")}
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; give an .npz with {NAMES}") from error
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UsageError:
+        raise
+    except MemoryError as error:
+        raise UsageError(f"{path} holds arrays larger than the memory that is free") from error
+    except Exception as error:  # zipfile and NumPy raise nearly every type on damaged files
         raise UsageError(f"{path} is no .npz of plain arrays ({' '.join(str(error).split())})") from error
     if "x" in parts:
         return parts["x"], parts.get("y"), parts.get("y"), True

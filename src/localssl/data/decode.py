@@ -76,7 +76,9 @@ def is_colour(source: bytes | Path | None) -> bool:
     try:
         with _open(source) as image:
             return image.mode not in GRAY and not image.mode.startswith("I;16")
-    except (BadImage, MemoryError, OSError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # as in decode
         return False
 
 
