@@ -132,7 +132,8 @@ def main() -> None:
             add(entry, *watched(all_of_them[name], name, entry.get("inputs", 0), count, Path(folder) / "run"))
             total = sum(e["inputs"] for e in results.values())
             failed = sum(e["failed"] for e in results.values())
-            write(arguments.out, 1, inputs=total, failed=failed, memory_bound_mib=MEMORY, hang_seconds=HANG, targets=results)
+            bounds = {"memory_bound_mib": MEMORY, "hang_seconds": HANG}
+            write(arguments.out, 1, inputs=total, failed=failed, **bounds, targets=results)
     print(json.dumps(results, indent=1))
     sys.exit(any(entry["failures"] for entry in results.values()))
 

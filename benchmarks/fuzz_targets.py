@@ -27,7 +27,10 @@ from localssl.run import manifest_of, resolve
 
 OURS = (UsageError, RunError, BadImage)  # what a reader may raise, whatever a file holds
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
-WORDS = (b"nan", b"-1", b"1e999", b"null", b"[]", b"{}", b"2001-99-99", b"9" * 5000, b"[" * 2000, b"&a [*a]", b"\xff\xfe", b"!!python/name:os.system", b"../../x")  # fmt: skip
+WORDS = (
+    *(b"nan", b"-1", b"1e999", b"null", b"[]", b"{}", b"2001-99-99", b"9" * 5000, b"[" * 2000),
+    *(b"&a [*a]", b"\xff\xfe", b"!!python/name:os.system", b"../../x"),
+)
 
 
 @dataclass(frozen=True)

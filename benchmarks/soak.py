@@ -3,9 +3,10 @@
     python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json
 
 A piece is one run in one folder that goes on for --piece minutes of training, killed by SIGKILL and resumed again and
-again; every process looks at its own memory, descriptors and threads once an epoch. Afterwards: the slope of memory over
-the steps of a process (those of the first 20 % left out), the most descriptors and threads, and whether metrics.csv has
-every row once, in order. Goes on where the results stop. Status 1 where descriptors or threads grow or a row is missing.
+again; every process looks at its own memory, descriptors and threads once an epoch. Afterwards: the slope of memory
+over the steps of a process (those of the first 20 % left out), the growth of descriptors and threads, and whether
+metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow or a row is
+missing or doubled.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def spoil(patch: Patch, at: dict[int, int | None]) -> None:
         if block is None:
             view_b[0] = float("inf")
         else:
+
             def overflow(_: object, __: object, z: torch.Tensor) -> torch.Tensor:
                 return torch.where(torch.arange(len(z)).view(-1, 1, 1, 1) == 3, float("inf"), z)
 
@@ -67,7 +68,8 @@ def unhooked(handle: Any, blame: Callable[..., Any]) -> Callable[..., Any]:
 def test_stop_keeps_the_state_before_the_step(changes: dict[str, Any], tmp_path: Path, monkeypatch: Patch) -> None:
     with monkeypatch.context() as patch:
         spoil(patch, {6: 3})
-        with pytest.raises(RunError, match=r"^step 6, block 3: its activity, [^\n]*nan/step-000000005.pt[^\n]*untouched"):
+        says = r"^step 6, block 3: its activity, [^\n]*nan/step-000000005.pt[^\n]*untouched"
+        with pytest.raises(RunError, match=says):
             run_tiny(tmp_path / "x", **changes)
     assert steps(tmp_path / "x") == [0, 4]
     last_state(tmp_path / "x")
@@ -122,7 +124,7 @@ def test_no_end_of_it(tmp_path: Path, monkeypatch: Patch) -> None:
     """What fails again and again ends the run, whatever was asked for."""
     for on_nan, ends in (("skip", 11), ("rollback", 4)):
         with monkeypatch.context() as patch:
-            spoil(patch, {step: None for step in range(1, 40)})
+            spoil(patch, dict.fromkeys(range(1, 40)))
             says = f"^step {ends}: .*(the 10 batches before it|went back to step 0 3 times already)"
             with pytest.raises(RunError, match=says):
                 run_tiny(tmp_path / on_nan, on_nan=on_nan, epochs=8)
@@ -145,7 +147,7 @@ def test_ended_and_resumed_it_leaves_out_the_same(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"lr": 1e30, "on_nan": "rollback", "probe_every": 0}
     whole = hooked(tmp_path / "whole", {}, **changes)
     for resume in (False, True):
-        with pytest.raises(RunError, match="^out of memory"):
+        with pytest.raises(RunError, match=r"^out of memory"):
             hooked(tmp_path / "x", {3: end}, resume=resume, **changes)
     hooked(tmp_path / "x", {}, resume=True, **changes)
     assert_same_run(tmp_path / "x", whole.path)

@@ -11,18 +11,23 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from localssl import checkpoint
+from localssl import checkpoint, devices
 from localssl.config import RunConfig
 from localssl.data.decode import BadImage, decode
+from localssl.data.sources import open_images
 from localssl.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz", "configuration", "encoder.json", "safetensors", "checkpoint", "texts")  # fmt: skip
+NAMES = (
+    *("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz"),
+    *("configuration", "encoder.json", "safetensors", "checkpoint", "texts"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(BadImage, match="144,000,000 pixels, more than the 89,478,485 allowed"):
         decode(file, 3, 32)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # beyond twice the limit Pillow itself raises
-    with pytest.raises(BadImage, match="exceeds limit|more than the 1,000 allowed"):
+    with pytest.raises(BadImage, match=r"exceeds limit|more than the 1,000 allowed"):
         decode(file, 3, 32)
 
 
@@ -133,3 +138,12 @@ def test_json_that_is_a_trap(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text("[" * 100_000)
     with pytest.raises(UsageError, match="is not readable JSON"):
         checkpoint.load(tmp_path)
+
+
+def test_an_archive_that_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its headers say, before anything is unpacked."""
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000)))
+    monkeypatch.setattr(devices, "memory", lambda: 2**20)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(UsageError, match="would take 0.0 GiB, more memory than this machine has"):
+        open_images(f"npz:{tmp_path / 'a.npz'}")

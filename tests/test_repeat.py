@@ -43,7 +43,8 @@ def test_repeated(run: Path, capsys: Capture) -> None:
 
 
 def test_another_seed_is_no_repetition(run: Path, tmp_path: Path, capsys: Capture) -> None:
-    status, lines, errors = said(capsys, f"train --expect {run} --seed 1 --out {tmp_path / 'y'} --config {run}/config.yaml")
+    flags = f"--seed 1 --out {tmp_path / 'y'} --config {run}/config.yaml"
+    status, lines, errors = said(capsys, f"train --expect {run} {flags}")
     assert status == 1
     assert f"differs from {run}: setting seed 1 (there: 0)" in lines
     assert any(line.startswith(f"not as in {run}: step 1: loss ") for line in lines)

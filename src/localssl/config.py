@@ -216,7 +216,7 @@ class RunConfig:
         """
         try:
             raw = yaml.load(text, _Loader) if len(text) <= LONGEST else None
-        except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML lets its own bugs through
+        except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML's own bugs, too
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{source} is not readable YAML ({first})") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:

@@ -256,7 +256,7 @@ def check(config: TrainConfig) -> None:
             f"2 images or more for each"
         )
     if c.config is not None and c.resume:
-        raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave out one of them")
+        raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave one out")
     if c.split is not None and c.pipeline is None:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def batches(seed: int, epoch: int, images: int, batch_size: int) -> list[Tensor]:
-    """The batches of an epoch, int64 (batch_size,) each: numbers of the training images; what is left over is not used."""
+    """The batches of an epoch, int64 (batch_size,) each, of the training images; what is left over is not used."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     shuffled = torch.randperm(images, generator=generator)
     return list(shuffled[: images // batch_size * batch_size].split(batch_size))
