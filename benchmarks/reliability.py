@@ -97,7 +97,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     yield ("two runs into one folder are refused, the owner named; a stale lock is recognised",
            "the lock held; file systems without locks; dead owners", "5 cases", SUITE,
            pytest("test_files.py tests/test_resume.py"))  # fmt: skip
-    yield ("no file makes a reader crash, hang or take memory without bound: it is read, or refused in a line",
+    yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
            "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
     yield ("decompression bombs are refused", "images, npz archives, YAML aliases", "9 cases", SUITE,

@@ -145,5 +145,5 @@ def test_an_archive_that_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000)))
     monkeypatch.setattr(devices, "memory", lambda: 2**20)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
-    with pytest.raises(UsageError, match="would take 0.0 GiB, more memory than this machine has"):
+    with pytest.raises(UsageError, match=r"would take 0\.0 GiB, more memory than this machine has"):
         open_images(f"npz:{tmp_path / 'a.npz'}")

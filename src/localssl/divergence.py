@@ -63,7 +63,7 @@ def not_finite(named: Named, losses: Tensor | None = None, loss_names: Iterable[
     for name, p in named:
         parts = [p.grad, *(factors_of(p) or ())]
         found += [(f"gradient of {name}", part) for part in parts if part is not None]
-    norms = [norm.double() for norm in torch._foreach_norm([part for _, part in found])] if found else []  # pyright: ignore[reportPrivateUsage]
+    norms = [norm.double() for norm in torch._foreach_norm([part for _, part in found])] if found else []  # pyright: ignore[reportPrivateImportUsage]
     if losses is not None:
         found = [*zip(loss_names, losses, strict=False), *found]
         norms = [*losses.detach().double(), *norms]

@@ -88,8 +88,11 @@ def _processes(folder: Path) -> object:
 
 def _rows(mine: list[dict[str, str]], theirs: list[dict[str, str]]) -> Iterator[str]:
     for row, other in zip_longest(mine, theirs):
-        if row is None or other is None:
-            yield f"step {(row or other)['step']}: {'no such row' if row is None else 'a row too many'}"
+        if row is None:
+            yield f"step {other['step']}: no such row"
+            continue
+        if other is None:
+            yield f"step {row['step']}: a row too many"
             continue
         for key in {**other, **row}:
             if key not in CLOCK and row.get(key) != other.get(key):
