@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import localssl
-from localssl import checkpoint
+from localssl import checkpoint, own
 from localssl.cli import main
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
 
 from .sources_util import encoded, pictures, write_files
-from .train_util import run_tiny
+from .train_util import run_tiny, tiny
 from .util import usage_error
 
 PACKAGE = Path(localssl.__file__).parent
@@ -161,3 +161,28 @@ def test_paths_in_files_are_not_followed(tmp_path: Path) -> None:
         (place / "val" / "val_annotations.txt").write_text(f"{name}\tn1\t0\t0\t1\t1\n")
         with pytest.raises(UsageError, match="is no name of a file in val/images"):
             open_images("tiny-imagenet", "test", root=tmp_path)
+
+
+def test_code_that_a_folder_names(tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs where the command names it, too."""
+    file = tmp_path / "theirs.py"
+    rule = (Path(__file__).parents[1] / "examples" / "my_rule.py").read_text(encoding="utf-8")
+    file.write_text(f"{rule}\nimport os\nos.mkdir({str(marker)!r})\n", encoding="utf-8")
+    run = run_tiny(tmp_path / "x", rule=f"{file}:MyRule", epochs=0).path
+    own._LOADED.pop(file)
+    marker.rmdir()
+    for command in ("align --batches 1 --batch-size 4", "train --resume --epochs 0 --out"):
+        name, *flags = command.split()
+        assert main([name, *flags, str(run)]) == 2
+        assert f"runs only where you name it: add --own {file}" in capsys.readouterr().err
+        assert not marker.exists()
+    assert main(["align", str(run), "--batches", "1", "--batch-size", "4", "--own", str(file)]) == 0
+    assert marker.exists()
+    marker.rmdir()
+    own._LOADED.pop(file)
+    assert "--own" in tiny_command(file)
+    assert main(["train", "--resume", "--out", str(run), "--own", str(file), "--threads", "1"]) == 0
+
+
+def tiny_command(file: Path) -> str:
+    return tiny(Path("x"), rule=f"{file}:MyRule").resume_command()

@@ -103,16 +103,16 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
     "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images "
-    "on-nan config expect resume skip-bad download dry-run",
-    "probe": "protocol labels data data-root",
-    "align": "data data-root batches reference",
+    "on-nan config expect own resume skip-bad download dry-run",
+    "probe": "protocol labels data data-root own",
+    "align": "data data-root batches reference own",
     "compare": "rules data epochs seeds out jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
     "doctor": "data-root quick",
-    "report": "images units data data-root",
-    "export": "onnx embeddings data data-root out",
+    "report": "images units data data-root own",
+    "export": "onnx embeddings data data-root own out",
 }
 
 

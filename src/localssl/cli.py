@@ -37,10 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0 if arguments else 2
         command = flags.parse(arguments)
         from localssl import commands  # after parsing: --help should not wait for the heavier imports
-        from localssl.rules import own
+        from localssl import own
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
-        commands.run(command)
+        with own.only_named(arguments):
+            commands.run(command)
     except UsageError as error:
         return _say(str(error), 2)
     except RunError as error:

@@ -37,7 +37,9 @@ def run(command: object) -> None:
         path, localssl = shlex.quote(str(finished.path)), program()
         if not launch.speaks():
             return
-        print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
+        files = command.own_files()
+        named = f" --own {shlex.join(files)}" if files else ""
+        print(f"done: {path}; next: {localssl} probe {path}{named}, {localssl} align {path}{named}")
         if expected is not None:
             expect(finished.path, expected)
     elif isinstance(command, flags.Probe):

@@ -109,6 +109,8 @@ class TrainConfig:
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
     config: Path | None = None
     """A config.yaml that a run has left: begin another with its settings; flags beside it change them."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours, PATH.py, that a run names which goes on or begins by --config."""
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
     the last checkpoint's weights."""
@@ -119,6 +121,11 @@ class TrainConfig:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
         return as_typed("train", self, but=("resume", "dry_run"))
 
+    def own_files(self) -> list[str]:
+        """The files with code of the user's that were named, to be named again."""
+        typed = [name for name in (self.rule, self.data, self.encoder, self.views) if name and own.is_path(name)]
+        return list(dict.fromkeys([*map(str, self.own), *(own.file_of(name) for name in typed)]))
+
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
         words = ["train", "--resume", "--out", str(self.out)]
@@ -126,6 +133,8 @@ class TrainConfig:
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        if files := self.own_files():
+            words += ["--own", *files]
         return f"{program()} {shlex.join(words)}"
 
 

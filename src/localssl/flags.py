@@ -56,6 +56,8 @@ class Probe:
     """Folder that holds the data set. Default: where training found it."""
     skip_bad: bool = False
     """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,8 @@ class Align:
     """Measure on another data set than the one trained on."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: where training found it."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +208,8 @@ class Export:
     """Skip and count images that cannot be decoded (embeddings). Training's own flag holds here, too."""
     out: Path | None = None
     """File to write."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +256,8 @@ class Report:
     """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)

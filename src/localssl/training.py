@@ -47,7 +47,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     if config.devices * config.nodes == 1:
         return _train(config, out, report, None)
     try:
-        launch.launch(config, functools.partial(_share, config))
+        launch.launch(config, functools.partial(_share, config, own.named()))
     except KeyboardInterrupt as stopped:
         if str(stopped):
             report(str(stopped))
@@ -55,12 +55,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     return open_run(out)
 
 
-def _share(config: TrainConfig, processes: Processes, number: int) -> None:
-    """The part of one of several processes; the first one speaks and writes."""
+def _share(config: TrainConfig, named: list[str] | None, processes: Processes, number: int) -> None:
+    """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []
     try:
-        _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
+        with own.only_named(named):
+            _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("") from stopped
 
