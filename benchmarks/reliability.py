@@ -102,8 +102,9 @@ def rows() -> Iterator[tuple[str, ...]]:
            "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
     yield ("decompression bombs are refused", "images, npz archives, YAML aliases", "10 cases", SUITE,
            pytest("test_fuzz.py"))  # fmt: skip
-    yield ("nothing in a file is executed", "the source searched; malicious checkpoint, weights, configuration, npz, "
-           "code; paths that lead elsewhere", "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
+    yield ("nothing in a file is executed",
+           "the source searched; malicious checkpoint, weights, configuration, npz, code; paths that lead elsewhere",
+           "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
     yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
            "`make soak`")  # fmt: skip
     yield ("same seed, same bits on the CPU, with the same number of threads", "runs repeated and compared", *threads(),

@@ -36,8 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(flags.overview(), file=sys.stdout if arguments else sys.stderr)
             return 0 if arguments else 2
         command = flags.parse(arguments)
-        from localssl import commands  # after parsing: --help should not wait for the heavier imports
-        from localssl import own
+        from localssl import (
+            commands,  # after parsing: --help should not wait for the heavier imports
+            own,
+        )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
         with own.only_named(arguments):
