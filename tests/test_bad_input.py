@@ -340,5 +340,5 @@ def test_version(capsys: Capture) -> None:
 def test_help_fits_a_terminal(command: str, capsys: Capture) -> None:
     assert status(f"{command} --help") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < (120 if command == "train" else 90)  # train has some forty flags
+    assert len(lines) < (135 if command == "train" else 90)  # train has nearly fifty flags
     assert max(len(line) for line in lines if line.startswith((" -", "|", "│"))) <= 80
