@@ -10,27 +10,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 from shared import write
 
 from localssl import checkpoint, metrics, repeat
+from localssl.config import TrainConfig
+from localssl.training import train
 
 THREADS = (1, 2, 4)
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
-FLAGS = ("--data", "digits", "--seed", "0", "--probe-every", "0")
 
 
 def trained(rule: str, threads: int, epochs: int, out: Path) -> Path:
-    """A run in a process of its own, since PyTorch settles some of its threads when it begins."""
-    command = [sys.executable, "-m", "localssl", "train", "--rule", rule, *FLAGS, "--epochs", str(epochs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command += ["--threads", str(threads), "--out", str(out)]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    """A run on the digits."""
+    config = TrainConfig(rule=rule, data="digits", out=out, epochs=epochs, threads=threads, width=0.25, probe_every=0)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        train(config, report=lambda _: None)
     return out
 
 
@@ -69,7 +68,7 @@ def main() -> None:
                     trained(rule, threads, arguments.epochs, folder / f"{threads}-{turn}")
                 found.append(row(rule, threads, folder / f"{threads}-0", folder / f"{threads}-1", folder / "1-0"))
                 print(found[-1], flush=True)
-    write(arguments.out, max(THREADS), epochs=arguments.epochs, rows=found)
+                write(arguments.out, threads, epochs=arguments.epochs, rows=found)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,6 @@ def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "text",
     [
-        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
         "[" * 3000,
         "format: " + "9" * 5000,
         "format: 2001-99-99",
@@ -147,3 +146,10 @@ def test_an_archive_that_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UsageError, match=r"would take 0\.0 GiB, more memory than this machine has"):
         open_images(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_a_configuration_of_aliases() -> None:
+    """Each line stands for ten of the line before; written out in an error they would fill any memory."""
+    lines = ["format: 1", "a: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 20))]
+    with pytest.raises(UsageError, match="it has an alias"):
+        RunConfig.from_yaml("\n".join([*lines, "rule: *a19"]), "config.yaml")
