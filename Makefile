@@ -2,6 +2,7 @@
 # make bench: time and memory of a training step into benchmarks/results, on an idle machine.
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
+# make soak: what of benchmarks/reliability.md takes hours; each part but the first goes on where its results stop.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
@@ -11,7 +12,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs site bench bench-growth clean
+.PHONY: demo test test-lower lint docs site bench bench-growth soak clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -36,6 +37,13 @@ bench-growth: .venv/installed
 	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json
 	.venv/bin/python benchmarks/throughput.py --out benchmarks/results/throughput.json
 	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
+
+soak: .venv/installed
+	@echo "== six hours of training with kills, 100 kills at random moments, a million damaged files (a day on two cores)"
+	.venv/bin/python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
+	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 600
+	.venv/bin/python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json
+	.venv/bin/python benchmarks/reliability.py
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"

@@ -146,7 +146,8 @@ def test_no_space_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nan_is_never_saved(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^loss_1, .*became NaN or infinite by step \d+; .* lower --lr"):
+    says = r"^step \d, block \d: its activity, .*became NaN or infinite \(batch of training images \d+, .* lower --lr"
+    with pytest.raises(RunError, match=says):
         run_tiny(tmp_path / "x", lr=1e30)
     assert steps(tmp_path / "x") == [0]
     for value in weights(tmp_path / "x").values():

@@ -202,7 +202,8 @@ def test_a_process_says_why_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_nan_in_another_process(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"became NaN or infinite by step \d+; .* lower --lr"):
+    says = r"step 2, block \d: .* became NaN or infinite \(batch of training images .* lower --lr"
+    with pytest.raises(RunError, match=says):
         run_tiny(tmp_path / "x", pipeline=2, lr=1e30)
     assert steps(tmp_path / "x") == [0]
     assert not multiprocessing.active_children()
@@ -224,6 +225,7 @@ def test_nan_in_another_process(tmp_path: Path) -> None:
         ({"staleness": -1, "rule": "clapp++dfb"}, "--staleness -1: use 0 or more"),
         ({"staleness": 1}, r"--staleness 1: no block of 'clapp\+\+' waits"),
         ({"staleness": 1, "rule": "clapp++dfb", "engine": "autograd"}, "--staleness 1: engine 'autograd' cannot"),
+        ({"pipeline": 2, "on_nan": "skip"}, "--on-nan skip and --pipeline do not go together"),
         ({"pipeline": 2, "encoder": BOXES, "width": 1.0}, "--pipeline 2: where black box .* fails"),
         ({"staleness": 1, "rule": "bp-clapp++"}, r"--staleness 1: rule 'bp-clapp\+\+' cannot learn block by block"),
     ],

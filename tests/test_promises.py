@@ -102,16 +102,16 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root config views epochs width seed out encoder lr batch-size weight-decay optimizer "
     "schedule device precision threads devices nodes across pipeline split staleness probe-every align-every "
-    "limit-images trackers resume skip-bad memory download dry-run",
-    "probe": "protocol labels data data-root",
-    "align": "data data-root batches reference",
+    "limit-images trackers on-nan expect own resume skip-bad memory download dry-run",
+    "probe": "protocol labels data data-root own",
+    "align": "data data-root batches reference own",
     "compare": "rules data epochs seeds out config jobs width labels report",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",
     "doctor": "data-root quick",
-    "report": "images units data data-root",
-    "export": "onnx nir nir-activation rule embeddings data data-root out",
+    "report": "images units data data-root own",
+    "export": "onnx nir nir-activation rule embeddings data data-root own out",
 }
 
 

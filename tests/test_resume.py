@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from localssl import checkpoint
 from localssl.config import TrainConfig
 from localssl.errors import RunError
 from localssl.files import held
@@ -26,14 +25,12 @@ from .train_util import (
     Hooked,
     assert_same_run,
     hooked,
-    last_state,
     rows,
     run_tiny,
     send,
     steps,
     stop_at,
     tiny,
-    weights,
 )
 from .util import usage_error
 
@@ -134,29 +131,6 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         run_tiny(tmp_path / "x", resume=True)
     assert len(rows(run.path)) == 2
     run_tiny(tmp_path / "x", resume=True)
-
-
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """SIGKILL, in a process of its own, at moments between the start and the end of a run of half a second."""
-    whole = run_tiny(tmp_path / "whole", epochs=10)
-    moments = random.Random(0)
-    for attempt in range(5):
-        child = os.fork()
-        if child == 0:
-            os.close(1)
-            run_tiny(tmp_path / "x", epochs=10, resume=True)
-            os._exit(0)
-        time.sleep(moments.uniform(0.05, 0.4))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        for file in (tmp_path / "x" / "encoder.safetensors", *checkpoint.existing(tmp_path / "x")):
-            assert not file.exists() or file.stat().st_size > 0, attempt
-        if (tmp_path / "x" / "encoder.safetensors").exists():
-            weights(tmp_path / "x")
-        if steps(tmp_path / "x"):
-            last_state(tmp_path / "x")
-    run_tiny(tmp_path / "x", epochs=10, resume=True)
-    assert_same_run(tmp_path / "x", whole.path)
 
 
 def test_ctrl_c_and_the_command_that_it_prints(tmp_path: Path) -> None:

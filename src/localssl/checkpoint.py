@@ -20,7 +20,7 @@ from localssl.config import FORMAT, RunConfig
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.files import write_atomic, write_text
+from localssl.files import Sink, make_folder, move, remove, sweep, write_bytes, write_into, write_text
 
 KEEP = 2  # the last one, and one more in case the last is on a failing disk
 KEYS = ("step", "seconds", "config", "learner", "optimizer", "rng", "sum", "count")
@@ -38,7 +38,7 @@ def save_encoder(run: Path, encoder: Encoder, config: RunConfig) -> None:
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_text(run / "encoder.json", json.dumps(meta, indent=2) + "\n")
-    write_atomic(run / "encoder.safetensors", lambda path: path.write_bytes(to_bytes(weights)))
+    write_bytes(run / "encoder.safetensors", to_bytes(weights))
 
 
 def holds_other_weights(run: Path, encoder: Encoder) -> bool:
@@ -113,7 +113,7 @@ def _read_meta(run: Path) -> dict[str, Any]:
         raise UsageError(
             f"no trained encoder in {run} ({file.name} not found); train one with localssl train --out {run}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not readable JSON; resume the run to write it anew") from error
     keys = {"format", "encoder", "mean", "std", "patches", "input_shape"}
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not keys <= meta.keys():
@@ -159,21 +159,31 @@ def save(run: Path, state: dict[str, Any]) -> Path:
         OSError: it could not be written; those that were there are untouched.
     """
     folder = run / "checkpoint"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"step-{state['step']:09d}.pt"
+    write(path, state)
+    for later in [old for old in existing(run) if old > path]:  # not readable, or the run would have gone on from it
+        move(later, f"damaged-{later.name}")
+    for old in existing(run)[:-KEEP]:
+        remove(old)
+    sweep(folder)
+    return path
 
-    def write(temporary: Path) -> None:
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write one checkpoint atomically.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def fill(sink: Sink) -> None:
         try:
-            torch.save({"format": FORMAT, **state}, temporary)
+            torch.save({"format": FORMAT, **state}, sink)  # pyright: ignore[reportArgumentType]
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(errno.ENOSPC, "a checkpoint could not be written whole, is the disk full?") from error
 
-    write_atomic(path, write)
-    for later in [old for old in existing(run) if old > path]:  # not readable, or the run would have gone on from it
-        later.rename(later.with_name(f"damaged-{later.name}"))
-    for old in existing(run)[:-KEEP] + list(folder.glob(".step-*.tmp")):  # half ones, of processes that were killed
-        old.unlink(missing_ok=True)
-    return path
+    write_into(path, fill)
 
 
 def existing(run: Path) -> list[Path]:

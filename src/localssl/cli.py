@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
             command = flags.parse(arguments)
         except UsageError as error:
             return _say(str(error), 2)
-        from localssl import commands  # after parsing: --help should not wait for the heavier imports
-        from localssl.rules import own
+        from localssl import commands, own  # after parsing: --help should not wait for the heavier imports
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
     try:
-        commands.run(command)
+        with own.only_named(arguments):
+            commands.run(command)
     except UsageError as error:
         return _say(str(error), 2)
     except RunError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from pathlib import Path
@@ -19,6 +20,7 @@ from localssl import (
     launch,
     nir_graph,
     rehearsal,
+    repeat,
     rulefile,
     rules,
 )
@@ -32,7 +34,7 @@ from localssl.probe import ProbeResult, features
 from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
-from localssl.run import Run, open_run
+from localssl.run import Run, manifest_of, open_run
 from localssl.slow import Slow
 from localssl.theory.checks import Outcome, verify_all
 from localssl.training import train
@@ -44,11 +46,16 @@ def run(command: object) -> None:
         for line in rehearsal.lines(rehearsal.rehearse(command)):
             print(line)
     elif isinstance(command, TrainConfig):
-        finished = train(command)
+        expected = command.expect if isinstance(command, flags.Train) else None
+        finished = train(command if expected is None else _repeated(command, expected))
         path, localssl = shlex.quote(str(finished.path)), program()
         if not launch.speaks():
             return
-        print(f"done: {path}; next: {localssl} probe {path}, {localssl} align {path}")
+        files = command.own_files()
+        named = f" --own {shlex.join(files)}" if files else ""
+        print(f"done: {path}; next: {localssl} probe {path}{named}, {localssl} align {path}{named}")
+        if expected is not None:
+            expect(finished.path, expected)
     elif isinstance(command, flags.Probe):
         probe(command)
     elif isinstance(command, flags.Align):
@@ -67,6 +74,33 @@ def run(command: object) -> None:
         reproduce(command)
     elif isinstance(command, flags.Doctor):
         doctor(command)
+
+
+def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
+    """The command with what it leaves to the run that it should repeat."""
+    open_run(expected)  # first: it may be misspelt
+    config, out, threads = command.config, command.out, command.threads
+    if config is None and command.rule is None and not command.resume:
+        config = expected / "config.yaml"
+    if out is None:
+        out = expected.with_name(f"{expected.name}-again")
+    if threads is None:  # with another number of them the last digits may differ
+        threads = manifest_of(expected, "environment").get("threads")
+    return dataclasses.replace(command, config=config, out=out, threads=threads)
+
+
+def expect(run: Path, expected: Path) -> repeat.Comparison:
+    """Compare a run with the one that it should repeat and say what differs.
+
+    Raises:
+        RunError: numbers that are not the same.
+    """
+    found = repeat.compare(run, expected)
+    for line in repeat.told(found, expected):
+        print(line)
+    if found.numbers:
+        raise RunError(f"{run} does not repeat {expected}: {len(found.numbers)} differences in numbers")
+    return found
 
 
 def probe(command: flags.Probe) -> dict[str, ProbeResult]:

@@ -23,6 +23,7 @@ from localssl.errors import UsageError, unknown
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+LONGEST = 100_000  # characters of a config.yaml
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
 
@@ -43,8 +44,8 @@ class TrainConfig:
     """Folder of the run: config.yaml, flags.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
     config: Path | None = None
-    """File of flags, one a line, e.g. rule: clapp++dfb, or a run's folder, whose flags.yaml is read; flags that are
-    given win."""
+    """File of flags, one a line, e.g. rule: clapp++dfb, or a run's folder, whose flags.yaml is read, or a run's
+    config.yaml; flags that are given win."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
@@ -116,12 +117,22 @@ class TrainConfig:
     """Minutes between checkpoints. Small runs also write one at step 0 and at every epoch's end."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where curves go besides metrics.csv, all into --out and offline; wandb and mlflow are extra packages."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours, PATH.py, that a run names which goes on or begins by --config."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
+    the last checkpoint's weights."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
         return as_typed("train", self, but=("config", "resume", "dry_run"))
+
+    def own_files(self) -> list[str]:
+        """The files with code of the user's that were named, to be named again."""
+        typed = [name for name in (self.rule, self.data, self.encoder, self.views) if name and own.is_path(name)]
+        return list(dict.fromkeys([*map(str, self.own), *(own.file_of(name) for name in typed)]))
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""
@@ -136,10 +147,13 @@ class TrainConfig:
             "pipeline",
             "split",
             "trackers",
+            "on_nan",
         ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        if files := self.own_files():
+            words += ["--own", *files]
         return f"{program()} {shlex.join(words)}"
 
 
@@ -202,6 +216,28 @@ def program() -> str:
     return "localssl" if shutil.which("localssl") else f"{shlex.quote(sys.executable)} -m localssl"
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *NAME")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(text: str, source: str) -> Any:
+    """What a YAML text says; None where it is longer than any configuration.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return yaml.load(text, _Loader) if len(text) <= LONGEST else None
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML's own bugs, too
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{source} is not readable YAML ({first})") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run's numbers, resolved: no default is left open. Written as ``config.yaml``."""
@@ -261,10 +297,7 @@ class RunConfig:
         Raises:
             UsageError: not a configuration of this format, or unknown or missing keys.
         """
-        try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{source} is not readable YAML ({str(error).splitlines()[0]})") from error
+        raw = plain_yaml(text, source)
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise UsageError(f"{source} is not a localssl run configuration of format {FORMAT}")
         fields = dataclasses.fields(cls)

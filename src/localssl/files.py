@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from localssl.errors import UsageError
 
@@ -18,6 +18,31 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+def attempt(what: str, path: Path) -> None:
+    """Before every single thing that this module does to a disk; tests let it raise what the system could.
+
+    Args:
+        what: "folder", "open", "write", "sync", "replace", "append", "move" or "remove".
+        path: the file or folder, never a temporary one.
+    """
+
+
+class Sink:
+    """A new file, as far as those who write into one need it."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path = file, path
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of ``data``; the number of its bytes."""
+        attempt("write", self.path)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self.file.flush()
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,22 +53,46 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        attempt("open", path)
         write(temporary)
+        attempt("sync", path)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        attempt("replace", path)
         os.replace(temporary, path)
     except OSError as error:  # NumPy gives neither a number nor a name, and nobody knows the temporary file
         reason = error.strerror or f"could not be written whole, is the disk full? {error}"
         raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has gone
+            temporary.unlink(missing_ok=True)
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+def write_into(path: Path, write: Callable[[Sink], object]) -> None:
+    """As ``write_atomic``, for those who write into an open file."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(Sink(file, path))
+
+    write_atomic(path, fill)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    write_into(path, lambda sink: sink.write(data))
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True, most: int | None = None) -> dict[str, Any]:
     """The plain arrays of an .npz by their names; nothing in the file is run.
 
+    Args:
+        path: the file.
+        wanted: whether an array of this name is read.
+        most: bytes that the file's arrays may come to; None: as many as they like.
+
     Raises:
-        UsageError: no .npz, a damaged one, or an array of Python objects among the wanted.
+        UsageError: no .npz, a damaged one, an array of Python objects among the wanted, or more than ``most`` bytes.
         FileNotFoundError: there is no file.
     """
     import numpy as np  # commands that read none start without it
@@ -51,11 +100,17 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
     try:
         if path.is_file() and not zipfile.is_zipfile(path):  # NumPy would take others for pickles, and say so
             raise UsageError(f"{path} is no .npz; numpy.savez writes one")
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if most is not None and size > most:
+            raise UsageError(f"{path} would take {size / 2**30:,.1f} GiB, more memory than this machine has")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if wanted(name)}
     except (FileNotFoundError, UsageError):
         raise
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise UsageError(f"{path} holds arrays larger than the memory that is free") from error
+    except Exception as error:  # zipfile and NumPy raise nearly every type on damaged files
         if "Object arrays" in str(error):
             raise UsageError(f"{path} holds Python objects; write arrays of numbers or texts") from error
         raise UsageError(f"{path} is no .npz of plain arrays ({' '.join(str(error).split())})") from error
@@ -63,7 +118,38 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
+
+
+def append(path: Path, text: str) -> None:
+    """Put ``text`` at the end of a file, which may keep a part of it where that fails."""
+    attempt("append", path)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(text)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it."""
+    attempt("folder", path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def move(path: Path, name: str) -> None:
+    """Give a file another name in its folder."""
+    attempt("move", path)
+    path.rename(path.with_name(name))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it is there."""
+    attempt("remove", path)
+    path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that killed processes have left in a folder that this one holds."""
+    for half in folder.glob(".*.tmp"):
+        remove(half)
 
 
 @contextmanager
@@ -95,12 +181,13 @@ def held(folder: Path) -> Generator[None]:
                     f"or delete {owner} if it is gone"
                 ) from error
         with suppress(OSError):  # a full disk: the run will meet it where it matters
+            attempt("write", owner)
             owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
         try:
             yield
         finally:
             with suppress(OSError):
-                owner.unlink(missing_ok=True)
+                remove(owner)
     finally:
         os.close(handle)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import yaml
 
-from localssl.config import FORMAT, in_words
+from localssl.config import FORMAT, in_words, plain_yaml
 from localssl.errors import UsageError, unknown
 from localssl.files import write_text
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "flags.yaml"
 UNIONS = (types.UnionType, Union)  # the second is what Literal[...] | None makes
+_RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
 NOT_KEPT = ("out", "config", "resume", "dry_run", "download")  # of this start alone, not of what a run is
 
 
@@ -45,8 +46,10 @@ def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
     raw = _yaml(path)
     if (version := raw.pop("format", FORMAT)) != FORMAT:
         raise UsageError(f"{path} has format {version!r}, this version of localssl reads {FORMAT}; write it anew")
-    if {"mean", "augmentation"} <= raw.keys():
-        raise UsageError(f"{path} is what a run's flags came to; take the flags themselves, {path.parent / NAME}")
+    if raw.keys() >= _RESOLVED:
+        if kind.__name__ == "Compare":
+            raise UsageError(f"{path} is what a run's flags came to, and none of compare's; give a file of flags")
+        return {}  # they are no flags; the run takes them from there
     hints = get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind) if field.name != "config"]
     found: dict[str, Any] = {}
@@ -61,6 +64,11 @@ def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{path}: {key} is {value!r}, expected {in_words(hints[name])}") from error
     return found
+
+
+def is_settings(path: Path) -> bool:
+    """Whether a file is no file of flags but a run's ``config.yaml``: what its flags came to, nothing left open."""
+    return not path.is_dir() and _yaml(path).keys() >= _RESOLVED
 
 
 def write(path: Path, flags: DataclassInstance, before: Mapping[str, Any] | None = None) -> None:
@@ -84,11 +92,11 @@ def _asked(flags: DataclassInstance) -> dict[str, Any]:
 def _yaml(path: Path) -> dict[str, Any]:
     """The file's keys and values."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = plain_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise UsageError(f"--config {path}: there is no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not readable YAML ({str(error).splitlines()[0]})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not readable YAML ({error})") from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):

@@ -25,6 +25,9 @@ class Train(TrainConfig):
     dry_run: bool = False
     """Print sizes, parameters, memory and time, estimated from some real steps; write nothing. --out may be left
     out."""
+    expect: Path | None = None
+    """Folder of a run that this one should repeat, metrics and weights bit for bit; status 1 if not. Alone, with its
+    settings and threads; --out: that folder with -again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class Probe:
     """Folder that holds the data set. Default: where training found it."""
     skip_bad: bool = False
     """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,8 @@ class Align:
     """Measure on another data set than the one trained on."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: where training found it."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +219,8 @@ class Export:
     """Skip and count images that cannot be decoded (embeddings). Training's own flag holds here, too."""
     out: Path | None = None
     """File to write."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +267,8 @@ class Report:
     """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)

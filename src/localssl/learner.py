@@ -136,8 +136,11 @@ class Learner(nn.Module):
 
     def _spread(self, step: credit.Step) -> Iterator[Tensor]:
         assert step.processes is not None
+        added: set[nn.Parameter] = set()  # blocks whose gradients wait to be applied with those of the others
         for losses in self.credit.updates(step):
-            step.processes.add_up(self.encoder.parameters())
+            fresh = [p for p in self.encoder.parameters() if p.grad is not None and p not in added]
+            step.processes.add_up(fresh)
+            added.update(fresh)
             yield losses
 
     def not_spread(self) -> str | None:

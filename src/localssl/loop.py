@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -10,18 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import (
-    alignment,
-    checkpoint,
-    engine,
-    interrupts,
-    metrics,
-    monitors,
-    pipeline,
-)
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
+from localssl.data import order
 from localssl.data.sources import Images
+from localssl.divergence import Watch
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
 from localssl.parallel import Processes
@@ -94,6 +89,8 @@ class Loop:
         self.sum = sums.to(self.fabric.device)  # of the losses since the last row
         self.count: int = 0 if state is None else state["count"]
         self.warned: set[str] = set()  # monitors that were warned of already
+        on_nan, advice = options.on_nan, dataclasses.replace(options, on_nan="stop").resume_command()
+        self.watch = Watch(self.prepared, self.out, on_nan, self.loss_names, processes, report, advice)
 
     @property
     def columns(self) -> list[str]:
@@ -127,7 +124,7 @@ class Loop:
 
     def setup(self) -> pipeline.Setup:
         """What the processes that train the blocks are told."""
-        at = (self.step, self.last_step, self.sum.tolist(), self.resumed)
+        at = (self.step, self.last_step, self.sum.tolist(), self.resumed, len(self.images))
         return pipeline.Setup.of(self.config, self.fabric.device.type, self.divided, *at)
 
     def train(self, stopped: Callable[[], bool], shown: tuple[metrics.Metrics, Progress] | None) -> None:
@@ -138,23 +135,23 @@ class Loop:
             self.save()
         while self.step < self.last_step:
             epoch, position = divmod(self.step, self.steps_per_epoch)
-            batches = [self.own(index) for index in self.order(epoch)[position:]]
-            with closing(self.images.ahead(batches)) as pixels:
+            batches = [(whole, self.own(whole)) for whole in self.order(epoch)[position:]]
+            with closing(self.images.ahead([index for _, index in batches])) as pixels:
                 if not self.train_on(batches, pixels, stopped, shown):
                     return
 
     def train_on(
         self,
-        batches: Sequence[Tensor],
+        batches: Sequence[tuple[Tensor, Tensor]],
         pixels: Iterator[Tensor],
         stopped: Callable[[], bool],
         shown: tuple[metrics.Metrics, Progress] | None,
     ) -> bool:
-        """The rest of an epoch, this process's part of every batch; returns whether it came to its end."""
-        for index in batches:
+        """The rest of an epoch, batches and this process's part of them; returns whether it came to its end."""
+        for whole, index in batches:
             began = time.monotonic()
             with self.may_fail(f"in step {self.step + 1}", "as it was before"):
-                self.train_step(index, next(pixels))
+                self.train_step(whole, index, next(pixels))
             self.seconds += time.monotonic() - began
             if shown is not None:
                 shown[1].advance(self.step)
@@ -200,19 +197,23 @@ class Loop:
             raise RunError(f"{error} {where}; {saved}: mend that, then go on with: {self.resume_command}") from error
 
     def order(self, epoch: int) -> list[Tensor]:
-        """The batches of an epoch: a function of seed and epoch only, so any position in it can be found again."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(len(self.images), generator=generator)
-        n = self.config.batch_size
-        return list(shuffled[: self.steps_per_epoch * n].split(n))
+        """The batches of an epoch."""
+        return order.batches(self.config.seed, epoch, len(self.images), self.config.batch_size)
 
     def own(self, index: Tensor) -> Tensor:
         """This process's part of a batch."""
         return index if self.processes is None else self.processes.own(index, views=1)
 
-    def train_step(self, index: Tensor, pixels: Tensor | None = None) -> None:
-        """One update: this process's part of a batch, and its images, where they were read already."""
+    def train_step(self, whole: Tensor, index: Tensor, pixels: Tensor | None = None) -> None:
+        """One update, or none, where it comes to no finite numbers and may be left out.
+
+        Args:
+            whole: the batch, of all processes.
+            index: this process's part of it.
+            pixels: that part's images, where they were read already.
+        """
         drawn_alike: int | None = None
+        self.watch.remember()
         if self.processes is not None:
             own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
             torch.manual_seed(own)
@@ -223,12 +224,16 @@ class Loop:
             torch.manual_seed(drawn_alike)
         if self.first is None:
             self.learn(view_a, view_b, labels)
+            if self.watch.bad:
+                with self.aside():
+                    x = self.learner.enter(view_a, view_b, labels=labels)
+                    self.watch.deal(self.step + 1, whole, x, self.state)
         else:
             with self.fabric.autocast():
                 x = self.learner.step(view_a, view_b, labels=labels).x
             self.first.feed(x)
         self.step += 1
-        self.count += 1
+        self.count += 0 if self.watch.bad else 1
 
     def learn(self, view_a: Tensor, view_b: Tensor, labels: Tensor | None) -> None:
         """All of it here and now."""
@@ -239,12 +244,18 @@ class Loop:
         updates = self.learner.updates(view_a, view_b, None, labels, factored, self.across)
         with self.fabric.autocast():
             for losses in updates:
-                if apart is not None:
-                    apart.average(self.learner.parameters())
-                self.optimizer.step()
-                self.optimizer.zero_grad()
                 first = losses if first is None else first
+                if not self.watch.at_the_end and not self.apply(first):
+                    return
+            if self.watch.at_the_end and not self.apply(first):
+                return
         self.sum += 0 if first is None else first
+
+    def apply(self, losses: Tensor | None) -> bool:
+        """One step of the optimiser; whether it could be."""
+        if self.processes is not None and self.across is None:
+            self.processes.average(self.learner.parameters())
+        return self.watch.apply(losses)
 
     def settle(self, row: bool = False, weights: bool = False, states: bool = False) -> None:
         """Where blocks learn apart: wait until all batches are learnt, and gather what is asked for."""
@@ -290,9 +301,9 @@ class Loop:
             "seconds": round(self.seconds, 3),
             "images_per_second": round(progress.rate() or n * self.step / max(self.seconds, 1e-9), 1),
             "lr": rate(self.config, self.step, self.last_step),
-            "loss": sum(mean),
-            **dict(zip(self.loss_names, mean, strict=True)),
         }
+        if self.count:  # or every batch since the last row was left out
+            row |= {"loss": sum(mean), **dict(zip(self.loss_names, mean, strict=True))}
         if observes:
             values = self.observe()
             row.update(values)
@@ -357,7 +368,14 @@ class Loop:
         self.guard()
         if not self.speaks:
             return
-        state = {
+        checkpoint.save(self.out, self.state())
+        if self.first is not None:
+            self.first.forget()
+        checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
@@ -367,10 +385,6 @@ class Loop:
             "sum": self.sum.cpu(),
             "count": self.count,
         }
-        checkpoint.save(self.out, state)
-        if self.first is not None:
-            self.first.forget()
-        checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
 
 
 def _shown(row: alignment.LayerAlignment) -> bool:

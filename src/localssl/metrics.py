@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from localssl import trackers
-from localssl.files import write_text
+from localssl.files import append, attempt, write_text
 
 
 class Metrics:
@@ -44,8 +45,10 @@ class Metrics:
 
     def log(self, row: dict[str, float]) -> None:
         """Write one row now; columns without a value stay empty."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
+        append(self.path, line.getvalue())
+        attempt("append", self.path.with_name("tensorboard"))
         values = {key: value for key, value in row.items() if key != "step"}
         for tracker in self.beside:
             tracker.log_metrics(values, step=int(row["step"]))

@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from localssl.errors import UsageError, unknown
 
 _LOADED: dict[Path, ModuleType] = {}
+_named: set[Path] | None = None  # files that may run; None: all, as in a program that calls the library
 
 
 def is_path(name: str) -> bool:
@@ -28,6 +30,11 @@ def full_name(name: str) -> str:
         return name
     file, wanted = _parts(name)
     return f"{file}:{wanted}" if wanted else str(file)
+
+
+def file_of(name: str) -> str:
+    """The file of PATH.py:NAME, as it was typed."""
+    return name if name.endswith(".py") else name.rpartition(":")[0]
 
 
 def short_name(name: str) -> str:
@@ -49,6 +56,8 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     file, wanted = _parts(name)
     if not file.is_file():
         raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
+    if file not in _LOADED and _named is not None and file.resolve() not in _named:
+        raise UsageError(f"{name} is code that only a file names, and runs only where you name it: add --own {file}")
     module = _LOADED[file] if file in _LOADED else _load(file)
     own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
     found = sorted(key for key in own if not key.startswith("_") and fits(getattr(module, key)))
@@ -58,6 +67,27 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     if not hasattr(module, wanted):
         raise unknown(f"{kind} in {file}", wanted, found or {"none"})
     return getattr(module, wanted)
+
+
+@contextmanager
+def only_named(words: Iterable[str] | None) -> Generator[None]:
+    """For a while no code runs but that of files named in a command line's words: a run's folder may come from others.
+
+    None: all may run, as before and afterwards.
+    """
+    global _named
+    if words is not None:
+        parts = {part for word in words for part in (word, *word.replace("=", " ").split())}
+        _named = {_parts(part)[0].resolve() for part in parts if is_path(part)}
+    try:
+        yield
+    finally:
+        _named = None
+
+
+def named() -> list[str] | None:
+    """The files that may run, for ``only_named`` in another process; None: all."""
+    return None if _named is None else sorted(map(str, _named))
 
 
 def called(name: str, kind: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

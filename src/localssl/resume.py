@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from localssl import checkpoint, encoders, own, rules
+from localssl import checkpoint, encoders, flagfile, own, rules
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
@@ -21,6 +21,7 @@ from localssl.run import (
     get_rule,
     manifest_of,
     memory_of,
+    open_config,
     open_run,
     resolve,
     stored_root,
@@ -46,7 +47,9 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         raise UsageError(
             f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
         )
-    if stored is not None and (config.rule is None or config.data is None):
+    if config.config is not None and flagfile.is_settings(config.config):
+        resolved, images = _stored_and_typed(open_config(config.config), config)
+    elif stored is not None and (config.rule is None or config.data is None):
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)
@@ -76,10 +79,13 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
 
 
 def found_again(config: TrainConfig, out: Path) -> TrainConfig:
-    """For a run that goes on: the data are where they were, unless the user says otherwise."""
-    if not config.resume or config.data_root is not None:
+    """For a run that goes on or repeats another: the data are where they were, unless the user says otherwise."""
+    begun = out if config.resume else None
+    if config.config is not None and flagfile.is_settings(config.config):
+        begun = config.config.parent
+    if begun is None or config.data_root is not None:
         return config
-    return dataclasses.replace(config, data_root=stored_root(out))
+    return dataclasses.replace(config, data_root=stored_root(begun))
 
 
 def _check_folder(out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from localssl import checkpoint, devices, encoders, own, rules, trackers
+from localssl import checkpoint, devices, encoders, flagfile, own, rules, trackers
 from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
@@ -92,23 +92,26 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UsageError: there is no run, or its configuration cannot be read.
     """
-    run = Path(path)
-    file = run / "config.yaml"
+    return open_config(Path(path) / "config.yaml")
+
+
+def open_config(file: Path) -> Run:
+    """The run that a config.yaml belongs to. Errors as in ``open_run``."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(
-            f"no run in {run} (config.yaml: {reason}); train one with localssl train --out {run}"
+            f"no run in {file.parent} ({file.name}: {reason}); train one with localssl train --out {file.parent}"
         ) from error
-    return Run(run, RunConfig.from_yaml(text, str(file)))
+    return Run(file.parent, RunConfig.from_yaml(text, str(file)))
 
 
 def manifest_of(run: Path, section: str) -> dict[str, Any]:
     """A section of manifest.json, "data" or "environment"; nothing where it cannot be read."""
     try:
         found = json.loads((run / "manifest.json").read_text(encoding="utf-8"))[section]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -255,11 +258,16 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
+    if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
+        flag = "--staleness" if c.staleness else "--pipeline"
+        raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")
     if c.batch_size % (c.devices * c.nodes) or c.batch_size < 2 * c.devices * c.nodes:
         raise UsageError(
             f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
             f"2 images or more for each"
         )
+    if c.config is not None and c.resume and flagfile.is_settings(c.config):
+        raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave one out")
     if c.split is not None and (c.pipeline or 1) == 1:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
 

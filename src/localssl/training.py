@@ -15,7 +15,7 @@ import torch
 from localssl import devices, flagfile, launch, own, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.files import held, write_text
+from localssl.files import held, make_folder, sweep, write_text
 from localssl.loop import Loop
 from localssl.manifest import write_cost, write_manifest
 from localssl.parallel import Lost, Processes
@@ -47,7 +47,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     if config.devices * config.nodes == 1:
         return _train(config, out, report, None)
     try:
-        launch.launch(config, functools.partial(_share, config))
+        launch.launch(config, functools.partial(_share, config, own.named()))
     except KeyboardInterrupt as stopped:
         if str(stopped):
             report(str(stopped))
@@ -58,12 +58,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     return open_run(out)
 
 
-def _share(config: TrainConfig, processes: Processes, number: int) -> None:
-    """The part of one of several processes; the first one speaks and writes."""
+def _share(config: TrainConfig, named: list[str] | None, processes: Processes, number: int) -> None:
+    """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []
     try:
-        _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
+        with own.only_named(named):
+            _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("") from stopped
 
@@ -89,9 +90,10 @@ def _train(
     try:
         loop = Loop(config, resolved, images, state, report, processes, number)
         if loop.speaks:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
         with held(out) if loop.speaks else nullcontext():
             if loop.speaks:
+                sweep(out)
                 write_text(out / "config.yaml", resolved.to_yaml())
                 _keep_flags(config, out / flagfile.NAME)
                 root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")

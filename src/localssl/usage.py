@@ -44,11 +44,11 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
             "rule data out config data-root epochs width seed rule-options encoder lr batch-size limit-images device "
             "threads resume dry-run",
         ),
-        ("data and views", "download image-size skip-bad memory views view-strength"),
+        ("data and views", "download image-size skip-bad memory views view-strength own"),
         ("encoder and rule", "encoder-options patches engine precision"),
-        ("optimiser", "optimizer weight-decay schedule"),
+        ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("several processes", "devices nodes across pipeline split staleness"),
-        ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers"),
+        ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),

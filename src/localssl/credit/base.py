@@ -57,9 +57,11 @@ class Credit:
 
     Attributes:
         crosses: whether errors go from one block to another, and so need the derivative of all that lies in a block.
+        repeated: whether weights must step between two updates of a batch; else they may as well after the last one.
     """
 
     crosses = True
+    repeated = False
 
     def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         """Parts of its own (feedback matrices, say), by key, next to the rule's; ``dims[l]``: length of readout l."""

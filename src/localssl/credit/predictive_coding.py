@@ -33,7 +33,7 @@ class PredictiveCoding(Local):
     """
 
     crosses = True
-    incremental = False
+    incremental = False  # whether weights learn at every step of inference
 
     @override
     def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
@@ -73,7 +73,7 @@ class Incremental(PredictiveCoding):
     blocks learn, and block l first hears of the loss by η_h^(L−l) times backpropagation's error.
     """
 
-    incremental = True
+    incremental = repeated = True
 
 
 def _options(rule: Rule) -> Options:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localssl import own
+from localssl import devices, own
 from localssl.errors import UsageError
 from localssl.files import read_npz
 
@@ -50,7 +50,7 @@ def _of_npz(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     if not data.partition(":")[2]:
         raise UsageError(f"{data!r} names no path: write {KIND}:PATH")
     try:
-        parts = read_npz(path, lambda name: name.split("_")[0] in ("x", "y"))
+        parts = read_npz(path, lambda name: name.split("_")[0] in ("x", "y"), devices.memory())
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; give an .npz with {NAMES}") from error
     if "x" in parts and (both := sorted(parts.keys() & {"x_train", "x_test"})):

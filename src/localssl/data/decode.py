@@ -108,9 +108,9 @@ def is_colour(source: Source) -> bool:
     try:
         with _open(source) as image:
             return image.mode not in GRAY and not image.mode.startswith("I;16")
-    except UsageError:
+    except (MemoryError, UsageError):
         raise
-    except (BadImage, MemoryError, OSError, ValueError):
+    except Exception:  # as in decode
         return False
 
 

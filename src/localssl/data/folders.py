@@ -89,10 +89,14 @@ def read_tiny_imagenet(folder: Path, split: str) -> Folder:
     table = folder / "val" / "val_annotations.txt"
     if not table.is_file():
         raise UsageError(f"{table} is missing: unpack tiny-imagenet-200.zip again")
-    lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = table.read_text(encoding="utf-8", errors="replace")
+    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
     strange = next((line for line in lines if len(line) < 2 or line[1] not in number), None)
     if strange is not None:
         raise UsageError(f"{table}: {strange[0]} has none of the {len(classes)} classes in train/")
+    away = next((line[0] for line in lines if not line[0] or Path(line[0]).name != line[0]), None)
+    if away is not None:
+        raise UsageError(f"{table}: {away!r} is no name of a file in val/images")
     return _folder(folder / "val", [(f"images/{line[0]}", number[line[1]]) for line in lines], classes)
 
 

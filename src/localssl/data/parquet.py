@@ -28,7 +28,7 @@ from localssl.errors import UsageError
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "photo")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "y")
 NO_LABEL = r"(^|_)(id|idx|index|width|height|size|seed|time|timestamp)$"  # integers that number or measure
-UNREADABLE: tuple[type[Exception], ...] = (OSError, pa.ArrowException)
+UNREADABLE: tuple[type[Exception], ...] = (OSError, UnicodeDecodeError, pa.ArrowException)
 TEST_NAMES = ("test", "val", "validation", "valid")
 
 

@@ -34,6 +34,7 @@ class Setup:
         step, last_step: steps done, and of the whole run.
         sums: of the losses of every block since the last row.
         resumed: whether weights and optimiser's state of the stage's blocks follow.
+        images: that are trained on; 0: nobody asks which.
     """
 
     config: str
@@ -43,6 +44,7 @@ class Setup:
     last_step: int
     sums: Sequence[float]
     resumed: bool
+    images: int = 0
 
     @classmethod
     def of(
@@ -54,10 +56,11 @@ class Setup:
         last_step: int,
         sums: Sequence[float],
         resumed: bool,
+        images: int,
     ) -> Setup:
         """From a configuration, and the blocks of every stage."""
         bounds = [*(layers.start for layers in divided), divided[-1].stop]
-        return cls(config.to_yaml(), device, bounds, step, last_step, sums, resumed)
+        return cls(config.to_yaml(), device, bounds, step, last_step, sums, resumed, images)
 
     def layers(self, rank: int) -> range:
         """The blocks of a stage."""
@@ -81,7 +84,8 @@ def stage(prepared: Prepared, setup: Setup) -> Stage:
     """The stage of this process."""
     single = len(setup.bounds) == 2
     link = None if single else _link(prepared, setup)
-    made = Stage(prepared, setup.layers(0 if link is None else link.rank), setup.step, setup.last_step, link)
+    layers = setup.layers(0 if link is None else link.rank)
+    made = Stage(prepared, layers, setup.step, setup.last_step, link, setup.images)
     made.sums += torch.tensor([setup.sums[layer] for layer in made.layers], device=prepared.device)
     return made
 

@@ -11,13 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from localssl import readout
+from localssl import divergence, readout
 from localssl.credit import Step
+from localssl.data import order
 from localssl.encoders import run_block
 from localssl.engine import passes
 from localssl.engine.blocks import plan
 from localssl.engine.three_factor import above, learn_block
+from localssl.errors import RunError
 from localssl.learner import Learner
+from localssl.pipeline.exchange import names
 from localssl.pipeline.link import Link
 from localssl.prepared import Prepared
 from localssl.rules.base import Batch, ScoreRule
@@ -53,17 +56,23 @@ class Stage:
         layers: the blocks, from 0.
         step, last_step: steps that are done, and of the whole run: the learning rate follows them.
         link: to the stages before and behind; None where there are none.
+        images: that are trained on, 0 where that is not known: an error names those of the batch.
 
     Attributes:
         sums: of the losses of its blocks, float32, (blocks,); whoever reads them may set them.
     """
 
-    def __init__(self, prepared: Prepared, layers: range, step: int, last_step: int, link: Link | None):
+    def __init__(
+        self, prepared: Prepared, layers: range, step: int, last_step: int, link: Link | None, images: int = 0
+    ):
         rule = prepared.learner.rule
         assert isinstance(rule, ScoreRule)
         self.prepared, self.rule, self.layers, self.link = prepared, rule, layers, link
         self.learner = prepared.learner
-        self.step, self.last_step = step, last_step
+        self.step, self.last_step, self.images = step, last_step, images
+        parameters = dict(prepared.learner.named_parameters())
+        own = {layer: [name for name in names(prepared, layer) if name in parameters] for layer in layers}
+        self.named = {layer: [(name, parameters[name]) for name in found] for layer, found in own.items()}
         self.count = len(self.learner.encoder.blocks)
         self.waits = bool(above(rule, self.count))
         self.lean = self.waits and self.learner.engine == "hebbian-lean"
@@ -160,9 +169,19 @@ class Stage:
             loss, changes = learn_block(step, self.rule, self.blocks[layer], kept, known, layer)
             for change in changes:
                 change.add(p.factored)
+        if bad := divergence.not_finite(self.named[layer], loss[None], [f"loss_{layer + 1}"]):
+            raise self._failed(layer, kept.z, bad)
         p.optimizer.step()
         p.optimizer.zero_grad()
         self.sums[layer - self.layers.start] += loss.detach()
+
+    def _failed(self, layer: int, z: Tensor, bad: list[str]) -> RunError:
+        """The error for a batch that a block cannot learn from: nothing of it was applied here."""
+        config = self.prepared.config
+        what = bad if bool(z.isfinite().all()) else ["its activity", *bad]
+        batch = order.batch_of(config.seed, self.step, self.images, config.batch_size).tolist() if self.images else []
+        found = divergence.Finding(self.step + 1, layer + 1, what, batch, "stop")
+        return RunError(f"{found}; start anew with a lower --lr and another --out")
 
     def _batch(self, layer: int, out: Tensor, known: dict[int, Tensor], drawn: Iterator[Tensor] | None) -> Batch:
         """What the rule sees of a batch in this stage."""

@@ -1,0 +1,125 @@
+"""Writes the table of promises in benchmarks/reliability.md; its numbers come from benchmarks/results.
+
+python benchmarks/reliability.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE / "reliability.md"
+BEGIN, END = "<!-- made by benchmarks/reliability.py -->", "<!-- end of what is made -->"
+HEADER = ("promise", "how tested", "count", "result", "command")
+SUITE = "holds in the suite"
+
+
+def record(name: str) -> dict[str, Any] | None:
+    """What a benchmark has left; None where it was not run."""
+    file = HERE / "results" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def kills() -> tuple[str, str]:
+    """Count and result of ``kills.py``."""
+    found = record("kills")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    moments = ", ".join(f"{count} {moment}" for moment, count in found["moments"].items())
+    return f"{found['kills']} kills ({moments})", f"{found['finished']} finished runs, {found['different']} different"
+
+
+def fuzz() -> tuple[str, str]:
+    """Count and result of ``fuzz.py``."""
+    found = record("fuzz")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    each = found["targets"].values()
+    slowest, memory = max(t["slowest_seconds"] for t in each), max(t["memory_mib"] for t in each)
+    refused = sum(t["refused"] for t in each)
+    return (
+        f"{found['inputs']:,} of 1,000,000 inputs, {len(each)} readers",
+        f"{found['failed']} failures, {refused:,} refused; slowest input {slowest:.2f} s, {memory:.0f} MiB of "
+        f"{found['memory_bound_mib']} allowed",
+    )
+
+
+def soak() -> tuple[str, str]:
+    """Count and result of ``soak.py``."""
+    found = record("soak")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    pieces = found["pieces"]
+    slopes = [slope for p in pieces for slope in p["mib_per_1000_steps"]]
+    total = {key: sum(p[key] for p in pieces) for key in ("minutes", "kills", "steps", "rows", "rows_wrong")}
+    grown = {key: max(p[f"{key}_growth"] for p in pieces) for key in ("descriptors", "threads")}
+    slope = f"{min(slopes):+.2f} to {max(slopes):+.2f} MiB per 1,000 steps" if slopes else "no slope yet"
+    return (
+        f"{total['minutes']:.0f} of 360 minutes, {total['kills']} kills, {total['steps']:,} steps",
+        f"memory {slope} by process; descriptors {grown['descriptors']:+d}, threads {grown['threads']:+d}; "
+        f"{total['rows']} rows of metrics.csv, {total['rows_wrong']} wrong",
+    )
+
+
+def threads() -> tuple[str, str]:
+    """Count and result of ``threads.py``."""
+    found = record("threads")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    rows = found["rows"]
+    again = sum(row["again_equal"] for row in rows)
+    others = [row for row in rows if row["threads"] > 1]
+    equal = sum(row["equal_to_one"] for row in others)
+    most = max(row["weights"] for row in others)
+    loss = max(row["loss"] for row in others)
+    return (
+        f"{len({row['rule'] for row in rows})} rules, 1, 2 and 4 threads, {found['epochs']} epochs",
+        f"{again} of {len(rows)} equal when run again; {equal} of {len(others)} equal to one thread, else losses "
+        f"differ by up to {loss:.0e}, weights by up to {most:.0e} (relative)",
+    )
+
+
+def rows() -> Iterator[tuple[str, ...]]:
+    """The table."""
+    pytest = "`pytest tests/{}`".format
+    yield ("killed anywhere, `--resume` finds a whole checkpoint; the run equals the undisturbed one bit for bit",
+           "SIGKILL, half of them while a checkpoint is written", *kills(),
+           "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
+    yield ("a write that fails leaves one line, a whole checkpoint and a way on",
+           "ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run in turn; a real tmpfs that is full",
+           "every write; of one file's pieces the first and last", SUITE, pytest("test_disk.py"))  # fmt: skip
+    yield ("NaN and explosion: found in the step, block and images named, state before it kept, batch left out",
+           "an infinite activity in a chosen block and step; rates at which weights explode",
+           "`--on-nan` stop, skip, rollback; 4 rules", SUITE, pytest("test_divergence.py"))  # fmt: skip
+    yield ("two runs into one folder are refused, the owner named; a stale lock is recognised",
+           "the lock held; file systems without locks; dead owners", "5 cases", SUITE,
+           pytest("test_files.py tests/test_resume.py"))  # fmt: skip
+    yield ("no file makes a reader crash, hang or take memory without bound",
+           "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
+           "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
+    yield ("decompression bombs are refused", "images, npz archives, YAML aliases", "10 cases", SUITE,
+           pytest("test_fuzz.py"))  # fmt: skip
+    yield ("nothing in a file is executed",
+           "the source searched; malicious checkpoint, weights, configuration, npz, code; paths that lead elsewhere",
+           "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
+    yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
+           "`make soak`")  # fmt: skip
+    yield ("same seed, same bits on the CPU, with the same number of threads", "runs repeated and compared", *threads(),
+           "`python benchmarks/threads.py --out benchmarks/results/threads.json`")  # fmt: skip
+    yield ("a run can be repeated from its folder, and what differs is named", "`train --config … --expect …`",
+           "settings, versions, data, machine, numbers", SUITE, pytest("test_repeat.py"))  # fmt: skip
+
+
+def updated(text: str) -> str:
+    """The page with its table made anew."""
+    lines = [HEADER, ("---",) * len(HEADER), *rows()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

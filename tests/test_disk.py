@@ -1,0 +1,111 @@
+"""Every single write of a run fails in turn, for every reason a disk can have: one line, and the run can go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from localssl import files
+from localssl.errors import RunError
+
+from .train_util import assert_same_run, last_state, run_tiny, steps, weights
+
+REASONS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO)
+SMALL = {"epochs": 1, "limit_images": 32, "probe_every": 0}
+
+
+def failing(at: int, number: int, done: list[tuple[str, Path]]) -> Callable[[str, Path], None]:
+    """From the ``at``-th on, every attempt fails: a disk that is full or gone stays so."""
+
+    def attempt(what: str, path: Path) -> None:
+        done.append((what, path))
+        if len(done) > at:
+            raise OSError(number, os.strerror(number), str(path))
+
+    return attempt
+
+
+def turns(folder: Path, patch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """What a run does to the disk, in order."""
+    done: list[tuple[str, Path]] = []
+    patch.setattr(files, "attempt", failing(10**9, 0, done))
+    patch.setattr("localssl.metrics.attempt", files.attempt)
+    run_tiny(folder, **SMALL)
+    return done
+
+
+def ended(out: Path) -> str | None:
+    """How a run ends that cannot write; None where it comes to its end."""
+    try:
+        run_tiny(out, **SMALL)
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def chosen(done: list[tuple[str, Path]]) -> list[int]:
+    """All attempts, but of the many pieces of one file only the first and the last."""
+    pieces = [i > 0 and i + 1 < len(done) and done[i - 1] == done[i] == done[i + 1] for i in range(len(done))]
+    return [i for i, between in enumerate(pieces) if not between]
+
+
+def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_tiny(tmp_path / "whole", **SMALL)
+    with monkeypatch.context() as patch:
+        done = turns(tmp_path / "counted", patch)
+    kinds = {what for what, _ in done}
+    assert {"folder", "open", "write", "sync", "replace", "append", "remove"} <= kinds
+    assert {path.name for _, path in done} >= {"config.yaml", "manifest.json", "metrics.csv", "encoder.safetensors"}
+    for turn, at in enumerate(chosen(done)):
+        number, out = REASONS[turn % len(REASONS)], tmp_path / str(at)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "attempt", failing(at, number, []))
+            patch.setattr("localssl.metrics.attempt", files.attempt)
+            said = ended(out)
+        if said is None:
+            assert done[at][1].name == "owner.json", done[at]  # nobody needs it
+        else:
+            assert said.startswith(os.strerror(number)), done[at]
+            assert "\n" not in said
+            assert "mend that, then" in said
+        if steps(out):
+            last_state(out)
+        if (out / "encoder.safetensors").exists():
+            weights(out)
+        run_tiny(out, resume=True, **SMALL)
+        assert_same_run(out, whole.path)
+        assert not list(out.rglob(".*")), done[at]
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Generator[Path]:
+    """A real file system of one megabyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path) -> None:
+    ballast = tmpfs / "ballast"
+    room = os.statvfs(tmpfs)
+    ballast.write_bytes(b"\0" * (room.f_bavail * room.f_frsize - 300_000))
+    with pytest.raises(RunError, match=r"^No space left on device \([^\n]*go on with: [^\n]*$"):
+        run_tiny(tmpfs / "x", resume=True, epochs=4)
+    if steps(tmpfs / "x"):
+        last_state(tmpfs / "x")
+    ballast.unlink()
+    run_tiny(tmpfs / "x", resume=True, epochs=4)
+    assert_same_run(tmpfs / "x", run_tiny(tmp_path / "whole", epochs=4).path)

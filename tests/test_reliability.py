@@ -1,0 +1,39 @@
+"""The table of promises is made from the results that are committed, and its commands name what exists."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def reliability(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("reliability")
+
+
+def test_up_to_date(reliability: ModuleType) -> None:
+    text = reliability.PAGE.read_text(encoding="utf-8")
+    assert reliability.updated(text) == text, "write it anew: python benchmarks/reliability.py"
+
+
+def test_commands_name_what_exists(reliability: ModuleType) -> None:
+    named = re.findall(r"(?:tests|benchmarks)/\w+\.py", " ".join(row[-1] for row in reliability.rows()))
+    assert len(named) >= 9
+    assert [file for file in named if not (ROOT / file).is_file()] == []
+
+
+def test_results_are_read(reliability: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "HERE", tmp_path)
+    assert reliability.kills() == ("not measured yet", "not measured yet")
+    (tmp_path / "results").mkdir()
+    found = {"kills": 7, "moments": {"between checkpoints": 7}, "finished": 3, "different": 1}
+    (tmp_path / "results" / "kills.json").write_text(json.dumps(found))
+    assert reliability.kills() == ("7 kills (7 between checkpoints)", "3 finished runs, 1 different")
