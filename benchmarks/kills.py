@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a training run, half of them while a checkpoint is being written, until it is finished.
+"""SIGKILL at random moments of a training run, half of them aimed at a checkpoint being written, until it is finished.
 
     python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
 

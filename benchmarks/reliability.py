@@ -86,7 +86,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     """The table."""
     pytest = "`pytest tests/{}`".format
     yield ("killed anywhere, `--resume` finds a whole checkpoint; the run equals the undisturbed one bit for bit",
-           "SIGKILL, half of them while a checkpoint is written", *kills(),
+           "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
            "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
            "ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run in turn; a real tmpfs that is full",
