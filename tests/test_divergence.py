@@ -85,6 +85,25 @@ def test_stop_keeps_the_state_before_the_step(changes: dict[str, Any], tmp_path:
     assert rows(tmp_path / "x") == rows(whole.path)
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_stop_in_the_engine(block: int, tmp_path: Path, monkeypatch: Patch) -> None:
+    """It applies block by block, so that memory stays flat in depth: then what is from before is the checkpoint."""
+    original, count = Learner.updates, [0]
+
+    def updates(self: Learner, *rest: Any) -> Any:
+        count[0] += 1
+        if count[0] == 6:
+            self.encoder.blocks[block - 1][0].bias.data.fill_(float("inf"))
+        return original(self, *rest)
+
+    monkeypatch.setattr(Learner, "updates", updates)
+    kept = "the state before it is in" if block == 1 else "blocks below had learnt from it, the last checkpoint is from"
+    with pytest.raises(RunError, match=rf"^step 6, block {block}: its weights, [^\n]*; {kept} "):
+        run_tiny(tmp_path / "x", engine="hebbian")
+    assert steps(tmp_path / "x") == [0, 4]
+    assert len(list((tmp_path / "x" / "nan").iterdir())) == (2 if block == 1 else 1)
+
+
 @pytest.mark.parametrize("rule", ["clapp++", "bp-clapp++", "ipc"])
 def test_skip_leaves_no_trace_of_the_batch(rule: str, tmp_path: Path, monkeypatch: Patch) -> None:
     said: list[str] = []
@@ -96,10 +115,11 @@ def test_skip_leaves_no_trace_of_the_batch(rule: str, tmp_path: Path, monkeypatc
     monkeypatch.undo()
     whole = run_tiny(tmp_path / "y", **changes)
     three = tmp_path / "three"
-    with monkeypatch.context() as patch:  # the state after three steps
+    with monkeypatch.context() as patch:  # the state after three steps, kept where there is nothing to go back to
+        patch.setattr("localssl.loop.SMALL", 0)
         spoil(patch, {4: 2})
         with pytest.raises(RunError):
-            run_tiny(three, **{**changes, "on_nan": "stop"})
+            run_tiny(three, **{**changes, "on_nan": "rollback"})
     before = torch.load(three / "nan" / "step-000000003.pt", weights_only=True)
     after = last_state(tmp_path / "x")
     assert_same(after["learner"], before["learner"])

@@ -137,8 +137,11 @@ class Watch:
         self.speaks = processes is None or processes.rank == 0
         learner = self.learner = prepared.learner
         self.named = list(learner.named_parameters())
-        self.at_the_end = learner.engine != "autograd"  # its parts of an update wait for the last one: all or nothing
+        # All or nothing, where the run may go on: then the engine's parts of an update wait for the last one, and all are
+        # held at once. "stop" applies each part when it is there: that is what keeps memory flat in depth.
+        self.at_the_end = learner.engine != "autograd" and on_nan != "stop"
         self.bad: list[str] = []  # of the batch that is being learnt
+        self.applied = 0  # parts of its update
         self.before: dict[str, Any] = {}
         self.failed: list[int] = []  # steps in a row, this one last
         self.returns: dict[int, int] = {}  # how often the run went back, by the checkpoint's step
@@ -148,7 +151,7 @@ class Watch:
 
         Of credit that steps its weights within a batch everything.
         """
-        self.bad = []
+        self.bad, self.applied = [], 0
         self.before = {"rng": checkpoint.rng_state(), "buffers": [b.clone() for b in self.learner.buffers()]}
         if self.learner.credit.repeated:
             learner, optimizer = self.learner.state_dict(), self.prepared.optimizer.state_dict()
@@ -161,6 +164,7 @@ class Watch:
             self.bad = ["numbers of another process"]
         if not self.bad:
             self.prepared.optimizer.step()
+            self.applied += 1
         self.prepared.optimizer.zero_grad()
         return not self.bad
 
@@ -174,7 +178,8 @@ class Watch:
             state: makes a checkpoint of the run as it is.
 
         Raises:
-            RunError: the run ends here; the state before the step is kept in the folder ``nan``.
+            RunError: the run ends here; the state before the step is kept in the folder ``nan``, unless lower blocks
+                have learnt from the batch already.
         """
         block, what = blame(self.learner, x, self.bad)
         self._undo()
@@ -213,17 +218,18 @@ class Watch:
 
     def _end(self, finding: Finding, state: Callable[[], dict[str, Any]], advice: str) -> NoReturn:
         file = self.run / FOLDER / f"step-{finding.step - 1:09d}.pt"
-        kept = f"in {file}"
+        kept = f"the state before it is in {file}, the last checkpoint is untouched"
+        whole = self.applied == 0 or "learner" in self.before
+        if not whole:
+            kept = "blocks below had learnt from it, the last checkpoint is from before"
         if self.speaks:
             try:
                 write(self.run, finding)
-                checkpoint.set_rng_state(self.before["rng"])
-                checkpoint.write(file, state())
+                if whole:
+                    checkpoint.set_rng_state(self.before["rng"])
+                    checkpoint.write(file, state())
             except OSError as error:
-                kept = f"not kept ({error.strerror})"
+                kept = f"the state before it is not kept ({error.strerror}), the last checkpoint is untouched"
         if self.processes is not None:
             self.processes.any(False)  # nobody ends before it is written
-        raise RunError(
-            f"{finding}; the state before it is {kept}, the last checkpoint is untouched: start anew with a lower --lr "
-            f"and another --out ({advice})"
-        )
+        raise RunError(f"{finding}; {kept}: start anew with a lower --lr and another --out ({advice})")
