@@ -86,6 +86,14 @@ class TrainConfig:
     """Arithmetic of the training step."""
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
+    bits: int | None = None
+    """Learn in integers of 2 to 16 bits: weights, activities, signals; --lr is then a power of two. docs/hardware.md."""
+    weight_noise: float = 0.0
+    """With --bits: noise with which every batch reads the weights, as a share of the largest one."""
+    dead: float = 0.0
+    """With --bits: share of the synapses that are stuck at 0."""
+    mismatch: float = 0.0
+    """With --bits: spread, over synapses, of the factor by which their changes are too large or small."""
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
@@ -171,6 +179,10 @@ class RunConfig:
     across: str = "all"
     views: str | None = None
     shape: tuple[int, ...] | None = None
+    bits: int | None = None
+    weight_noise: float = 0.0
+    dead: float = 0.0
+    mismatch: float = 0.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -98,7 +98,9 @@ class Loop:
         """Of metrics.csv."""
         blocks = len(self.learner.encoder.blocks)
         first = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
-        return [*first, *monitors.names(blocks), *(f"align_{block}" for block in range(1, blocks + 1))]
+        aligned = (f"align_{block}" for block in range(1, blocks + 1))
+        clipped = (f"saturated_{block}" for block in range(1, blocks + 1)) if self.config.bits else ()
+        return [*first, *monitors.names(blocks), *aligned, *clipped]
 
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
@@ -268,6 +270,9 @@ class Loop:
                 self.warned.add(place)
         if aligns:
             row.update(self.align())
+        if self.config.bits:
+            numbers = [m for m in self.learner.parts[engine.KEY] if isinstance(m, engine.Numbers)]
+            row.update({f"saturated_{block}": m.share() for block, m in enumerate(numbers, start=1)})
         rows.log(row)
         words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
         progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)

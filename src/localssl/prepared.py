@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from localssl import devices
+from localssl import devices, engine
 from localssl.config import RunConfig
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
@@ -68,6 +68,8 @@ def rate(config: RunConfig, step: int, last_step: int) -> float:
 
 
 def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
+    if config.bits is not None:
+        return engine.Writes(engine.places(learner.encoder, learner.parts), config.lr)
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)

@@ -9,9 +9,10 @@ from torch import nn
 
 from localssl.blocks import BlackBox
 from localssl.encoders import Encoder
+from localssl.grids import Grid
 from localssl.layers import LengthNorm, Standardise
 
-HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox)  # nothing to learn
+HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox, Grid)  # nothing to learn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
@@ -22,6 +23,7 @@ class Block:
     head: tuple[nn.Module, ...]
     layer: nn.Conv1d | nn.Conv2d | nn.Linear
     pool: nn.MaxPool2d | nn.AvgPool2d | None
+    grid: Grid | None = None  # to which its output is rounded, for learning in integers
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -51,13 +53,15 @@ def parts(block: nn.Module) -> Block | str:
         return "its convolution pads by other than a number of zeros"
     if not rest or type(rest.pop(0)) is not nn.ReLU:
         return "no ReLU follows its weights"
+    grid = rest.pop() if rest and type(rest[-1]) is Grid else None
     pool = rest.pop(0) if rest else None
     if type(pool) not in (nn.MaxPool2d, nn.AvgPool2d, type(None)) or rest:
         return "after the ReLU comes more than one max- or average pool"
     assert isinstance(pool, nn.MaxPool2d | nn.AvgPool2d | None)
+    assert isinstance(grid, Grid | None)
     if pool is not None and not isinstance(layer, nn.Conv2d):
         return f"a pool of maps follows a {type(layer).__name__}"
-    return Block(tuple(head), layer, pool)
+    return Block(tuple(head), layer, pool, grid)
 
 
 def plan(encoder: Encoder) -> list[Block] | str:
