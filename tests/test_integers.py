@@ -174,7 +174,7 @@ def test_a_step_is_that_of_the_integer_oracle(bits: int, rule: str) -> None:
                 before[layer, kind] = whole(w, step), step
                 draws[layer, kind] = torch.randint(FRACTION, w.shape, generator=generator).numpy()
     top = numbers[0].of("signal").top
-    Writes(places, rate).step()
+    Writes(places, rate, shifted=False).step()
     changed = 0
     for layer, (own, weights_) in enumerate(places):
         for name, these in weights_.items():

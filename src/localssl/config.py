@@ -65,9 +65,9 @@ class TrainConfig:
     """Images in a batch, two views each."""
     weight_decay: float | None = None
     """Decoupled (adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, bp-infonce always 0."""
-    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd"] | None = None
-    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none. Default:
-    the rule's, else adam."""
+    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd", "shift-sgd"] | None = None
+    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none;
+    shift-sgd: powers of two, --lr beside the weights. Default: the rule's, else adam; with --bits shift-sgd."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None

@@ -138,6 +138,14 @@ class Compare:
     """Epochs of each trial of the search."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Arithmetic of the training step."""
+    bits: tuple[str, ...] = ()
+    """Every rule in floats and in integers of these numbers of bits, 4,6,8,16; also writes bits.csv and bits.png."""
+    weight_noise: tuple[float, ...] = ()
+    """With --bits: also with noise of these strengths on the weights that a batch reads, see localssl train --help."""
+    dead: tuple[float, ...] = ()
+    """With --bits: also with these shares of dead synapses."""
+    mismatch: tuple[float, ...] = ()
+    """With --bits: also with changes of synapses that are unequal by so much."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     report: bool = False

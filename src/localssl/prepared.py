@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from localssl import devices, engine
 from localssl.config import RunConfig
 from localssl.learner import Learner
-from localssl.optimizer import FactoredAdamW
+from localssl.optimizer import FactoredAdamW, ShiftSGD
 from localssl.projections import Dense
 from localssl.run import build
 
@@ -69,7 +69,9 @@ def rate(config: RunConfig, step: int, last_step: int) -> float:
 
 def _optimizer(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
     if config.bits is not None:
-        return engine.Writes(engine.places(learner.encoder, learner.parts), config.lr)
+        return engine.Writes(engine.places(learner.encoder, learner.parts), config.lr, config.optimizer == "shift-sgd")
+    if config.optimizer == "shift-sgd":
+        return ShiftSGD(learner.parameters(), config.lr)
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)

@@ -24,7 +24,7 @@ from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
 
-INTEGER_LR = 2.0**-1  # plain descent of rules that have no rate of their own
+INTEGER_LR = 2.0**-6  # of shift-sgd: the size of a step beside the weights
 MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
 
 
@@ -182,7 +182,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
     chosen = engines.choose("integer" if integers else config.engine, encoder, rule)
-    weight_decay = 0.0 if integers else config.weight_decay
+    weight_decay = 0.0 if integers or config.optimizer == "shift-sgd" else config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
     resolved = RunConfig(
@@ -202,7 +202,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         batch_size=config.batch_size,
         lr=_rate(config, rule, spec.lr),
         weight_decay=weight_decay,
-        optimizer=config.optimizer or ("plain-sgd" if integers else rule.optimizer) or "adam",
+        optimizer=config.optimizer or rule.optimizer or ("shift-sgd" if integers else "adam"),
         schedule=config.schedule,
         seed=config.seed,
         precision="64-true" if integers else config.precision,
@@ -229,7 +229,7 @@ def _wished(config: TrainConfig, rule: rules.Rule) -> dict[str, Any]:
 def _rate(config: TrainConfig, rule: rules.Rule, default: float) -> float:
     """The learning rate; of integers a power of two."""
     if config.bits is None:
-        return config.lr or rule.lr or default
+        return config.lr or rule.lr or (INTEGER_LR if config.optimizer == "shift-sgd" else default)
     return engines.power_of_two(config.lr or rule.lr or INTEGER_LR)
 
 
@@ -274,6 +274,8 @@ def check(config: TrainConfig) -> None:
         )
     if c.split is not None and c.pipeline is None:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
+    if c.optimizer == "shift-sgd" and c.weight_decay:
+        raise UsageError(f"--weight-decay {c.weight_decay}: shift-sgd has none; leave it out")
     _check_integers(c)
 
 
@@ -288,9 +290,9 @@ def _check_integers(c: TrainConfig) -> None:
     for name, fine, why in (
         ("engine", c.engine == "auto", "integers have an engine of their own"),
         ("precision", c.precision == "32-true", "sums of integers are exact"),
-        ("optimizer", c.optimizer in (None, "plain-sgd"), "an update in integers is plain descent"),
+        ("optimizer", c.optimizer in (None, "plain-sgd", "shift-sgd"), "integers have no moments"),
         ("schedule", c.schedule == "constant", "the rate is a power of two"),
-        ("weight_decay", not c.weight_decay, "weights of few bits do not decay"),
+        ("weight_decay", not c.weight_decay, "shift-sgd has none"),
         ("pipeline", c.pipeline in (None, 1), "integers learn in one process"),
         ("staleness", c.staleness == 0, "integers learn in one process"),
         ("devices", c.devices == 1, "integers learn in one process"),

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from localssl.errors import UsageError
 from localssl.grids import Grid
+from localssl.optimizer import ShiftSGD
 
 FRACTION = 2**24  # an update is kept to this part of a weight's step; as many bits are drawn to round it
 PARTS = 64  # gains and reading noise are whole multiples of 1/64
@@ -173,30 +174,31 @@ class Numbers(nn.Module):
         return found
 
 
-class Writes(torch.optim.Optimizer):
-    """Plain descent of weights of b bits by a rate that is a power of two: shifts, adds and a random bit or two.
+class Writes(ShiftSGD):
+    """Descent of weights of b bits by shifts, adds and a random number or two a weight.
 
     Args:
         places: of every layer its numbers, and its weights by name, as in ``Numbers``.
-        lr: rounded to a power of two by the caller.
+        lr, shifted: as in ``ShiftSGD``; lr a power of two.
     """
 
-    def __init__(self, places: Sequence[tuple[Numbers, Mapping[str, Sequence[nn.Parameter]]]], lr: float):
+    def __init__(
+        self, places: Sequence[tuple[Numbers, Mapping[str, Sequence[nn.Parameter]]]], lr: float, shifted: bool = True
+    ):
         self.places = list(places)
-        every = [w for _, weights in self.places for these in weights.values() for w in these]
-        super().__init__(every, {"lr": lr})
+        super().__init__([w for _, weights in self.places for these in weights.values() for w in these], lr, shifted)
 
     @override
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Write what ``.grad`` holds."""
-        rate = self.param_groups[0]["lr"]
+        """Write what ``.grad`` asks for."""
+        (group,) = self.param_groups
         for numbers, weights in self.places:
             generator = numbers.generator(1)
             for name, these in weights.items():
                 synapses = numbers.synapses[name]
                 assert isinstance(synapses, Synapses)
-                changes = [None if w.grad is None else -rate * w.grad.double() for w in these]
+                changes = [None if w.grad is None else self.change(w, group) for w in these]
                 numbers.clipped += synapses.write(these, changes, generator)
                 numbers.seen += sum(w.numel() for w, change in zip(these, changes, strict=True) if change is not None)
             numbers.count += 1
