@@ -18,8 +18,7 @@ from localssl.encoders import Encoder, vgg5
 from localssl.engine.integer import KEY
 from localssl.engine.synapses import FRACTION, PARTS, Device, Numbers, Synapses, Writes
 from localssl.grids import Grid
-from localssl.readout import readout
-from tests.train_util import assert_same_run, hooked, last_state, rows, run_tiny, send, stop_at, tiny, weights
+from tests.train_util import assert_same_run, last_state, run_tiny
 from tests.util import usage_error
 
 Ints = NDArray[np.int64]
@@ -185,3 +184,197 @@ def test_a_step_is_that_of_the_integer_oracle(bits: int, rule: str) -> None:
                 np.testing.assert_array_equal(whole(w, step), want)
                 changed += int((want != k).sum())
     assert changed > 0
+
+
+def test_two_losses_add_up_on_their_grids() -> None:
+    learner = small(8, "clapp++both")
+    losses = learner.accumulate_grads(*views())
+    assert losses.shape == (2,)
+    assert all(p.grad is not None and bool(p.grad.any()) for p in learner.parameters())
+
+
+BOUND = 2.0**-7  # of an update at 16 bits, beside its length; docs/hardware.md states it
+
+
+@pytest.mark.parametrize("rule", ["clapp++", "clapp++dfb", "clapp++both", "ff", "softhebb"])
+def test_sixteen_bits_are_floats(rule: str) -> None:
+    """The same weights, views and negatives; every layer's update and every projection's."""
+    found: list[dict[str, torch.Tensor]] = []
+    for bits in (16, None):
+        torch.manual_seed(3)
+        encoder = vgg5(0.25, 1, **{**rules.get(rule).encoder_options, "bits": bits}).double()
+        learner = localssl.Learner(encoder, rules.get(rule), (1, 16, 16), (2, 2, 2, 1, 1), engine="auto")
+        assert (learner.engine == "integer") == (bits == 16)
+        torch.manual_seed(9)
+        a = torch.randn(8, 1, 16, 16, dtype=torch.float64)
+        for _ in range(2):  # the first batch chooses the grids
+            learner.zero_grad()
+            torch.manual_seed(4)  # what the inputs draw
+            learner.accumulate_grads(a, a + 0.5 * torch.randn_like(a))
+        named = [p.grad for p in learner.parameters() if p.ndim > 1]
+        found.append({str(i): g for i, g in enumerate(named) if g is not None})
+    mine, floats = found
+    assert len(mine) == len(floats) >= 5
+    for key, want in floats.items():
+        assert want.any()
+        assert float((mine[key] - want).norm()) < BOUND * float(want.norm()), key
+
+
+def test_few_bits_are_not() -> None:
+    """The bound above can be missed."""
+    grads: list[torch.Tensor] = []
+    for bits in (4, None):
+        learner = small(bits)
+        for _ in range(2):
+            learner.zero_grad()
+            learner.accumulate_grads(*views())
+        (weight,) = (p for n, p in learner.named_parameters() if n.startswith("encoder.blocks.0") and p.ndim > 1)
+        assert weight.grad is not None
+        grads.append(weight.grad)
+    assert float((grads[0] - grads[1]).norm()) > 4 * BOUND * float(grads[1].norm())
+
+
+def test_grids() -> None:
+    grid = Grid(3)
+    x = torch.tensor([-9.0, -0.5, 0.4, 0.5, 2.49, 9.0])
+    assert torch.equal(grid(x), x), "before it is chosen, nothing is rounded"
+    grid.step.fill_(1.0)
+    assert grid(x).tolist() == [-3.0, 0.0, 0.0, 1.0, 2.0, 3.0]
+    assert grid.saturated(x) == 2
+    assert not grid.widen(0, 6)
+    assert grid.widen(2, 6)
+    assert float(grid.step) == 2
+    x.requires_grad_()
+    grid(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones(6))
+    fine = Grid(16)
+    fine.calibrate(torch.linspace(-1, 1, 1000))
+    assert float(fine.step) == 2.0**-15  # 2**-14 would not clip the ends, and round all the rest twice as far
+
+
+def test_writing_is_right_on_average() -> None:
+    """A change of a tenth of a step moves a tenth of the weights by a whole one."""
+    w = nn.Parameter(torch.linspace(-1, 1, 20_001, dtype=torch.float64))
+    synapses = Synapses(6, [w], Device())
+    step = float(synapses.grid.step)
+    inner = w.detach().abs() < 0.9
+    before = w.detach().clone()
+    synapses.write([w], [torch.full_like(w, 0.1 * step)], torch.Generator().manual_seed(0))
+    moved = (w.detach() - before)[inner] / step
+    assert set(moved.tolist()) == {0.0, 1.0}
+    assert abs(float(moved.mean()) - 0.1) < 4 * math.sqrt(0.09 / int(inner.sum()))
+
+
+def test_imperfect_synapses() -> None:
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.linspace(-1, 1, 10_000))
+    synapses = Synapses(8, [w], Device(dead=0.25, mismatch=0.3))
+    dead = synapses.gain_0 == 0
+    assert abs(float(dead.float().mean()) - 0.25) < 0.02
+    assert not w.detach()[dead].any()
+    synapses.write([w], [torch.full_like(w, 0.02)], torch.Generator().manual_seed(0))
+    assert not w.detach()[dead].any(), "they stay at 0"
+    gains = synapses.gain_0[~dead].double() / PARTS
+    assert abs(float(gains.mean()) - 1) < 0.02
+    assert abs(float(gains.std()) - 0.3) < 0.02
+    noisy = Synapses(8, [w], Device(noise=0.1))
+    spread = (noisy.read(w.detach(), torch.Generator().manual_seed(0)) - w.detach()).std()
+    assert abs(float(spread) / (0.1 * noisy.grid.top * float(noisy.grid.step)) - 1) < 0.05
+
+
+def test_noise_is_of_reading_alone() -> None:
+    learner = small(8, noise=0.1)
+    a, b = views()
+    before = [p.detach().clone() for p in learner.parameters()]
+    learner.accumulate_grads(a, b)
+    first = [p.grad for p in learner.parameters()]
+    assert all(torch.equal(p, old) for p, old in zip(learner.parameters(), before, strict=True))
+    quiet = small(8)
+    quiet.accumulate_grads(a, b)
+    assert any(g is not None and not torch.equal(g, p.grad) for g, p in zip(first, quiet.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["clapp++dfb", "softhebb"])
+def test_a_run_stays_on_its_grids_and_goes_on_bit_for_bit(rule: str, tmp_path: Path) -> None:
+    flaws: dict[str, Any] = {"bits": 5, "weight_noise": 0.05, "dead": 0.1, "mismatch": 0.2, "lr": None}
+    run = run_tiny(tmp_path / "whole", rule=rule, **flaws)
+    part = run_tiny(tmp_path / "part", rule=rule, **{**flaws, "epochs": 1})
+    again = run_tiny(part.path, rule=rule, resume=True, **flaws)
+    assert_same_run(run.path, again.path)
+    assert (run.config.bits, run.config.engine, run.config.precision) == (5, "integer", "64-true")
+    assert math.log2(run.config.lr).is_integer()
+    learner, _ = run.trained_learner()
+    changed = 0
+    for (own, these), (_, before) in zip(
+        engine.places(learner.encoder, learner.parts),
+        engine.places((start := run.learner()).encoder, start.parts),
+        strict=True,
+    ):
+        for name, params in these.items():
+            step = float(own.synapses[name].grid.step)
+            for w, old in zip(params, before[name], strict=True):
+                assert np.abs(whole(w, step)).max() <= 15
+                changed += int((w != old).sum())
+    assert changed > 100
+    table = metrics.read(run.path)
+    assert all(float(row["saturated_1"]) >= 0 for row in table)
+    assert any(float(value) > 0 for row in table for name, value in row.items() if name.startswith("saturated"))
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "whole", bits=4, lr=None)
+    stopped = run_tiny(tmp_path / "part", bits=4, lr=None, epochs=1)
+    assert int(last_state(stopped.path)["step"]) == 4
+    assert_same_run(run.path, localssl.train(rule=None, data=None, out=tmp_path / "part", resume=True, epochs=2).path)
+
+
+def test_saturation_is_counted() -> None:
+    learner = small(4)
+    a, b = views()
+    learner.accumulate_grads(a, b)
+    (first, _) = (m for m in learner.parts[KEY] if isinstance(m, Numbers))
+    first.share()
+    wide = 100 * a
+    grid = learner.encoder.blocks[0][0]
+    assert isinstance(grid, Grid)
+    clipped = grid.saturated(torch.cat((wide, b)))
+    step = float(grid.step)
+    learner.accumulate_grads(wide, b)
+    assert clipped > a.numel() / 2
+    assert int(first.clipped) >= clipped
+    assert float(grid.step) == 2 * step, "and the grid is widened"
+    assert first.share() > 0
+    assert int(first.seen) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 1}, "from 2 to 16"),
+        ({"bits": 17}, "from 2 to 16"),
+        ({"bits": 8, "rule": "bp-clapp++"}, "not local"),
+        ({"bits": 8, "rule": "dfa"}, "not local"),
+        ({"bits": 8, "rule": "lpl"}, "not made of three factors"),
+        ({"bits": 8, "rule": "clapp++", "rule_options": ("f=softplus",)}, "neither 0 nor 1"),
+        ({"bits": 8, "rule_options": ("projection=low-rank",)}, "not dense"),
+        ({"bits": 8, "rule": "ff", "rule_options": ("peer=0.03",)}, "peer"),
+        ({"bits": 8, "batch_size": 24}, "power of two"),
+        ({"bits": 8, "engine": "hebbian"}, "engine"),
+        ({"bits": 8, "optimizer": "adam"}, "moments"),
+        ({"bits": 8, "precision": "bf16-mixed"}, "exact"),
+        ({"bits": 8, "schedule": "cosine"}, "power of two"),
+        ({"bits": 8, "devices": 2}, "one process"),
+        ({"bits": 8, "encoder": "torchvision:resnet18"}, "use vgg6"),
+        ({"bits": 8, "encoder": "cnn1d"}, "use vgg6"),
+        ({"bits": 8, "encoder_options": ("activation=gelu",)}, "no ReLU"),
+        ({"bits": 8, "dead": 1.5}, "0 to 1"),
+        ({"dead": 0.5}, "go with --bits"),
+        ({"encoder_options": ("bits=4",)}, "give --bits"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_refusals(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with usage_error(words):
+        run_tiny(tmp_path / "run", **{"lr": None, **changes})
+    assert not (tmp_path / "run").exists()

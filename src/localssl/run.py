@@ -167,6 +167,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         skip_bad=config.skip_bad,
     )
     spec = spec_of_arrays(images.shape) if plain else spec
+    if integers and ((config.encoder or spec.encoder) == "cnn1d" or encoders.is_other_peoples(config.encoder or "")):
+        raise UsageError(f"--bits: encoder {config.encoder or spec.encoder!r} has no grids; use vgg6, vgg5 or mlp")
     augmentation = spec.augmentation.scaled(config.view_strength)
     encoder_name = config.encoder or spec.encoder
     channels, height = (spec.channels, images.shape[-1]) if plain else images.shape[:2]
