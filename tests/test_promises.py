@@ -29,7 +29,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
     (localssl.rules.register, "name rule"),
-    (localssl.Learner, "encoder rule input_shape patches engine"),
+    (localssl.Learner, "encoder rule input_shape patches engine device"),
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
@@ -103,10 +103,10 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root views epochs width seed out encoder lr batch-size weight-decay optimizer schedule "
     "device precision threads devices nodes across pipeline split staleness probe-every align-every limit-images "
-    "resume skip-bad download dry-run",
+    "resume skip-bad download dry-run bits weight-noise dead mismatch",
     "probe": "protocol labels data data-root",
     "align": "data data-root batches reference",
-    "compare": "rules data epochs seeds out jobs width labels report",
+    "compare": "rules data epochs seeds out jobs width labels report bits weight-noise dead mismatch",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",

@@ -55,7 +55,7 @@ class Loop:
         self.prepared = prepare(config, options.device, number)
         self.fabric = self.prepared.fabric
         self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
-        if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
+        if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness

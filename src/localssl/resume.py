@@ -40,6 +40,9 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)
+    apart = config.devices * config.nodes > 1 or (config.pipeline or 1) > 1
+    if resolved.bits is not None and (apart or config.engine != "auto"):
+        raise UsageError("integers have their own engine and one process: leave out --engine and what divides the work")
     if len(images) < resolved.batch_size:
         raise UsageError(
             f"{resolved.data} has {len(images)} training images, fewer than a batch of {resolved.batch_size}; "
