@@ -87,7 +87,7 @@ class TrainConfig:
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
     bits: int | None = None
-    """Learn in integers of 2 to 16 bits: weights, activities, signals; --lr is then a power of two. docs/hardware.md."""
+    """Learn in integers of 2 to 16 bits (weights, activities, signals), by powers of two: docs/hardware.md."""
     weight_noise: float = 0.0
     """With --bits: noise with which every batch reads the weights, as a share of the largest one."""
     dead: float = 0.0

@@ -1,8 +1,8 @@
 """The three-factor engine: what carries out a score rule's credit assignment without autograd.
 
 ``choice`` says where it is used; ``blocks`` and ``passes`` know a block's synapses, ``factors`` the scores,
-``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time. ``integer`` carries it out with
-numbers of a few bits, whose weights ``synapses`` keep.
+``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time.
+``integer`` carries it out with numbers of a few bits, whose weights ``synapses`` keeps.
 """
 
 from __future__ import annotations

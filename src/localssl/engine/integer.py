@@ -129,11 +129,9 @@ class Integer(Local):
         for layer, numbers in enumerate(_numbers(step)):
             generator = numbers.generator(0)
             for name, these in weights_of(step.encoder, step.projections, layer).items():
-                synapses = numbers.synapses[name]
-                assert isinstance(synapses, Synapses)
                 for w in these:
                     stored.append((w, w.detach().clone()))
-                    w.copy_(synapses.read(w, generator))
+                    w.copy_(numbers.store(name).read(w, generator))
         try:
             yield
         finally:
@@ -141,9 +139,7 @@ class Integer(Local):
                 w.copy_(before)
 
 
-def weights_of(
-    encoder: Encoder, parts: Mapping[str, Sequence[nn.Module]], layer: int
-) -> dict[str, list[nn.Parameter]]:
+def weights_of(encoder: Encoder, parts: Mapping[str, Sequence[nn.Module]], layer: int) -> dict[str, list[nn.Parameter]]:
     """Weight and bias of a layer under "layer", its projections under their keys."""
     found = {"layer": list(weighted(encoder.blocks[layer], layer + 1).parameters())}
     for key, modules in parts.items():
@@ -176,9 +172,7 @@ def _scores(step: Step, rule: ScoreRule) -> Tensor:
         loss, soma, changes = factors.learn(
             rule, batch, layer, step.projections, lambda key, g, own=own: own.fit(f"g_{key}", g)
         )
-        passes.learn(
-            block, passed, own.fit("signal", soma), readout.kernel(passed.z.shape[2:], step.patches[layer])
-        )
+        passes.learn(block, passed, own.fit("signal", soma), readout.kernel(passed.z.shape[2:], step.patches[layer]))
         for change in changes:
             change.add()
         losses.append(loss)

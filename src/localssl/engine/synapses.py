@@ -72,10 +72,11 @@ class Synapses(nn.Module):
             self.grid.calibrate(torch.cat([w.flatten() for w in weights]))
             for i, w in enumerate(weights):
                 w.copy_(self.grid(w))
-                if (gain := self._gain(i)) is not None:
+                if (gain := self.gain(i)) is not None:
                     w.mul_((gain > 0).to(w.device))
 
-    def _gain(self, i: int) -> Tensor | None:
+    def gain(self, i: int) -> Tensor | None:
+        """By how many 64ths a change of the i-th tensor is written, 0 for the dead; None: wholly, all alive."""
         return getattr(self, f"gain_{i}")
 
     def read(self, weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,7 +97,7 @@ class Synapses(nn.Module):
         for i, (w, change) in enumerate(zip(weights, changes, strict=True)):
             if change is None:
                 continue
-            step, gain = float(self.grid.step), self._gain(i)
+            step, gain = float(self.grid.step), self.gain(i)
             change = change.double() if gain is None else change.double() * gain / PARTS
             units = torch.floor(change / step * FRACTION) / FRACTION
             new = torch.floor(w.double() / step + units + _draw(w, FRACTION, generator))
@@ -162,6 +163,12 @@ class Numbers(nn.Module):
         assert isinstance(grid, Grid)
         return grid
 
+    def store(self, name: str) -> Synapses:
+        """The layer's weights ("layer"), or those of a projection."""
+        found = self.synapses[name]
+        assert isinstance(found, Synapses)
+        return found
+
     def generator(self, use: int) -> torch.Generator:
         """The randomness of this batch: 0 for reading, 1 for writing. Apart from torch's own, so that views stay."""
         return torch.Generator().manual_seed((int(self.seed) << 31) + 2 * int(self.count) + use)
@@ -196,8 +203,7 @@ class Writes(ShiftSGD):
         for numbers, weights in self.places:
             generator = numbers.generator(1)
             for name, these in weights.items():
-                synapses = numbers.synapses[name]
-                assert isinstance(synapses, Synapses)
+                synapses = numbers.store(name)
                 changes = [None if w.grad is None else self.change(w, group) for w in these]
                 numbers.clipped += synapses.write(these, changes, generator)
                 numbers.seen += sum(w.numel() for w, change in zip(these, changes, strict=True) if change is not None)

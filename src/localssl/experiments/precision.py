@@ -87,7 +87,9 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
 def _place(c: Compared) -> list[object]:
     """The columns that say which row it is."""
     changes = c.row.changes
-    label = c.row.label.split(" float")[0] if "bits" not in changes else c.row.label.split(f" {changes['bits']} bits")[0]
+    label = (
+        c.row.label.split(" float")[0] if "bits" not in changes else c.row.label.split(f" {changes['bits']} bits")[0]
+    )
     return [label, changes.get("bits", "float"), *(changes.get(name, 0.0) for name in FLAWS)]
 
 
