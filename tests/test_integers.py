@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import localssl
-from localssl import engine, metrics, rules
+from localssl import engine, evaluate, metrics, rules
 from localssl.credit.hebbian import weighted
 from localssl.encoders import Encoder, vgg5
 from localssl.engine.integer import KEY
@@ -83,7 +83,7 @@ class Oracle:
             own = numbers[layer]
             w_step = float(own.store("layer").grid.step)
             a_step = at * w_step
-            w, bias = whole(conv.weight, w_step), whole(conv.bias, w_step)
+            w, bias = whole(conv.weight, w_step), whole(conv.get_parameter("bias"), w_step)
             a = convolved(k, w)
             assert at <= 1  # so that the bias, of activity one, is shifted to the left
             a += (bias << -round(math.log2(at)))[:, None, None]
@@ -326,6 +326,10 @@ def test_a_run_stays_on_its_grids_and_goes_on_bit_for_bit(rule: str, tmp_path: P
     assert changed > 100
     table = metrics.read(run.path)
     assert all(float(row["saturated_1"]) >= 0 for row in table)
+    aligned = evaluate.align_run(run, evaluate.AlignOptions(batches=2)).rows
+    cosines = [r.mean for r in aligned if r.quantity == "cosine" and r.batches]
+    assert cosines
+    assert all(abs(c) <= 1.0001 for c in cosines)
     assert any(float(value) > 0 for row in table for name, value in row.items() if name.startswith("saturated"))
 
 

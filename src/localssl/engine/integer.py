@@ -206,8 +206,8 @@ def _hebbian(step: Step, rule: HebbianRule) -> Tensor:
                 x = own.fit(module, x)
             elif module is synapse:
                 x = _compete(rule, layer, own, synapse, x)
-            else:
-                x = module(x)
+            else:  # a norm may keep statistics, in the encoder's own precision
+                x = module(x.to(synapse.weight.dtype)).double()
         outputs.append(x)
     return step.losses(outputs)
 

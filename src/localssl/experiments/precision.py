@@ -69,7 +69,7 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     text = setting(compared, study, settings)
     comment = (
         f"{text} Accuracy of all blocks, %; cosine of the update with backpropagation of the rule's own last-layer "
-        f"loss, mean over all blocks but the last; saturated: share of numbers clipped since the row of metrics.csv "
+        f"loss, mean over all blocks but the last, without those whose gradient was 0; saturated: share of numbers clipped since the row of metrics.csv "
         f"before the last. Float: the same descent by powers of two. 95 % t intervals over seeds."
     )
     evaluate.to_csv(settings.out / "bits.csv", HEADER, lines, comment)
@@ -98,9 +98,8 @@ def _values(c: Compared, study: Study) -> list[list[object]]:
     found: dict[str, list[float]] = {name: [] for name in QUANTITIES}
     for record in c.records:
         found["accuracy"].append(accuracy(record, "all", study.labels[-1]))
-        cosines = [float(line[1]) for line in record["align"] if line[1] != ""]
-        if len(cosines) > 1:
-            found["cosine"].append(sum(cosines[:-1]) / (len(cosines) - 1))
+        if cosines := [float(line[1]) for line in record["align"][:-1] if line[1] != ""]:
+            found["cosine"].append(sum(cosines) / len(cosines))
         if record.get("saturated") is not None:
             found["saturated"].append(record["saturated"])
     digits = {"accuracy": 3, "cosine": 5, "saturated": 7}
