@@ -130,13 +130,13 @@ class Integer(Local):
             generator = numbers.generator(0)
             for name, these in weights_of(step.encoder, step.projections, layer).items():
                 for w in these:
-                    stored.append((w, w.detach().clone()))
-                    w.copy_(numbers.store(name).read(w, generator))
+                    stored.append((w, w.data))  # lent, not overwritten: graphs that were made before stay whole
+                    w.data = numbers.store(name).read(w.data, generator)
         try:
             yield
         finally:
             for w, before in stored:
-                w.copy_(before)
+                w.data = before
 
 
 def weights_of(encoder: Encoder, parts: Mapping[str, Sequence[nn.Module]], layer: int) -> dict[str, list[nn.Parameter]]:

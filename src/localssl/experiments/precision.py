@@ -69,8 +69,8 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     text = setting(compared, study, settings)
     comment = (
         f"{text} Accuracy of all blocks, %; cosine of the update with backpropagation of the rule's own last-layer "
-        f"loss, mean over all blocks but the last, without those whose gradient was 0; saturated: share of numbers clipped since the row of metrics.csv "
-        f"before the last. Float: the same descent by powers of two. 95 % t intervals over seeds."
+        f"loss, mean over all blocks but the last that had a gradient; saturated: share clipped since the last "
+        f"row of metrics.csv but one. Float: the same descent by powers of two. 95 % t intervals over seeds."
     )
     evaluate.to_csv(settings.out / "bits.csv", HEADER, lines, comment)
     made = [settings.out / "bits.csv"]
