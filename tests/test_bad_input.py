@@ -273,8 +273,10 @@ def test_damaged_runs(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_export(trained: Path, tmp_path: Path, capsys: Capture) -> None:
-    refuse(capsys, f"export {trained}", "export needs one of --onnx and --embeddings")
-    refuse(capsys, f"export {trained} --onnx --embeddings", "export needs one of --onnx and --embeddings")
+    refuse(capsys, f"export {trained}", "export needs one of --onnx, --nir, --rule and --embeddings")
+    refuse(
+        capsys, f"export {trained} --onnx --embeddings", "export needs one of --onnx, --nir, --rule and --embeddings"
+    )
     refuse(capsys, f"export {trained} --embeddings", "needs --out", "--out z.npy")
     refuse(capsys, f"export {trained} --embeddings --out {tmp_path}", "is a folder; name a file")
     refuse(capsys, f"export {trained} --embeddings --out {tmp_path}/a/z.npy", f"no folder {tmp_path}/a")

@@ -109,7 +109,7 @@ def test_compare_takes_one(tmp_path: Path, capsys: Capture) -> None:
         ("batchsize: 3", "unknown key in {f} 'batchsize': did you mean 'batch-size'"),
         ("config: other.yaml", "unknown key in {f} 'config'"),
         ("format: 2\nrule: clapp", "{f} has format 2, this version of localssl reads 1"),
-        ("format: 1\nmean: [0.5]\naugmentation: {}", "take the flags themselves"),
+        ("format: 1\nmean: [0.5]\naugmentation: {}", "{f} lacks rule, "),
         ("epochs: many", "{f}: epochs is 'many', expected a whole number"),
         ("epochs: true", "expected a whole number"),
         ("lr: fast", "expected a number"),
@@ -139,10 +139,10 @@ def test_no_such_file(tmp_path: Path, capsys: Capture) -> None:
     assert "there is no such file" in capsys.readouterr().err
 
 
-def test_what_a_run_came_to_is_no_file_of_flags(tmp_path: Path, capsys: Capture) -> None:
+def test_what_a_run_came_to_is_no_file_for_compare(tmp_path: Path, capsys: Capture) -> None:
     run = run_tiny(tmp_path / "x")
-    assert main(["train", "--config", str(run.path / "config.yaml"), "--out", str(tmp_path / "y")]) == 2
-    assert str(run.path / "flags.yaml") in capsys.readouterr().err
+    assert main(["compare", "--config", str(run.path / "config.yaml"), "--out", str(tmp_path / "y")]) == 2
+    assert "is what a run's flags came to" in capsys.readouterr().err
 
 
 def test_every_flag_survives_the_file(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
     (localssl.rules.register, "name rule"),
-    (localssl.Learner, "encoder rule input_shape patches engine"),
+    (localssl.Learner, "encoder rule input_shape patches engine device"),
     (localssl.Learner.losses, "self view_a view_b negatives labels"),
     (localssl.Learner.accumulate_grads, "self view_a view_b negatives labels"),
     (localssl.load, "path encoder"),
@@ -102,10 +102,11 @@ PROJECTIONS = {
 COMMANDS = {
     "train": "rule data data-root config views epochs width seed out encoder lr batch-size weight-decay optimizer "
     "schedule device precision threads devices nodes across pipeline split staleness probe-every align-every "
-    "limit-images trackers on-nan expect own resume skip-bad memory download dry-run",
+    "limit-images trackers on-nan expect own resume skip-bad memory download dry-run bits "
+    "weight-noise dead mismatch",
     "probe": "protocol labels data data-root own",
     "align": "data data-root batches reference own",
-    "compare": "rules data epochs seeds out config jobs width labels report",
+    "compare": "rules data epochs seeds out config jobs width labels report bits weight-noise dead mismatch",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",

@@ -87,5 +87,5 @@ def test_refused(run: Path, tmp_path: Path, capsys: Capture) -> None:
     status, _, errors = said(capsys, f"train --config {run}/config.yaml --resume --out {run}")
     assert (status, "--config begins a run" in errors) == (2, True)
     status, _, errors = said(capsys, f"train --config {run}/nothing.yaml --out {tmp_path}/z")
-    assert (status, "nothing.yaml: not found" in errors) == (2, True)
+    assert (status, "nothing.yaml: there is no such file" in errors) == (2, True)
     assert steps(run) == [4, 8]

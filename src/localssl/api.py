@@ -103,7 +103,7 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         values[name] = value
     made = kind(**values)
     check_kinds(made)  # pyright: ignore[reportArgumentType]
-    return made
+    return flagfile.taken(made) if isinstance(made, flags.TrainConfig | flags.Compare) else made
 
 
 @_takes(flags.TrainConfig)

@@ -27,7 +27,7 @@ from localssl import (
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
-from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, summary
+from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, precision, summary
 from localssl.experiments.rows import Study, named
 from localssl.learner import Learner
 from localssl.probe import ProbeResult, features
@@ -178,9 +178,16 @@ def compare(command: flags.Compare) -> list[Line]:
         search_epochs=c.search_epochs,
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    compared = comparison.compare(study, named(c.rules, c.data), settings, c.seeds)
+    rows, bits = named(c.rules, c.data), precision.bits_of(c.bits)
+    flaws = {name: getattr(c, name) for name in precision.FLAWS}
+    if not bits and any(flaws.values()):
+        raise UsageError("--weight-noise, --dead and --mismatch go with --bits; give --bits, too")
+    rows = precision.rows(rows, bits, flaws) if bits else rows
+    compared = comparison.compare(study, rows, settings, c.seeds)
     lines = summary.write(compared, study, settings)
     flagfile.write(c.out / flagfile.NAME, c)
+    if bits:
+        print(f"written: {', '.join(map(str, precision.write(compared, study, settings)))}")
     if c.report:
         from localssl.experiments import side_by_side  # here: what draws charts takes a second to import
 

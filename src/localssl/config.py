@@ -71,9 +71,9 @@ class TrainConfig:
     """Images in a batch, two views each."""
     weight_decay: float | None = None
     """Decoupled (adam-l2: in the gradient). Default: 0; on tiny-imagenet 1e-5, bp-infonce always 0."""
-    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd"] | None = None
-    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none. Default:
-    the rule's, else adam."""
+    optimizer: Literal["adam", "adam-factored", "adam-l2", "sgd", "plain-sgd", "shift-sgd"] | None = None
+    """adam-factored keeps a dense B's second moment by row and column; sgd has momentum 0.9, plain-sgd none;
+    shift-sgd: powers of two, --lr beside the weights. Default: the rule's, else adam; with --bits shift-sgd."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
@@ -95,6 +95,14 @@ class TrainConfig:
     """Arithmetic of the training step."""
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can do the rule."""
+    bits: int | None = None
+    """Learn in integers of 2 to 16 bits (weights, activities, signals), by powers of two: docs/hardware.md."""
+    weight_noise: float = 0.0
+    """With --bits: noise with which every batch reads the weights, as a share of the largest one."""
+    dead: float = 0.0
+    """With --bits: share of the synapses that are stuck at 0."""
+    mismatch: float = 0.0
+    """With --bits: spread, over synapses, of the factor by which their changes are too large or small."""
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
@@ -127,7 +135,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
-        return as_typed("train", self, but=("config", "resume", "dry_run"))
+        return as_typed("train", self, but=("resume", "dry_run"))
 
     def own_files(self) -> list[str]:
         """The files with code of the user's that were named, to be named again."""
@@ -269,6 +277,10 @@ class RunConfig:
     across: str = "all"
     views: str | None = None
     shape: tuple[int, ...] | None = None
+    bits: int | None = None
+    weight_noise: float = 0.0
+    dead: float = 0.0
+    mismatch: float = 0.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:

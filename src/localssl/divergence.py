@@ -137,8 +137,8 @@ class Watch:
         self.speaks = processes is None or processes.rank == 0
         learner = self.learner = prepared.learner
         self.named = list(learner.named_parameters())
-        # All or nothing, where the run may go on: then the engine's parts of an update wait for the last one, and all are
-        # held at once. "stop" applies each part when it is there: that is what keeps memory flat in depth.
+        # All or nothing, where the run may go on: then the engine's parts of an update wait for the last one, and all
+        # are held at once. "stop" applies each part when it is there: that is what keeps memory flat in depth.
         self.at_the_end = learner.engine != "autograd" and on_nan != "stop"
         self.bad: list[str] = []  # of the batch that is being learnt
         self.applied = 0  # parts of its update

@@ -15,7 +15,7 @@ import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 NAME = "flags.yaml"
+Kind = TypeVar("Kind", bound="DataclassInstance")
 UNIONS = (types.UnionType, Union)  # the second is what Literal[...] | None makes
 _RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
-NOT_KEPT = ("out", "config", "resume", "dry_run", "download")  # of this start alone, not of what a run is
+NOT_KEPT = (
+    "out",
+    "config",
+    "own",
+    "resume",
+    "expect",
+    "dry_run",
+    "download",
+)  # of this start alone, not of what a run is
 
 
 def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
@@ -66,9 +75,15 @@ def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
     return found
 
 
-def is_settings(path: Path) -> bool:
-    """Whether a file is no file of flags but a run's ``config.yaml``: what its flags came to, nothing left open."""
-    return not path.is_dir() and _yaml(path).keys() >= _RESOLVED
+def taken(flags: Kind) -> Kind:
+    """The flags, after those of the file in ``config`` were put among them: it is named no more.
+
+    A run's ``config.yaml`` stays named: it holds what flags came to, and the run takes that from there.
+    """
+    path: Path | None = flags.config  # pyright: ignore[reportAttributeAccessIssue]
+    if path is None or (not path.is_dir() and _yaml(path).keys() >= _RESOLVED):
+        return flags
+    return dataclasses.replace(flags, config=None)
 
 
 def write(path: Path, flags: DataclassInstance, before: Mapping[str, Any] | None = None) -> None:

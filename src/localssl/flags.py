@@ -149,6 +149,14 @@ class Compare:
     """Epochs of each trial of the search."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Arithmetic of the training step."""
+    bits: tuple[str, ...] = ()
+    """Every rule in floats and in integers of these numbers of bits, 4,6,8,16; also writes bits.csv and bits.png."""
+    weight_noise: tuple[float, ...] = ()
+    """With --bits: also with noise of these strengths on the weights that a batch reads, see localssl train --help."""
+    dead: tuple[float, ...] = ()
+    """With --bits: also with these shares of dead synapses."""
+    mismatch: tuple[float, ...] = ()
+    """With --bits: also with changes of synapses that are unequal by so much."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     report: bool = False
@@ -309,7 +317,10 @@ def parse(arguments: list[str]) -> object:
         UsageError: the file of --config cannot be taken.
     """
     more = {} if (default := _from_file(arguments)) is None else {"default": default}
-    return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE, **more)  # pyright: ignore
+    command: object = tyro.cli(
+        Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE, **more
+    )  # pyright: ignore
+    return flagfile.taken(command) if isinstance(command, Train | Compare) else command
 
 
 def _from_file(arguments: list[str]) -> object | None:

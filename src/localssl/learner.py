@@ -31,7 +31,9 @@ class Learner(nn.Module):
         patches: side of the patches that share a projection, per block, on the block outputs; None averages over all
             positions. Larger than the map: clipped to it.
         engine: "autograd"; "hebbian", the three factors without autograd, or "hebbian-lean", which trades time for
-            memory where references lie above; "auto": hebbian where that is equal, else autograd.
+            memory where references lie above; "integer", for an encoder with grids (option bits), whose weights are
+            rounded here; "auto": hebbian where that is equal, integer where there are grids, else autograd.
+        device: what is not perfect about synapses of a few bits.
 
     Attributes:
         engine: the one that it came to.
@@ -52,6 +54,7 @@ class Learner(nn.Module):
         input_shape: Sequence[int],
         patches: readout.Patches = None,
         engine: str = "auto",
+        device: engines.Device = engines.PERFECT,
     ) -> None:
         super().__init__()
         if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -60,7 +63,7 @@ class Learner(nn.Module):
         self.encoder = encoder
         self.rule = rule = rule.for_images(self.input_shape)
         _refuse_crossing(encoder, rule)
-        chosen = engines.choose(engine, encoder, rule)
+        chosen = engines.choose(engine, encoder, rule, device)
         self.credit, self.engine, self.engine_note = chosen.credit, chosen.name, chosen.note
         self.inputs = rule.inputs()
         self.output_shapes = self._output_shapes(self.inputs.shape(self.input_shape))
@@ -68,10 +71,12 @@ class Learner(nn.Module):
         self.patches = rule.patches(readout.per_block(patches, len(encoder.blocks)))
         for block, (shape, patch) in enumerate(zip(self.output_shapes, self.patches, strict=True), start=1):
             readout.check(shape, patch, block)
+        self.credit.check(rule, self.output_shapes, self.patches)
         lengths = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
         dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
-        built = rule.build(dims) | self.credit.build(encoder, rule, dims)
+        built = rule.build(dims)
+        built |= self.credit.build(encoder, rule, dims, built)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
 

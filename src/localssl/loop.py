@@ -52,7 +52,7 @@ class Loop:
         self.prepared = prepare(config, options.device, number)
         self.fabric = self.prepared.fabric
         self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
-        if options.engine == "auto" and (why := engine.refusal(learner.encoder, learner.rule)):
+        if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
@@ -97,7 +97,9 @@ class Loop:
         """Of metrics.csv."""
         blocks = len(self.learner.encoder.blocks)
         first = ["step", "epoch", "seconds", "images_per_second", "lr", "loss", *self.loss_names]
-        return [*first, *monitors.names(blocks), *(f"align_{block}" for block in range(1, blocks + 1))]
+        aligned = (f"align_{block}" for block in range(1, blocks + 1))
+        clipped = (f"saturated_{block}" for block in range(1, blocks + 1)) if self.config.bits else ()
+        return [*first, *monitors.names(blocks), *aligned, *clipped]
 
     def run(self) -> bool:
         """Write what a run begins with, then train. Returns whether it came to its end."""
@@ -313,6 +315,9 @@ class Loop:
                 self.warned.add(place)
         if aligns:
             row.update(self.align())
+        if self.config.bits:
+            numbers = [m for m in self.learner.parts[engine.KEY] if isinstance(m, engine.Numbers)]
+            row.update({f"saturated_{block}": m.share() for block, m in enumerate(numbers, start=1)})
         if measures:  # now that none of them has failed
             self.settle(row=True)
         rows.log(row)

@@ -137,6 +137,54 @@ class FactoredAdamW(torch.optim.AdamW):
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
 
 
+class ShiftSGD(torch.optim.Optimizer):
+    """Descent without multiplications: the step of every tensor is its gradient, shifted.
+
+    Δp = -lr · u · clip(g / s, ±8). u and s are powers of two: u the one nearest the mean of |p| at the first step, s at
+    first the one nearest the mean of |g|, afterwards doubled or halved by a step in which that mean is more than twice
+    or less than half of it. So lr is the size of a step beside the weights', and known before a batch comes.
+
+    Args:
+        params: what is trained.
+        lr: relative to the weights; a power of two where no multiplication is wanted.
+        shifted: False: Δp = -lr · g.
+    """
+
+    CLIP = 8.0
+
+    def __init__(self, params: Any, lr: float, shifted: bool = True):
+        super().__init__(params, {"lr": lr, "shifted": shifted})
+
+    @override
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of everything that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(self.change(p, group).to(p.dtype))
+
+    def change(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """The change that is due, float64; the tensor's s goes with the gradient."""
+        assert p.grad is not None
+        g = p.grad.double()
+        if not group["shifted"]:
+            return -group["lr"] * g
+        state, size = self.state[p], float(g.abs().sum())
+        if size == 0:
+            return g
+        if not state:
+            state["u"] = _power_of_two(float(p.double().abs().mean()) or 2.0**-8)
+            state["s"] = _power_of_two(size / g.numel())
+        s, whole = state["s"], state["s"] * g.numel()
+        state["s"] *= 2.0 if size > 2 * whole else 0.5 if size < whole / 2 else 1.0
+        return (g / s).clamp_(-self.CLIP, self.CLIP).mul_(-group["lr"] * state["u"])
+
+
+def _power_of_two(x: float) -> float:
+    return 2.0 ** round(math.log2(x))
+
+
 def _sums_of_squares(one: Tensor, other: Tensor) -> Tensor:
     """Σ_j g_ij² of g = oneᵀ · other, from (N, d) and (N, e), in N² d multiply-adds: g is never made."""
     return ((other @ other.T @ one) * one).sum(0).clamp_min_(0)

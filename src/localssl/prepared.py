@@ -10,10 +10,10 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from localssl import devices
+from localssl import devices, engine
 from localssl.config import RunConfig
 from localssl.learner import Learner
-from localssl.optimizer import FactoredAdamW
+from localssl.optimizer import FactoredAdamW, ShiftSGD
 from localssl.projections import Dense
 from localssl.run import build
 
@@ -71,6 +71,10 @@ def rate(config: RunConfig, step: int, last_step: int) -> float:
 
 def optimizer_of(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
     """The optimiser that a configuration asks for, of all of a learner's parameters."""
+    if config.bits is not None:
+        return engine.Writes(engine.places(learner.encoder, learner.parts), config.lr, config.optimizer == "shift-sgd")
+    if config.optimizer == "shift-sgd":
+        return ShiftSGD(learner.parameters(), config.lr)
     if config.optimizer in ("sgd", "plain-sgd"):
         momentum = 0.9 if config.optimizer == "sgd" else 0.0
         return torch.optim.SGD(learner.parameters(), lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from localssl import checkpoint, encoders, flagfile, own, rules
+from localssl import checkpoint, encoders, own, rules
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
@@ -47,12 +47,15 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         raise UsageError(
             f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
         )
-    if config.config is not None and flagfile.is_settings(config.config):
+    if config.config is not None:
         resolved, images = _stored_and_typed(open_config(config.config), config)
     elif stored is not None and (config.rule is None or config.data is None):
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)
+    apart = config.devices * config.nodes > 1 or (config.pipeline or 1) > 1
+    if resolved.bits is not None and (apart or config.engine != "auto"):
+        raise UsageError("integers have their own engine and one process: leave out --engine and what divides the work")
     if len(images) < resolved.batch_size:
         raise UsageError(
             f"{resolved.data} has {len(images)} training images, fewer than a batch of {resolved.batch_size}; "
@@ -81,7 +84,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
 def found_again(config: TrainConfig, out: Path) -> TrainConfig:
     """For a run that goes on or repeats another: the data are where they were, unless the user says otherwise."""
     begun = out if config.resume else None
-    if config.config is not None and flagfile.is_settings(config.config):
+    if config.config is not None:
         begun = config.config.parent
     if begun is None or config.data_root is not None:
         return config

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from localssl import checkpoint, devices, encoders, flagfile, own, rules, trackers
+from localssl import checkpoint, devices, encoders, own, rules, trackers
 from localssl import engine as engines
 from localssl.blocks import black_boxes
 from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
@@ -21,8 +21,10 @@ from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
 from localssl.data.views import Normalise, OwnView, Views
 from localssl.errors import UsageError
+from localssl.grids import Grid
 from localssl.learner import Learner
 
+INTEGER_LR = 2.0**-6  # of shift-sgd: the size of a step beside the weights
 MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
 
 
@@ -131,7 +133,8 @@ def build(config: RunConfig) -> Learner:
     """The untrained learner of a configuration; the same seed gives the same encoder under every rule."""
     torch.manual_seed(config.seed)
     encoder = encoders.from_config(config.encoder)
-    learner = Learner(encoder, config.make_rule(), config.input_shape, config.patches, config.engine)
+    device = engines.Device(config.weight_noise, config.dead, config.mismatch)
+    learner = Learner(encoder, config.make_rule(), config.input_shape, config.patches, config.engine, device)
     return learner.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
 
 
@@ -146,7 +149,10 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     check(config)
     spec = spec_for(config.data)
     options = parse_options(config.rule_options)
+    integers = config.bits is not None
     typed = parse_options(config.encoder_options, "--encoder-options")
+    if "bits" in typed:
+        raise UsageError("--encoder-options bits goes with learning in integers; give --bits instead")
     plain = arrays.are_arrays(config.data)
     if plain and config.image_size is not None:
         raise UsageError(f"--image-size goes with images, {config.data} has a shape of its own; leave it out")
@@ -168,6 +174,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         **memory_of(config),
     )
     spec = spec_of_arrays(images.shape) if plain else spec
+    if integers and ((config.encoder or spec.encoder) == "cnn1d" or encoders.is_other_peoples(config.encoder or "")):
+        raise UsageError(f"--bits: encoder {config.encoder or spec.encoder!r} has no grids; use vgg6, vgg5 or mlp")
     augmentation = spec.augmentation.scaled(config.view_strength)
     encoder_name = config.encoder or spec.encoder
     channels, height = (spec.channels, images.shape[-1]) if plain else images.shape[:2]
@@ -179,10 +187,11 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         options = {"classes": len(images.classes)} | options
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
     with encoders.sketched(encoder_name):  # only its configuration is wanted
-        encoder = encoders.build(encoder_name, images.shape, config.width, typed, rule.encoder_options)
+        encoder = encoders.build(encoder_name, images.shape, config.width, typed, _wished(config, rule))
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
-    weight_decay = config.weight_decay
+    chosen = engines.choose("integer" if integers else config.engine, encoder, rule)
+    weight_decay = 0.0 if integers or config.optimizer == "shift-sgd" else config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
     resolved = RunConfig(
@@ -200,21 +209,37 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         patches=config.patches or default_patches(encoder_name, height),
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
-        lr=config.lr or rule.lr or spec.lr,
+        lr=_rate(config, rule, spec.lr),
         weight_decay=weight_decay,
-        optimizer=config.optimizer or rule.optimizer or "adam",
+        optimizer=config.optimizer or rule.optimizer or ("shift-sgd" if integers else "adam"),
         schedule=config.schedule,
         seed=config.seed,
-        precision=config.precision,
-        engine=engines.choose(config.engine, encoder, rule).name,
+        precision="64-true" if integers else config.precision,
+        engine=chosen.name,
         probe_every=config.probe_every,
         align_every=config.align_every,
         staleness=config.staleness,
         across=config.across,
         views=None if config.views is None else own.full_name(config.views),
         shape=images.shape if plain else None,
+        bits=config.bits,
+        weight_noise=config.weight_noise,
+        dead=config.dead,
+        mismatch=config.mismatch,
     )
     return resolved, images
+
+
+def _wished(config: TrainConfig, rule: rules.Rule) -> dict[str, Any]:
+    """What the run asks of the encoder besides what was typed."""
+    return {**rule.encoder_options, **({} if config.bits is None else {"bits": config.bits})}
+
+
+def _rate(config: TrainConfig, rule: rules.Rule, default: float) -> float:
+    """The learning rate; of integers a power of two."""
+    if config.bits is None:
+        return config.lr or rule.lr or (INTEGER_LR if config.optimizer == "shift-sgd" else default)
+    return engines.power_of_two(config.lr or rule.lr or INTEGER_LR)
 
 
 def train_split(data: str) -> str:
@@ -266,10 +291,38 @@ def check(config: TrainConfig) -> None:
             f"--batch-size {c.batch_size} is the whole batch: give a multiple of the {c.devices * c.nodes} processes, "
             f"2 images or more for each"
         )
-    if c.config is not None and c.resume and flagfile.is_settings(c.config):
+    if c.config is not None and c.resume:
         raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave one out")
     if c.split is not None and (c.pipeline or 1) == 1:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
+    if c.optimizer == "shift-sgd" and c.weight_decay:
+        raise UsageError(f"--weight-decay {c.weight_decay}: shift-sgd has none; leave it out")
+    _check_integers(c)
+
+
+def _check_integers(c: TrainConfig) -> None:
+    """Refuse what does not go with --bits, and what goes with nothing else."""
+    device = engines.Device(c.weight_noise, c.dead, c.mismatch)
+    if c.bits is None:
+        if device != engines.PERFECT:
+            raise UsageError("--weight-noise, --dead and --mismatch go with --bits; give --bits, too")
+        return
+    Grid(c.bits)
+    for name, fine, why in (
+        ("engine", c.engine == "auto", "integers have an engine of their own"),
+        ("precision", c.precision == "32-true", "sums of integers are exact"),
+        ("optimizer", c.optimizer in (None, "plain-sgd", "shift-sgd"), "integers have no moments"),
+        ("schedule", c.schedule == "constant", "the rate is a power of two"),
+        ("weight_decay", not c.weight_decay, "shift-sgd has none"),
+        ("pipeline", c.pipeline in (None, 1), "integers learn in one process"),
+        ("staleness", c.staleness == 0, "integers learn in one process"),
+        ("devices", c.devices == 1, "integers learn in one process"),
+        ("nodes", c.nodes == 1, "integers learn in one process"),
+    ):
+        if not fine:
+            raise UsageError(f"--bits does not go with --{name.replace('_', '-')} {getattr(c, name)}: {why}")
+    if c.batch_size & (c.batch_size - 1):
+        raise UsageError(f"--batch-size {c.batch_size}: with --bits a mean is a shift; use a power of two")
 
 
 class Memory(TypedDict):

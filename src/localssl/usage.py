@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("data and views", "download image-size skip-bad memory views view-strength own"),
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule on-nan"),
+        ("learning in integers", "bits weight-noise dead mismatch"),
         ("several processes", "devices nodes across pipeline split staleness"),
         ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
     ),
@@ -54,6 +55,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),
         ("training", "batch-size patches precision search-lr search-epochs threads"),
         ("measurements", "probe-images align-batches"),
+        ("learning in integers", "bits weight-noise dead mismatch"),
     ),
 }
 

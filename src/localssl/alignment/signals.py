@@ -62,7 +62,7 @@ class Signals:
     def of_rule(self, learner: Learner) -> Gradients:
         """The weight gradients of the learner's rule."""
         how = learner.rule.credit
-        if how not in ("local", "optimum", "backprop"):
+        if how not in ("local", "optimum", "backprop") or learner.engine == "integer":
             return self._of_credit(learner)
         errors = self.errors(self._losses(learner).sum())
         return self.end_to_end(errors) if how == "backprop" else self.local(errors)

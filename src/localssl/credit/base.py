@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -63,9 +63,20 @@ class Credit:
     crosses = True
     repeated = False
 
-    def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
-        """Parts of its own (feedback matrices, say), by key, next to the rule's; ``dims[l]``: length of readout l."""
+    def build(
+        self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
+    ) -> dict[str, list[nn.Module]]:
+        """Parts of its own (feedback matrices, say), by key, next to the rule's.
+
+        Args:
+            encoder, rule: for which.
+            dims: ``dims[l]`` is the length of readout l.
+            parts: what the rule has built.
+        """
         return {}
+
+    def check(self, rule: Rule, shapes: Sequence[tuple[int, ...]], patches: Sequence[int | None]) -> None:
+        """Refuse block outputs of these shapes, read out over such patches, if they cannot be learnt from."""
 
     def activities(self, encoder: Encoder, x: Tensor) -> list[Tensor]:
         """Every block's output for inputs x (N, ...), in the graph that the losses are read from."""

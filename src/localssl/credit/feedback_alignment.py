@@ -8,7 +8,7 @@ reaches the last block alone; the whole update is that of ``accumulate_grads``.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,9 @@ class DirectFeedbackAlignment(Local):
     """
 
     @override
-    def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+    def build(
+        self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
+    ) -> dict[str, list[nn.Module]]:
         return {"direct": [Feedback(torch.randn(d, dims[-1]) / math.sqrt(dims[-1])) for d in dims[:-1]]}
 
     @override
@@ -71,7 +73,9 @@ class FeedbackAlignment(Local):
     crosses = True
 
     @override
-    def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+    def build(
+        self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
+    ) -> dict[str, list[nn.Module]]:
         return {"backward": backward_weights(encoder)}
 
     def way(self, rule: Rule, forward: Tensor, feedback: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -36,7 +36,9 @@ class PredictiveCoding(Local):
     incremental = False  # whether weights learn at every step of inference
 
     @override
-    def build(self, encoder: Encoder, rule: Rule, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+    def build(
+        self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
+    ) -> dict[str, list[nn.Module]]:
         return {"backward": backward_weights(encoder, learnt=True)} if _options(rule).learnt_feedback else {}
 
     @override

@@ -12,6 +12,7 @@ from torch import nn
 
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
+from localssl.grids import Grid
 from localssl.layers import ACTIVATIONS, NORMS, ImageNorm
 
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
@@ -32,6 +33,7 @@ class Options:
             that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
         pool: "max" or "avg", of vgg6 and vgg5.
+        bits: what enters and what leaves a layer is rounded to numbers of so many bits, see ``grids``; None: it is not.
     """
 
     norm: str | None = None
@@ -40,6 +42,7 @@ class Options:
     paired: bool = False
     init: float | None = None
     pool: str = "max"
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.norm is not None and self.norm not in (*NORMS, "batch"):
@@ -50,6 +53,8 @@ class Options:
             raise unknown("pool", str(self.pool), POOLS)
         if self.init is not None and (type(self.init) not in (int, float) or not 0 < self.init < math.inf):
             raise UsageError(f"init is {self.init!r}; use a positive number, or None for PyTorch's own start")
+        if self.bits is not None:
+            Grid(self.bits)  # refuses what it does not take
 
     def norm_of(self, layer: nn.Module) -> nn.Module:
         """The norm in front of a convolution or linear layer, or of several in a row."""
@@ -106,7 +111,9 @@ class Options:
             head += pad + norm if self.norm == "standardise" else norm + pad
             self.start(layer)
             tail = own_tail
-            blocks.append(nn.Sequential(*head, layer, *([] if self.late else tail)))
+            into = [Grid(self.bits)] if self.bits and (i == 0 or norm or self.late) else []
+            out = [Grid(self.bits)] if self.bits else []
+            blocks.append(nn.Sequential(*head, *into, layer, *([] if self.late else tail), *out))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return Encoder(blocks, config | own, emit if self.late else None, self.entry_of(weighted[0]))

@@ -2,10 +2,25 @@
 
 ``choice`` says where it is used; ``blocks`` and ``passes`` know a block's synapses, ``factors`` the scores,
 ``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time.
+``integer`` carries it out with numbers of a few bits, whose weights ``synapses`` keeps.
 """
 
 from __future__ import annotations
 
 from localssl.engine.choice import ENGINES, Chosen, choose, refusal
+from localssl.engine.integer import KEY, places
+from localssl.engine.synapses import PERFECT, Device, Numbers, Writes, power_of_two
 
-__all__ = ["ENGINES", "Chosen", "choose", "refusal"]
+__all__ = [
+    "ENGINES",
+    "KEY",
+    "PERFECT",
+    "Chosen",
+    "Device",
+    "Numbers",
+    "Writes",
+    "choose",
+    "places",
+    "power_of_two",
+    "refusal",
+]

@@ -9,9 +9,10 @@ from torch import nn
 
 from localssl.blocks import BlackBox
 from localssl.encoders import Encoder
+from localssl.grids import Grid
 from localssl.layers import LengthNorm, Standardise
 
-HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox)  # nothing to learn
+HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox, Grid)  # nothing to learn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 Pool = nn.MaxPool1d | nn.AvgPool1d | nn.MaxPool2d | nn.AvgPool2d
 POOLS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # what may follow a layer and its ReLU
@@ -28,6 +29,7 @@ class Block:
     head: tuple[nn.Module, ...]
     layer: nn.Conv1d | nn.Conv2d | nn.Linear
     pool: Pool | None
+    grid: Grid | None = None  # to which its output is rounded, for learning in integers
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -57,13 +59,15 @@ def parts(block: nn.Module) -> Block | str:
         return "its convolution pads by other than a number of zeros"
     if not rest or type(rest.pop(0)) is not nn.ReLU:
         return "no ReLU follows its weights"
+    grid = rest.pop() if rest and type(rest[-1]) is Grid else None
     pool = rest.pop(0) if rest else None
     if rest or type(pool) not in (*POOLS[type(layer)], type(None)):
         found = ", ".join(type(module).__name__ for module in (pool, *rest))
         may = " or ".join(["nothing", *(f"one {kind.__name__}" for kind in POOLS[type(layer)])])
         return f"after the {type(layer).__name__} and its ReLU comes {found}; the engine knows {may} there"
     assert isinstance(pool, Pool | None)
-    return Block(tuple(head), layer, pool)
+    assert isinstance(grid, Grid | None)
+    return Block(tuple(head), layer, pool, grid)
 
 
 def plan(encoder: Encoder) -> list[Block] | str:

@@ -8,11 +8,13 @@ from localssl import credit
 from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
 from localssl.engine.blocks import plan
+from localssl.engine.integer import Integer, bits_of, refused, refused_encoder
+from localssl.engine.synapses import PERFECT, Device
 from localssl.engine.three_factor import ThreeFactor
 from localssl.errors import UsageError, unknown
 from localssl.rules.base import Rule, ScoreRule
 
-ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean")
+ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean", "integer")
 
 
 class Chosen(NamedTuple):
@@ -23,14 +25,23 @@ class Chosen(NamedTuple):
     note: str | None = None
 
 
-def choose(engine: str, encoder: Encoder, rule: Rule) -> Chosen:
+def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) -> Chosen:
     """The engine of that name; "auto" takes "hebbian" where it can do the rule and the encoder.
+
+    An encoder with grids takes "integer" where that can, else "autograd": gradients go straight through grids.
 
     Raises:
         UsageError: an unknown name, or "hebbian" where it cannot.
     """
     if engine not in ENGINES:
         raise unknown("engine", str(engine), ENGINES)
+    if engine == "integer" or (engine == "auto" and bits_of(encoder) is not None):
+        why = refused(rule) or refused_encoder(encoder, rule)
+        if why is None:
+            return Chosen(Integer(device), "integer")
+        if engine == "integer":
+            raise UsageError(f"rule {rule.name!r} cannot learn in integers: {why}")
+        return Chosen(credit.of(rule.credit), "autograd", why)
     why = None if engine == "autograd" else refusal(encoder, rule)
     if engine == "autograd" or (engine == "auto" and why):
         return Chosen(credit.of(rule.credit), "autograd", why)
@@ -46,6 +57,8 @@ def refusal(encoder: Encoder, rule: Rule) -> str | None:
     """Why the three factors cannot train this encoder by this rule, in one line; None where they can."""
     if why := refused_rule(rule):
         return why
+    if bits_of(encoder) is not None:
+        return "its blocks round their activities"
     found = plan(encoder)
     return found if isinstance(found, str) else None
 

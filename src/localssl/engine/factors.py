@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,13 @@ class Change(NamedTuple):
             change(*self)
 
 
-def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -> tuple[Tensor, Tensor, list[Change]]:
+def learn(
+    rule: ScoreRule,
+    batch: Batch,
+    layer: int,
+    projections: Projections,
+    rounded: Callable[[str, Tensor], Tensor] = lambda key, g: g,
+) -> tuple[Tensor, Tensor, list[Change]]:
     """One layer's losses of all its references.
 
     Args:
@@ -58,6 +65,7 @@ def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -
         batch: the readouts; those of ``layer`` and of its references are read.
         layer: which.
         projections: the rule's.
+        rounded: what becomes of g = Bc of a reference, (2n, d), before anything uses it.
 
     Returns:
         The loss, a scalar; dL/dz of the readout (2n, d), Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
@@ -70,7 +78,7 @@ def learn(rule: ScoreRule, batch: Batch, layer: int, projections: Projections) -
     for key, reference in rule.references.items():
         projection = projections[key][layer]
         c = take(reference, batch.z, layer)
-        g = predict(projection, c)
+        g = rounded(key, predict(projection, c))
         still = losses.at_least_float32(g.detach())
         negatives = rule.draw(batch)
         z_neg = z_pos[negatives]

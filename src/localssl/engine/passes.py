@@ -49,14 +49,14 @@ def run(block: Block, x: Tensor, keep: bool = True) -> Passed:
     bias = _bias(layer)
     weight, bias = layer.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if block.pool is None:
-        a = _drive(layer, x, weight, bias)
+        a = drive_of(layer, x, weight, bias)
         return Passed(x, a.relu_(), None, tuple(a.shape[1:]))
     z: Tensor | None = None
     route: Tensor | None = None
     drive: tuple[int, ...] = ()
     count = _chunk(block, x)
     for first in range(0, len(x), count):
-        a = _drive(layer, x[first : first + count], weight, bias)
+        a = drive_of(layer, x[first : first + count], weight, bias)
         drive = tuple(a.shape[1:])
         pooled, back = _pool(block.pool, a, keep)
         z = _put(z, pooled, first, len(x))
@@ -94,7 +94,7 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -
         part = slice(first, first + count)
         route = None if passed.route is None else passed.route[part]
         at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, route, passed.drive)
-        for p, change in zip(wanted, _change(layer, passed.x[part], at_a, mask), strict=True):
+        for p, change in zip(wanted, change_of(layer, passed.x[part], at_a, mask), strict=True):
             if p is not None and change is not None:
                 change = change.to(p.dtype)
                 p.grad = change if p.grad is None else p.grad.add_(change)
@@ -122,7 +122,8 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def _drive(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def drive_of(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weighted sums a of inputs x."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
@@ -201,7 +202,7 @@ def _windows(pool: Pool) -> list[list[int]]:
     return [[across, *([n] if isinstance(n, int) else n)] for n, across in found]
 
 
-def _change(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+def change_of(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """dL/dW and dL/d(bias) of these samples, where asked for."""
     if isinstance(layer, nn.Linear):
         at_a, x = at_a.flatten(0, -2), x.flatten(0, -2)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from localssl.experiments import (
     better_rule,
+    bits,
     brain,
     cheap_b,
     cifar10,
@@ -45,6 +46,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "alignment-accuracy": fig4c.accuracy,
     "better-rule": better_rule.screen,
     "better-rule-final": better_rule.final,
+    "bits": bits.run,
     "brain": brain.run,
     "cheap-b": cheap_b.screen,
     "cheap-b-final": cheap_b.final,

@@ -281,6 +281,8 @@ def _training_facts(run: Run) -> Record:
         "parameters_encoder": sum(p.numel() for p in learner.encoder.parameters()),
         "parameters_rule": sum(p.numel() for p in learner.projections.parameters()),
     }
+    if clipped := [float(value) for name, value in last.items() if name.startswith("saturated_") and value]:
+        facts["saturated"] = sum(clipped) / len(clipped)
     write_text(file, json.dumps(facts) + "\n")
     return facts
 
