@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
@@ -316,10 +316,9 @@ def parse(arguments: list[str]) -> object:
     Raises:
         UsageError: the file of --config cannot be taken.
     """
-    more = {} if (default := _from_file(arguments)) is None else {"default": default}
-    command: object = tyro.cli(
-        Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE, **more
-    )  # pyright: ignore
+    more: Any = {} if (default := _from_file(arguments)) is None else {"default": default}
+    about = localssl.__doc__
+    command: Any = tyro.cli(Command, prog="localssl", description=about, args=arguments, config=_STYLE, **more)  # pyright: ignore
     return flagfile.taken(command) if isinstance(command, Train | Compare) else command
 
 
