@@ -168,3 +168,20 @@ def test_train_with_a_factored_moment(tmp_path: Path) -> None:
     moved = [float((end[n]["projections.lateral.0.weight"]).norm()) for n in ("adam", "whole")]
     assert moved[0] != moved[1]
     assert moved[0] == pytest.approx(moved[1], rel=0.2)
+
+
+def test_a_weight_of_another_layout_than_its_gradient_follows_it() -> None:
+    """Fused optimisers on the CPU read both in the order of their memory: the engine's gradients lie as weights do."""
+    torch.manual_seed(0)
+    views = [torch.rand(4, 3, 8, 8).to(memory_format=torch.channels_last) for _ in range(2)]
+    moved: list[Tensor] = []
+    for fused in (False, True):
+        torch.manual_seed(1)
+        conv = nn.Conv2d(3, 8, 3, padding=1)
+        encoder = encoders.Encoder.from_blocks([nn.Sequential(conv, nn.ReLU())])
+        learner = localssl.Learner(encoder, rules.get("clapp++"), (3, 8, 8), engine="hebbian")
+        adam = torch.optim.AdamW([conv.weight], lr=0.1, weight_decay=0, fused=fused)
+        learner.accumulate_grads(*views)
+        adam.step()
+        moved.append(conv.weight.detach())
+    torch.testing.assert_close(moved[0], moved[1])

@@ -19,6 +19,19 @@ from typing_extensions import override
 TILE = 4 * 2**20  # bytes of a gradient that are there at a time
 
 
+def add_grad(p: Tensor, gradient: Tensor) -> None:
+    """Add a tensor that nobody else holds to ``p.grad``, laid out in memory as ``p`` is, as autograd does it.
+
+    On the CPU PyTorch's fused optimisers read weight and gradient in the order of their memory, and would take a
+    channels-last gradient for that of other entries of a contiguous weight, without a word.
+    """
+    gradient = gradient.to(p.dtype)
+    if p.grad is not None:
+        p.grad += gradient
+    else:
+        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+
+
 def leave_factors(p: Tensor, signal: Tensor, c: Tensor) -> None:
     """Add Σ_i signal_i c_iᵀ to the gradient of ``p`` (d_z, d_c) as its factors (N, d_z) and (N, d_c), for ``step``."""
     if (before := factors_of(p)) is not None:

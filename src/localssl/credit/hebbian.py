@@ -12,6 +12,7 @@ from localssl.credit.base import Step
 from localssl.credit.local import Local
 from localssl.encoders import run_block
 from localssl.errors import UsageError
+from localssl.optimizer import add_grad
 from localssl.rules.softhebb import HebbianRule
 
 
@@ -68,7 +69,7 @@ def _add(rule: HebbianRule, index: int, layer: nn.Conv2d | nn.Linear, drive: Ten
         change = yx - yu.view(rows) * weight
         change /= change.abs().max() + 1e-30
         change *= rule.rate(weight.flatten(1).norm(dim=1), index).view(rows)
-        weight.grad = -change if weight.grad is None else weight.grad - change
+        add_grad(weight, -change)
         if bias is not None and bias.requires_grad and bias.grad is None:  # pyright: ignore[reportUnnecessaryComparison]
             bias.grad = torch.zeros_like(bias)
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from localssl.credit.base import Step
 from localssl.credit.local import Local
+from localssl.optimizer import add_grad
 
 
 class Optimum(Local):
@@ -50,7 +51,7 @@ def _add(parameters: Sequence[Tensor], output: Tensor, error: Tensor | None = No
     found = torch.autograd.grad(output, wanted, error, retain_graph=True, allow_unused=True) if wanted else ()
     for p, g in zip(wanted, found, strict=True):
         if g is not None:
-            p.grad = g if p.grad is None else p.grad + g
+            add_grad(p, g)
 
 
 CREDITS = {"optimum": Optimum()}

@@ -15,6 +15,7 @@ from localssl.credit.feedback_alignment import backward_weights, rerouted, weigh
 from localssl.credit.local import Local
 from localssl.encoders import Encoder, run_block
 from localssl.errors import UsageError
+from localssl.optimizer import add_grad
 from localssl.rules.base import Rule
 from localssl.rules.predictive_coding import PredictiveCoding as Options
 
@@ -108,7 +109,7 @@ def _energy(step: Step, states: Sequence[Tensor], learnt_feedback: bool) -> tupl
 def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     for p, g in zip(parameters, gradients, strict=True):
         if g is not None:
-            p.grad = g if p.grad is None else p.grad + g
+            add_grad(p, g)
 
 
 def _transpose(step: Step, gradients: dict[Tensor, Tensor | None]) -> None:

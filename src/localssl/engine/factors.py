@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from localssl import losses
-from localssl.optimizer import leave_factors
+from localssl.optimizer import add_grad, leave_factors
 from localssl.projections import Dense
 from localssl.references import take
 from localssl.rules.base import Batch, Projections, ScoreRule
@@ -109,7 +109,4 @@ def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
     weight = projection.weight
     if not weight.requires_grad:
         return
-    if weight.grad is None:
-        weight.grad = (signal.T @ c).to(weight.dtype)
-    else:
-        weight.grad += signal.T @ c
+    add_grad(weight, signal.T @ c)

@@ -27,6 +27,7 @@ from localssl.engine.blocks import Block, leaves, plan
 from localssl.engine.synapses import PARTS, PERFECT, Device, Numbers, Synapses
 from localssl.errors import UsageError
 from localssl.grids import Grid
+from localssl.optimizer import add_grad
 from localssl.rules.base import Batch, Projections, Rule, ScoreRule
 from localssl.rules.forward_forward import Goodness
 from localssl.rules.softhebb import HebbianRule, SoftHebb
@@ -228,8 +229,7 @@ def _compete(rule: HebbianRule, layer: int, own: Numbers, synapse: nn.Conv2d | n
     change = yx - yu.view(rows) * weight
     change /= change.abs().max() + 1e-30
     change *= rule.rate(weight.flatten(1).norm(dim=1), layer).view(rows)
-    p = synapse.weight
-    p.grad = (-change if p.grad is None else p.grad - change).to(p.dtype)
+    add_grad(synapse.weight, -change)
     return drive if bias is None else drive + bias.view(-1, *[1] * (drive.ndim - 2))
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl.engine.blocks import Block, Pool
+from localssl.optimizer import add_grad
 
 CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time; half of it costs a twentieth of a step
 aten = torch.ops.aten
@@ -96,8 +97,7 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -
         at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, route, passed.drive)
         for p, change in zip(wanted, change_of(layer, passed.x[part], at_a, mask), strict=True):
             if p is not None and change is not None:
-                change = change.to(p.dtype)
-                p.grad = change if p.grad is None else p.grad.add_(change)
+                add_grad(p, change)
 
 
 def _chunk(block: Block, x: Tensor) -> int:
