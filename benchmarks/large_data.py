@@ -105,12 +105,12 @@ def part(case: dict[str, Any]) -> dict[str, Any]:
     wanted: list[list[int]] = []
     own = Loop.train_step
 
-    def step(loop: Loop, index: torch.Tensor, pixels: torch.Tensor | None = None) -> None:
+    def step(loop: Loop, index: torch.Tensor, pixels: torch.Tensor | None = None, *rest: Any) -> None:
         assert pixels is not None
         if not held:
             wanted.extend(i.tolist() for i in loop.order(0))
         came.append(numbers(pixels))
-        own(loop, index, pixels)
+        own(loop, index, pixels, *rest)
         held.append(status("VmRSS"))
         if loop.step == case["until"]:
             os.kill(os.getpid(), signal.SIGINT)
@@ -181,7 +181,7 @@ def throughput(case: dict[str, Any], folder: Path, steps: int, repeats: int) -> 
             loop.saved_at = time.monotonic()
             began = time.perf_counter()
             with closing(loop.images.ahead(batches)) as pixels:
-                loop.train_on(batches, pixels, lambda: False, None)
+                loop.train_on([(b, b) for b in batches], pixels, lambda: False, None)
             seconds[kind].append((time.perf_counter() - began) / (steps * case["batch"]))
     ratios = [m / d for m, d in list(zip(seconds["memory"], seconds["disk"], strict=True))[1:]]  # the first: warm
     low, high = interval(ratios)

@@ -58,8 +58,8 @@ def begun(out: Path, log: Path) -> int:
     if child == 0:
         original = Loop.train_step
 
-        def train_step(self: Loop, index: torch.Tensor) -> None:
-            original(self, index)
+        def train_step(self: Loop, *batch: torch.Tensor) -> None:
+            original(self, *batch)
             if self.step % EVERY == 0:
                 look(log, self.step)
 

@@ -58,10 +58,10 @@ def _loop_of(loop: Any, steps: int) -> Times:
     clock: dict[str, float] = {}
     train_step, save = loop.train_step, loop.save
 
-    def stepped(index: torch.Tensor, pixels: torch.Tensor) -> None:
+    def stepped(*batch: torch.Tensor) -> None:
         if loop.step == loop.last_step - steps:
             clock["began"] = time.perf_counter()
-        train_step(index, pixels)
+        train_step(*batch)
 
     def saved() -> None:
         clock["ended"] = time.perf_counter()

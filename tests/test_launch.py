@@ -147,6 +147,8 @@ ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 def test_who_would_wait_for_ever(
     environment: dict[str, str], changes: dict[str, int], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    for name in (*TORCHRUN, *ADDRESS, "NODE_RANK"):  # other tests may have left some
+        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=says):

@@ -254,15 +254,14 @@ def test_decay_in_the_gradient(tmp_path: Path) -> None:
 def test_batches_cover_the_images(tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
     images = run_tiny(tmp_path / "x", epochs=0, limit_images=70).images("train", limit=70)
-    original = type(images).batch
+    original = type(images).ahead
 
-    def batch(self: Any, index: torch.Tensor) -> torch.Tensor:
-        if len(index) == 16:
-            seen.append(index)
-        return original(self, index)
+    def ahead(self: Any, batches: list[torch.Tensor]) -> Any:
+        seen.extend(batches)
+        return original(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(images), "batch", batch)
+        patch.setattr(type(images), "ahead", ahead)
         run_tiny(tmp_path / "y", limit_images=70, probe_every=0)
     epochs = [torch.cat(seen[:4]), torch.cat(seen[4:8])]
     assert len(seen) == 8

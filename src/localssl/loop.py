@@ -153,7 +153,7 @@ class Loop:
         for whole, index in batches:
             began = time.monotonic()
             with self.may_fail(f"in step {self.step + 1}", "as it was before"):
-                self.train_step(whole, index, next(pixels))
+                self.train_step(index, next(pixels), whole)
             self.seconds += time.monotonic() - began
             if shown is not None:
                 shown[1].advance(self.step)
@@ -206,13 +206,13 @@ class Loop:
         """This process's part of a batch."""
         return index if self.processes is None else self.processes.own(index, views=1)
 
-    def train_step(self, whole: Tensor, index: Tensor, pixels: Tensor | None = None) -> None:
+    def train_step(self, index: Tensor, pixels: Tensor | None = None, whole: Tensor | None = None) -> None:
         """One update, or none, where it comes to no finite numbers and may be left out.
 
         Args:
-            whole: the batch, of all processes.
-            index: this process's part of it.
-            pixels: that part's images, where they were read already.
+            index: this process's part of a batch.
+            pixels: its images, where they were read already.
+            whole: the batch of all processes, where there are several.
         """
         drawn_alike: int | None = None
         self.watch.remember()
@@ -229,7 +229,7 @@ class Loop:
             if self.watch.bad:
                 with self.aside():
                     x = self.learner.enter(view_a, view_b, labels=labels)
-                    self.watch.deal(self.step + 1, whole, x, self.state)
+                    self.watch.deal(self.step + 1, index if whole is None else whole, x, self.state)
         else:
             with self.fabric.autocast():
                 x = self.learner.step(view_a, view_b, labels=labels).x

@@ -100,7 +100,7 @@ def _measured(loop: Loop, images: int) -> Estimate:
             if i >= left or (len(times) >= LEAST and time.monotonic() - began > SECONDS):
                 break
             start = time.monotonic()
-            loop.train_step(index, loop.own(index))
+            loop.train_step(loop.own(index))
             devices.wait(device)
             if i >= WARM or left <= WARM:
                 times.append(time.monotonic() - start)
