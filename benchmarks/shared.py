@@ -117,8 +117,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def commit() -> str:
     """The repository's state."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    # Results of the measurement before this one are no change of what is measured.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
 
 
 def write(path: Path, threads: int, **found: Any) -> None:

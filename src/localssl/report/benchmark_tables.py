@@ -163,7 +163,9 @@ def _missing(name: str) -> str:
 def _source(name: str) -> str:
     found = record(name)
     assert found is not None
+    first = found["rows"][0]
+    batch = first["batch"] if "batch" in first else f"{first['batch_of_each']} a process"
     return (
         f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {found['torch']}, "
-        f"{found['threads']} threads, batches of {found['rows'][0]['batch']}, commit {found['commit']}."
+        f"{found['threads']} threads, batches of {batch}, commit {found['commit']}."
     )
