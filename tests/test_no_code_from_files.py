@@ -174,7 +174,7 @@ def test_code_that_a_folder_names(tmp_path: Path, marker: Path, capsys: pytest.C
     for command in ("align --batches 1 --batch-size 4", "train --resume --epochs 0 --out"):
         name, *flags = command.split()
         assert main([name, *flags, str(run)]) == 2
-        assert f"runs only where you name it: add --own {file}" in capsys.readouterr().err
+        assert f"so it was not run: add --own {file}" in capsys.readouterr().err
         assert not marker.exists()
     assert main(["align", str(run), "--batches", "1", "--batch-size", "4", "--own", str(file)]) == 0
     assert marker.exists()
