@@ -58,7 +58,7 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
         raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
     if file not in _LOADED and _named is not None and file.resolve() not in _named:
         raise UsageError(
-            f"{name} is code that a file names and not this command, so it was not run: add --own {file} if you trust it"
+            f"{name} is code that a file names and not this command, so it was not run: add --own {file} to trust it"
         )
     module = _LOADED[file] if file in _LOADED else _load(file)
     own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
