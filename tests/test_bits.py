@@ -57,7 +57,7 @@ def record(accuracy: float, cosine: float, seed: int) -> dict[str, object]:
 
 def test_table_and_pictures(tmp_path: Path) -> None:
     rows = precision.rows([Row("clapp++ f=linear", "clapp++", {"f": "linear"})], [4], {"dead": (0.2,)})
-    compared = [Compared(untrained_row(""), [record(10, 0, s) for s in (0, 1)], None, "")]
+    compared = [Compared(untrained_row(()), [record(10, 0, s) for s in (0, 1)], None, "")]
     compared += [
         Compared(row, [record(50 + i + s, 0.5 + i / 10, s) for s in (0, 1)], "untrained", "")
         for i, row in enumerate(rows)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import localssl
-from localssl import cli, rules
+from localssl import cli, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.devices import peak_memory
@@ -522,3 +522,76 @@ def test_rows_are_named_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="named twice"):
         compare(STUDY, [Row("a", "clapp"), Row("a", "clapp++")], Settings(tmp_path), 1)
     assert run_apart([], Settings(tmp_path)) == []
+
+
+def test_on_somebody_elses_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A rule whose encoder a network cannot be fails alone, with the reason; going on needs the same encoder."""
+    net = "--encoder torchvision:resnet18 --encoder-options inner_norm=group blocks=3"
+    line = "compare --data digits --epochs 1 --batch-size 16 --limit-images 32 --probe-images 100 --seeds 1 --threads 1"
+    command = [*line.split(), "--align-batches", "2", "--jobs", "2", "--out", str(tmp_path / "x")]
+    rule = "clapp++dfb"
+    assert cli.main([*command, "--rules", rule, "softhebb", *net.split()]) == 1
+    reason = capfd.readouterr().err
+    assert "softhebb: the rule asks for an encoder with activation=triangle init=" in reason
+    assert ": unknown option of encoder 'torchvision:resnet18' 'activation'" in reason
+    table = {row["rule"]: row["status"] for row in rows_of(tmp_path / "x" / "table.csv")}
+    assert table == {"untrained": "done", rule: "done", "softhebb": "failed"}
+    cells = [json.loads((tmp_path / "x" / "cells" / f"{n}-s0.json").read_text()) for n in ("untrained", rule)]
+    wanted = {"name": "torchvision:resnet18", "blocks": 3, "in_channels": 1, "inner_norm": "group"}
+    assert [cell["config"]["encoder"] for cell in cells] == [wanted] * 2
+    assert "torchvision:resnet18 (blocks=3, inner_norm=group), 1 epoch," in (tmp_path / "x" / "table.md").read_text()
+
+    again = [*command, "--rules", rule, *net.replace("inner_norm=group blocks=3", "blocks=3 inner_norm=group").split()]
+    assert cli.main(again) == 0
+    assert "running" not in capfd.readouterr().out
+    for other, says in (
+        ("--encoder torchvision:resnet18 --encoder-options blocks=3", "encoder_options ['blocks=3'] (there: ["),
+        ("--width 0.25", "encoder None (there: 'torchvision:resnet18')"),
+    ):
+        assert cli.main([*command, "--rules", rule, *other.split()]) == 2
+        assert says in capfd.readouterr().err
+
+
+NET = """
+from torch import nn
+
+def net(shape, channels=4):
+    return [nn.Sequential(nn.Conv2d(shape[0], channels, 3, 2), nn.ReLU()), nn.Conv2d(channels, 6, 3)]
+"""
+
+
+def test_on_an_encoder_of_ones_own(inline: list[str], tmp_path: Path) -> None:
+    """What a rule asks for and the encoder does not take is left out; other code in the file is another encoder."""
+    file = tmp_path / "own_net_of_compare.py"
+    file.write_text(NET)
+    settings = Settings(tmp_path, threads=1)
+    study = replace(STUDY, width=1.0, encoder=f"{file}:net", encoder_options=("channels=5",))
+    normed = Row("ff", "ff")
+    assert "norm" in rules.get("ff").encoder_options
+    found = compare(study, [normed], settings, 1)
+    assert [(c.row.label, c.failed) for c in found] == [("untrained", None), ("ff", None)]
+    assert found[1].baseline == "untrained"
+    assert {c.records[0]["config"]["encoder"]["channels"] for c in found} == {5}
+    file.write_text(NET.replace("nn.ReLU", "nn.Tanh"))
+    with pytest.raises(UsageError, match="own_net_of_compare.py:net has changed since .*untrained-s0.json was made"):
+        compare(study, [normed], settings, 1)
+    with own.only_named([]), pytest.raises(UsageError, match="runs only where you name it"):
+        own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
+        compare(study, [], settings, 1)
+
+
+def test_cells_from_before_there_were_encoders(inline: list[str], tmp_path: Path) -> None:
+    study, settings = replace(STUDY, align_batches=0), Settings(tmp_path, threads=1)
+    compare(study, [Row("clapp++", "clapp++")], settings, 1)
+    for file in (tmp_path / "cells").iterdir():
+        record = json.loads(file.read_text())
+        for name in ("encoder", "encoder_options"):
+            del record["task"][0]["study"][name]
+        file.write_text(json.dumps(record))
+    before = list(inline)
+    compare(study, [Row("clapp++", "clapp++")], settings, 1)
+    assert inline == before
+    with pytest.raises(UsageError, match=r"encoder 'mlp' .there: None.; use those"):
+        compare(replace(study, encoder="mlp"), [], settings, 1)
+    with pytest.raises(UsageError, match="unknown encoder 'vgg7'"):
+        compare(replace(study, encoder="vgg7"), [], settings, 1)

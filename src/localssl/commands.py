@@ -28,7 +28,7 @@ from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
 from localssl.errors import RunError, UsageError, unknown
 from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, precision, summary
-from localssl.experiments.rows import Study, named
+from localssl.experiments.rows import Study, named, options_of_encoder
 from localssl.learner import Learner
 from localssl.probe import ProbeResult, features
 from localssl.report.comparison import Line
@@ -176,6 +176,8 @@ def compare(command: flags.Compare) -> list[Line]:
         align_batches=c.align_batches,
         search_lr=tuple(dict.fromkeys(c.search_lr)),
         search_epochs=c.search_epochs,
+        encoder=c.encoder,
+        encoder_options=options_of_encoder(c.encoder_options),
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     rows, bits = named(c.rules, c.data), precision.bits_of(c.bits)

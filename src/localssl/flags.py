@@ -130,6 +130,11 @@ class Compare:
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     width: float = 1.0
     """Factor on the encoder's channel numbers; 1 is the paper's."""
+    encoder: str | None = None
+    """As localssl train --encoder, the same for all rules: vgg6, torchvision:NAME, timm:NAME, PATH.py:NAME. Default: the
+    data set's own."""
+    encoder_options: tuple[str, ...] = ()
+    """Of the encoder, NAME=VALUE, e.g. blocks=4. Default: what each rule asks for."""
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
     """Labels per class of the probe (fast protocol)."""
     limit_images: int | None = None

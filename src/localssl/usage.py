@@ -52,8 +52,8 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
     ),
     "compare": (
-        ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),
-        ("training", "batch-size patches precision search-lr search-epochs threads"),
+        ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
+        ("training", "encoder-options batch-size patches precision search-lr search-epochs threads"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),
     ),

@@ -16,7 +16,7 @@ from localssl.encoders.nets import (
 from localssl.encoders.options import Options
 from localssl.encoders.others import is_other_peoples, other_peoples
 from localssl.encoders.peers import published
-from localssl.encoders.registry import build, check_name, from_config, names, of_ones_own, sketched
+from localssl.encoders.registry import build, check_name, from_config, granted, names, of_ones_own, sketched
 from localssl.encoders.stack import Encoder, run_block
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "cnn1d",
     "conv_block",
     "from_config",
+    "granted",
     "is_other_peoples",
     "mlp",
     "names",

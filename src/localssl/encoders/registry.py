@@ -87,6 +87,18 @@ def from_config(config: dict[str, Any]) -> Encoder:
         raise UsageError(f"encoder {name!r} does not take these options: {error}") from error
 
 
+def granted(name: str, wished: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options that a rule asks for those that go to the encoder: all, or those that one of the user's own takes.
+
+    Raises:
+        UsageError: no such encoder in the user's file, or no such file.
+    """
+    if not own.is_path(name):
+        return dict(wished)
+    make = own.load(name, "encoder", callable)
+    return {option: value for option, value in wished.items() if own.takes(make, option)}
+
+
 def build(
     name: str,
     input_shape: Sequence[int],
@@ -101,7 +113,7 @@ def build(
         input_shape: of what enters the first block.
         width: an encoder of the user's own gets it as an option, where it is not 1.
         options: of the encoder.
-        wished: options that the rule asks for; those that an encoder of the user's own does not take are left out.
+        wished: options that the rule asks for, see ``granted``.
 
     Raises:
         UsageError: unknown name, a width that leaves nothing, or options that the encoder does not have.
@@ -110,10 +122,8 @@ def build(
     if is_other_peoples(name):
         return scaled_other(name, input_shape, width, options or {}, wished or {})
     if own.is_path(name):
-        make = own.load(name, "encoder", callable)
-        taken = {k: v for k, v in (wished or {}).items() if own.takes(make, k)}
         scaled = {} if width == 1 else {"width": width}
-        return of_ones_own(name, input_shape, **{**taken, **scaled, **(options or {})})
+        return of_ones_own(name, input_shape, **{**granted(name, wished or {}), **scaled, **(options or {})})
     options = {**(wished or {}), **(options or {})}
     given: dict[str, Any] = {"width": width, "in_channels": input_shape[0]}
     if name == "mlp":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from localssl import evaluate, rules
+from localssl import encoders, evaluate, own, rules
 from localssl.config import TrainConfig
 from localssl.data.sources import shuffled
 from localssl.data.specs import default_patches, spec_for
@@ -69,16 +69,25 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
         raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
     for row in rows:
         check(_config(study, row, settings, settings.out))
-    encoders = {row.label: encoder_options(row) for row in rows}
-    untrained = {options: untrained_row(options) for options in dict.fromkeys(["", *encoders.values()])}
+    if study.encoder is not None:
+        encoders.check_name(study.encoder)
+        encoders.granted(study.encoder, {})  # here, not in a cell's process: only what was named may run
+    plain, of_row = study.encoder_options, {row.label: encoder_options(row, study) for row in rows}
+    untrained = {options: untrained_row(options, options == plain) for options in dict.fromkeys([plain, *of_row.values()])}
     found = {
         options: _run([_part(study, row, seed) for seed in range(seeds)], settings)
         for options, row in untrained.items()
     }
-    for records in found.values():
-        if reason := _reason(records):  # every other row would fail for the same reason
-            raise UsageError(reason)
-    chosen = _search(study, rows, settings, found[""][0]["images"])
+    if reason := _reason(found[plain]):  # every other row would fail for the same reason
+        raise UsageError(reason)
+    lacking = {options: reason for options, records in found.items() if (reason := _reason(records))}
+    refused = {
+        label: f"the rule asks for an encoder with {' '.join(o for o in options if o not in plain)}: {lacking[options]}"
+        for label, options in of_row.items()
+        if options in lacking
+    }
+    chosen = _search(study, [row for row in rows if row.label not in refused], settings, found[plain][0]["images"])
+    chosen |= {label: _Chosen(None, "", reason) for label, reason in refused.items()}
     parts = {
         row.label: [_part(study, row, seed, chosen[row.label].lr) for seed in range(seeds)]
         for row in rows
@@ -86,13 +95,13 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
     }
     order = [parts[label][seed] for seed in range(seeds) for label in parts]  # a whole comparison of one seed first
     done = dict(zip([part.name for part in order], _run(order, settings), strict=True))
-    result = [Compared(row, found[options], None, "") for options, row in untrained.items()]
+    result = [Compared(row, found[o], None, "") for o, row in untrained.items() if o not in lacking]
     for row in rows:
         tried = chosen[row.label]
         records = [done[part.name] for part in parts.get(row.label, [])]
         notes = dict.fromkeys(str(r["align_note"]) for r in records if r.get("align_note"))
         reason = tried.failed or _reason(records)
-        baseline = untrained[encoders[row.label]].label
+        baseline = untrained[plain if row.label in refused else of_row[row.label]].label
         result.append(Compared(row, [] if reason else records, baseline, tried.budget, reason, tuple(notes)))
     return result
 
@@ -117,6 +126,8 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
         "trial": trial,
         "source": rules.own.fingerprint(row.rule) if rules.is_path(row.rule) else None,
     }
+    if study.encoder is not None and own.is_path(study.encoder):
+        task["encoder_source"] = own.fingerprint(study.encoder)
     return Part(name, _cell, (json.loads(json.dumps(task)), type(rule).__module__))
 
 
@@ -127,16 +138,18 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
         if not file.is_file():
             continue
         record = read_cell(settings.out, part.name)
-        asked, there = part.arguments[0], record["task"][0]
-        if FAILED in record or asked == there:
+        if FAILED in record:
             continue
-        if {**asked, "source": None} == {**there, "source": None}:
-            rule = asked["row"]["rule"]
-            raise UsageError(f"{rule} has changed since {file} was made; delete that cell, or choose another --out")
+        asked, there = part.arguments[0], record["task"][0]
         try:
             mine, theirs = _flat(asked), _flat(there)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{file} is no cell of a comparison; choose another --out") from error
+        if mine == theirs:
+            continue
+        for key, name in (("source", asked["row"]["rule"]), ("encoder_source", asked["study"]["encoder"])):
+            if {**mine, key: None} == {**theirs, key: None}:
+                raise UsageError(f"{name} has changed since {file} was made; delete that cell, or choose another --out")
         differences = [
             f"{k} {mine.get(k)!r} (there: {theirs.get(k)!r})" for k in mine | theirs if mine.get(k) != theirs.get(k)
         ]
@@ -145,7 +158,9 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
 
 
 def _flat(task: Record) -> Record:
-    return {**task["study"], **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
+    """The settings of a cell by name; what is younger than the cell, and is not in it, is as by default."""
+    study = json.loads(json.dumps(dataclasses.asdict(Study("")))) | task["study"]
+    return {**study, **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,8 @@ def _config(study: Study, row: Row, settings: Settings, out: Path) -> TrainConfi
         "data_root": settings.data_root,
         "epochs": study.epochs,
         "width": study.width,
+        "encoder": study.encoder,
+        "encoder_options": study.encoder_options,
         "limit_images": study.limit_images,
         "batch_size": study.batch_size,
         "patches": study.patches,

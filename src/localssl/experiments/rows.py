@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from localssl import rules
+from localssl import encoders, rules
 from localssl.config import parse_options
 from localssl.run import get_rule, train_split
 
@@ -31,6 +31,7 @@ class Study:
         align_batches: batches of test images on which alignment is measured; 0: not at all.
         search_lr: rates tried for every rule on a part of the training images; none: the rule's default.
         search_epochs: of each trial.
+        encoder, encoder_options: as in training; options as ``spelt`` writes them.
     """
 
     data: str
@@ -46,6 +47,8 @@ class Study:
     align_batches: int = 10
     search_lr: tuple[float, ...] = ()
     search_epochs: int = 2
+    encoder: str | None = None  # younger than format 1, as what follows: cells without them are read as before
+    encoder_options: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Study:
@@ -98,18 +101,27 @@ def default_rules(data: str = "") -> list[str]:
     return [n for n, rule in found.items() if rule.credit != "optimum" and (labelled or not rule.uses_labels)]
 
 
-def encoder_options(row: Row) -> str:
-    """The encoder's options under a rule, "late=true norm=length"; "" for the plain encoder."""
-    rule = get_rule(row.rule, dict(row.options))
-    typed = parse_options(row.changes.get("encoder_options", ()), "encoder options")
-    options = {**rule.encoder_options, **typed}
-    return " ".join(spelt(dict(sorted(options.items()))))
+def options_of_encoder(typed: Sequence[str]) -> tuple[str, ...]:
+    """Options of an encoder as a study keeps them: in whichever order they were typed, they come out the same."""
+    return tuple(spelt(dict(sorted(parse_options(typed, "--encoder-options").items()))))
 
 
-def untrained_row(options: str) -> Row:
-    """The row of the encoder with these options, as ``encoder_options`` writes them, left untrained."""
-    label = f"{UNTRAINED} ({options})" if options else UNTRAINED
-    return Row(label, "clapp++", changes={"epochs": 0, "encoder_options": tuple(options.split())})
+def encoder_options(row: Row, study: Study) -> tuple[str, ...]:
+    """The encoder's options under a rule, ("late=true", "norm=length"): the rule's wishes, and what was typed.
+
+    Raises:
+        UsageError: an encoder of the user's own that cannot be loaded.
+    """
+    wished = get_rule(row.rule, dict(row.options)).encoder_options
+    if study.encoder is not None:
+        wished = encoders.granted(study.encoder, wished)
+    return options_of_encoder([*spelt(wished), *row.changes.get("encoder_options", study.encoder_options)])
+
+
+def untrained_row(options: Sequence[str], plain: bool = True) -> Row:
+    """The row of the encoder with these options, left untrained; ``plain``: those that no rule has asked for."""
+    label = UNTRAINED if plain else f"{UNTRAINED} ({' '.join(options)})"
+    return Row(label, "clapp++", changes={"epochs": 0, "encoder_options": tuple(options)})
 
 
 def safe(label: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from localssl import evaluate
+from localssl import encoders, evaluate, own
 from localssl.errors import RunError
 from localssl.experiments import published
 from localssl.experiments.cells import Settings
@@ -86,11 +86,18 @@ def setting(compared: Sequence[Compared], study: Study, settings: Settings) -> s
     facts = "; ".join(record["facts"]) or study.data
     seeds = len(compared[0].records)
     n = f"mean of {seeds} seeds ± half of the 95 % t interval over seeds" if seeds > 1 else "one seed, no interval"
-    name = record["config"]["encoder"]["name"]
     return (
-        f"{facts}. Trained on {record['images']:,} images, {name} at width {study.width:g}, "
+        f"{facts}. Trained on {record['images']:,} images, {_net(record['config']['encoder']['name'], study)}, "
         f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}, batches of {study.batch_size}; {n}."
     )
+
+
+def _net(name: str, study: Study) -> str:
+    """The encoder in a few words; others' networks have widths of their own."""
+    words = [own.short_name(name), *([f"({', '.join(study.encoder_options)})"] if study.encoder_options else [])]
+    if name in encoders.names() or study.width != 1:
+        words.append(f"at width {study.width:g}")
+    return " ".join(words)
 
 
 def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> list[str]:

@@ -210,8 +210,8 @@ class Bar:
 
 def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
     spec = spec_for(study.data)
-    patches = study.patches or default_patches(spec.encoder, spec.image_size or 32)
-    averaged = {"patches": [*(patches or ())[:-1], 1000]}  # larger than the map: as large as the map
+    patches = study.patches or default_patches(study.encoder or spec.encoder, spec.image_size or 32)
+    averaged = {"patches": [*patches[:-1], 1000]} if patches else {}  # larger than the map: as large as the map
     illing, clapp = of_rule("clapp-illing", {}, changes), of_rule("clapp", {}, changes)
     pp, dfb, both, bp = (of_rule(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
     first, views, spatial = "CLAPP, last layer", "+ SimCLR views, all layers", "+ spatial dependence (CLAPP++)"
