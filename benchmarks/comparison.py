@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from localssl import encoders, rules
+from localssl.config import parse_options
 from localssl.data.specs import default_patches, spec_for
 from localssl.experiments.comparison import HELD_OUT, SEARCH_IMAGES
 from localssl.experiments.rows import named
@@ -42,13 +44,20 @@ class Counter(TorchDispatchMode):
         return out
 
 
-def step(rule: rules.Rule, data: str, width: float) -> float:
+def step(
+    rule: rules.Rule,
+    data: str,
+    width: float,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    patches: Sequence[int] | None = None,
+) -> float:
     """Multiply-adds of one training step, over the images of the batch."""
     spec = spec_for(data)
     size = spec.image_size or 32
-    shape = (spec.channels, size, size)
-    encoder = encoders.build(spec.encoder, shape, width, rule.encoder_options)
-    learner = Learner(encoder, rule, shape, default_patches(spec.encoder, size))
+    shape, name = (spec.channels, size, size), name or spec.encoder
+    encoder = encoders.build(name, shape, width, options, rule.encoder_options)
+    learner = Learner(encoder, rule, shape, patches or default_patches(name, size))
     a, b = torch.randn(2, BATCH, *shape)
     with Counter() as counter:
         for _ in learner.updates(a, b, labels=torch.arange(BATCH) % 10):
@@ -69,6 +78,9 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--rules", nargs="*", default=["all"])
     parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--encoder", default=None, help="as localssl compare --encoder")
+    parser.add_argument("--encoder-options", nargs="*", default=[])
+    parser.add_argument("--patches", nargs="*", type=int, default=None)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
@@ -81,15 +93,17 @@ def main() -> None:
     trial = min(SEARCH_IMAGES, 4 * a.images // 5)
     cell, total, longest = a.images * a.epochs, 0.0, 0.0
     images = a.seeds * cell + a.rates * trial * a.search_epochs
-    print(f"{a.data}, width {a.width:g}: {images:,} images a rule; search judged on {HELD_OUT:,} at most")
+    net = a.encoder or spec_for(a.data).encoder
+    print(f"{a.data}, {net} at width {a.width:g}: {images:,} images a rule; search judged on {HELD_OUT:,} at most")
     print(f"{speed / 1e9:.1f} billion multiply-adds a second; {a.more:.0%} more for what is not counted")
     for row in named(a.rules, a.data):
-        each = step(get_rule(row.rule, dict(row.options)), a.data, a.width)
+        rule, options = get_rule(row.rule, dict(row.options)), parse_options(a.encoder_options)
+        each = step(rule, a.data, a.width, a.encoder, options, a.patches)
         hours = each * (1 + a.more) / speed / 3600
         total, longest = total + images * hours, max(longest, cell * hours)
         minutes = cell * hours * 60
         print(f"{row.label:24s} {each / 1e6:9.1f} M an image  {minutes:6.1f} min a cell  {images * hours:5.2f} h")
-    print(f"all: {total:.1f} core-hours, the longest cell {longest * 60:.0f} minutes")
+    print(f"all: {total:.2f} core-hours, the longest cell {longest * 60:.0f} minutes")
 
 
 if __name__ == "__main__":

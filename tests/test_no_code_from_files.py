@@ -21,6 +21,7 @@ from localssl.cli import main
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
 
+from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_files
 from .train_util import run_tiny, tiny
 from .util import usage_error
@@ -186,3 +187,25 @@ def test_code_that_a_folder_names(tmp_path: Path, marker: Path, capsys: pytest.C
 
 def tiny_command(file: Path) -> str:
     return tiny(Path("x"), rule=f"{file}:MyRule").resume_command()
+
+
+def test_code_that_flags_of_a_comparison_name(
+    tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the first process nor in those of the cells, where it was not named."""
+    file = tmp_path / "theirs.py"
+    net = "from torch import nn\ndef net(shape):\n    return [nn.Conv2d(shape[0], 4, 3)]\n"
+    file.write_text(f"{net}\nimport os\nos.mkdir({str(marker)!r})\n", encoding="utf-8")
+    asked = tmp_path / "flags.yaml"
+    for given in (f"encoder: {file}:net\ndata: digits", f"data: {file}:data"):
+        asked.write_text(f"{given}\nrules: clapp++\nepochs: 0\nseeds: 1\nlimit-images: 64\n", encoding="utf-8")
+        assert main(["compare", "--config", str(asked), "--out", str(tmp_path / "x"), "--threads", "1"]) == 2
+        assert f"runs only where you name it: add --own {file}" in capsys.readouterr().err
+        assert not marker.exists()
+    asked.write_text(asked.read_text().replace(f"data: {file}:data", f"encoder: {file}:net\ndata: digits"))
+    command = ["compare", "--config", str(asked), "--out", str(tmp_path / "y"), "--threads", "1", "--own", str(file)]
+    asked_for = in_this_process(monkeypatch)
+    assert main([*command, "--align-batches", "0", "--probe-images", "64"]) == 0
+    assert asked_for == ["untrained-s0", "clapp++-s0"]
+    assert marker.exists()
+    own._LOADED.pop(file)

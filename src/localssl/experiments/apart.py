@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import localssl
-from localssl import interrupts
+from localssl import interrupts, own
 from localssl.errors import RunError, UsageError
 from localssl.experiments.cells import Part, Settings, output_to
 from localssl.files import write_text
@@ -117,7 +117,8 @@ def _start(part: Part, settings: Settings) -> _Running:
     log = _log(part, settings)
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part.name}: begins, says more in {log}", flush=True)
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(part, settings, os.getpid()))
+    arguments = (part, settings, os.getpid(), own.named())
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
     with interrupts.blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
         process.start()
     return _Running(part, process, time.monotonic())
@@ -148,11 +149,11 @@ def _outcome(one: _Running, settings: Settings) -> str | None:
     return reason
 
 
-def _work(part: Part, settings: Settings, parent: int) -> None:
-    """In the process of the part, whose output goes to a log."""
+def _work(part: Part, settings: Settings, parent: int, named: list[str] | None) -> None:
+    """In the process of the part, whose output goes to a log; of the user's files those run that are ``named``."""
     interrupts.follow(parent)
     torch.set_num_threads(settings.threads_per_job())
-    with output_to(_log(part, settings)):
+    with output_to(_log(part, settings)), own.only_named(named):
         try:
             record = part.work(settings, *part.arguments)
         except KeyboardInterrupt:
@@ -171,8 +172,8 @@ def reason_of(error: Exception) -> str:
         return text
     package = str(Path(localssl.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((package, "<")) and not _installed(f.filename)]
-    place = (own or frames)[-1:]
+    mine = [f for f in frames if not f.filename.startswith((package, "<")) and not _installed(f.filename)]
+    place = (mine or frames)[-1:]
     where = f" ({place[0].filename}:{place[0].lineno})" if place else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
 

@@ -23,7 +23,7 @@ from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.apart import read as read_cell
 from localssl.experiments.cells import Part, Settings
-from localssl.experiments.rows import Row, Study, encoder_options, safe, tuples, untrained_row
+from localssl.experiments.rows import Row, Study, encoder_options, options_of_encoder, safe, tuples, untrained_row
 from localssl.files import write_text
 from localssl.metrics import read
 from localssl.probe import fast_probe, features
@@ -71,9 +71,10 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
         check(_config(study, row, settings, settings.out))
     if study.encoder is not None:
         encoders.check_name(study.encoder)
-        encoders.granted(study.encoder, {})  # here, not in a cell's process: only what was named may run
-    plain, of_row = study.encoder_options, {row.label: encoder_options(row, study) for row in rows}
-    untrained = {options: untrained_row(options, options == plain) for options in dict.fromkeys([plain, *of_row.values()])}
+        encoders.granted(study.encoder, {})  # what is wrong with a file of the user's is said at once
+    plain = options_of_encoder(study.encoder_options)
+    of_row = {row.label: encoder_options(row, study) for row in rows}
+    untrained = {o: untrained_row(o, o == plain) for o in dict.fromkeys([plain, *of_row.values()])}
     found = {
         options: _run([_part(study, row, seed) for seed in range(seeds)], settings)
         for options, row in untrained.items()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from localssl import own
 from localssl.data.specs import spec_for
 from localssl.encoders import VGG6_CHANNELS
 from localssl.stats import t_interval
@@ -189,7 +190,7 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
     encoder = config["encoder"]
     found: list[str] = []
     if encoder["name"] != "vgg6":
-        found.append(f"{encoder['name']} for vgg6")
+        found.append(f"{own.short_name(encoder['name'])} for vgg6")
     elif encoder["width"] != list(VGG6_CHANNELS):
         found.append(f"width {encoder['width'][0] / VGG6_CHANNELS[0]:g}")
     for key, theirs in zip(("epochs", "batch_size", "lr"), number.recipe, strict=True):
