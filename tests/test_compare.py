@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import localssl
-from localssl import cli, own, rules
+from localssl import api, cli, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.devices import peak_memory
@@ -524,29 +524,33 @@ def test_rows_are_named_once(tmp_path: Path) -> None:
     assert run_apart([], Settings(tmp_path)) == []
 
 
-def test_on_somebody_elses_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_on_somebody_elses_network(inline: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A rule whose encoder a network cannot be fails alone, with the reason; going on needs the same encoder."""
-    net = "--encoder torchvision:resnet18 --encoder-options inner_norm=group blocks=3"
+    net = "--encoder torchvision:mobilenet_v3_small --encoder-options inner_norm=group blocks=3"
     line = "compare --data digits --epochs 1 --batch-size 16 --limit-images 32 --probe-images 100 --seeds 1 --threads 1"
-    command = [*line.split(), "--align-batches", "2", "--jobs", "2", "--out", str(tmp_path / "x")]
+    command = [*line.split(), "--align-batches", "2", "--out", str(tmp_path / "x")]
     rule = "clapp++dfb"
     assert cli.main([*command, "--rules", rule, "softhebb", *net.split()]) == 1
     reason = capfd.readouterr().err
     assert "softhebb: the rule asks for an encoder with activation=triangle init=" in reason
-    assert ": unknown option of encoder 'torchvision:resnet18' 'activation'" in reason
+    assert ": unknown option of encoder 'torchvision:mobilenet_v3_small' 'activation'" in reason
     table = {row["rule"]: row["status"] for row in rows_of(tmp_path / "x" / "table.csv")}
     assert table == {"untrained": "done", rule: "done", "softhebb": "failed"}
     cells = [json.loads((tmp_path / "x" / "cells" / f"{n}-s0.json").read_text()) for n in ("untrained", rule)]
-    wanted = {"name": "torchvision:resnet18", "blocks": 3, "in_channels": 1, "inner_norm": "group"}
+    wanted = {"name": "torchvision:mobilenet_v3_small", "blocks": 3, "in_channels": 1, "inner_norm": "group"}
     assert [cell["config"]["encoder"] for cell in cells] == [wanted] * 2
-    assert "torchvision:resnet18 (blocks=3, inner_norm=group), 1 epoch," in (tmp_path / "x" / "table.md").read_text()
+    assert "mobilenet_v3_small (blocks=3, inner_norm=group), 1 epoch," in (tmp_path / "x" / "table.md").read_text()
+    before = list(inline)
 
-    again = [*command, "--rules", rule, *net.replace("inner_norm=group blocks=3", "blocks=3 inner_norm=group").split()]
-    assert cli.main(again) == 0
-    assert "running" not in capfd.readouterr().out
+    sizes = {"epochs": 1, "batch_size": 16, "limit_images": 32, "probe_images": 100, "seeds": 1, "align_batches": 2}
+    options = {"blocks": 3, "inner_norm": "group"}
+    from_python = {"encoder": "torchvision:mobilenet_v3_small", "encoder_options": options, "out": tmp_path / "x"}
+    lines = api.compare(rules=[rule], data="digits", **sizes, **from_python)
+    assert [line.label for line in lines] == ["untrained", rule]
+    assert inline == before
     for other, says in (
-        ("--encoder torchvision:resnet18 --encoder-options blocks=3", "encoder_options ['blocks=3'] (there: ["),
-        ("--width 0.25", "encoder None (there: 'torchvision:resnet18')"),
+        ("--encoder torchvision:mobilenet_v3_small --encoder-options blocks=3", "options ['blocks=3'] (there: ["),
+        ("--width 0.25", "encoder None (there: 'torchvision:mobilenet_v3_small')"),
     ):
         assert cli.main([*command, "--rules", rule, *other.split()]) == 2
         assert says in capfd.readouterr().err
@@ -573,10 +577,10 @@ def test_on_an_encoder_of_ones_own(inline: list[str], tmp_path: Path) -> None:
     assert found[1].baseline == "untrained"
     assert {c.records[0]["config"]["encoder"]["channels"] for c in found} == {5}
     file.write_text(NET.replace("nn.ReLU", "nn.Tanh"))
-    with pytest.raises(UsageError, match="own_net_of_compare.py:net has changed since .*untrained-s0.json was made"):
+    with pytest.raises(UsageError, match=r"own_net_of_compare\.py:net has changed since .*untrained-s0\.json"):
         compare(study, [normed], settings, 1)
+    own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
     with own.only_named([]), pytest.raises(UsageError, match="runs only where you name it"):
-        own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
         compare(study, [], settings, 1)
 
 

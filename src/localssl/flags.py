@@ -131,8 +131,8 @@ class Compare:
     width: float = 1.0
     """Factor on the encoder's channel numbers; 1 is the paper's."""
     encoder: str | None = None
-    """As localssl train --encoder, the same for all rules: vgg6, torchvision:NAME, timm:NAME, PATH.py:NAME. Default: the
-    data set's own."""
+    """As localssl train --encoder, the same for all rules: vgg6, torchvision:NAME, timm:NAME, PATH.py:NAME. Default:
+    what suits the data."""
     encoder_options: tuple[str, ...] = ()
     """Of the encoder, NAME=VALUE, e.g. blocks=4. Default: what each rule asks for."""
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
