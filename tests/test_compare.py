@@ -580,7 +580,7 @@ def test_on_an_encoder_of_ones_own(inline: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"own_net_of_compare\.py:net has changed since .*untrained-s0\.json"):
         compare(study, [normed], settings, 1)
     own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
-    with own.only_named([]), pytest.raises(UsageError, match="runs only where you name it"):
+    with own.only_named([]), pytest.raises(UsageError, match="so it was not run"):
         compare(study, [], settings, 1)
 
 

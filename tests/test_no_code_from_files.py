@@ -200,7 +200,7 @@ def test_code_that_flags_of_a_comparison_name(
     for given in (f"encoder: {file}:net\ndata: digits", f"data: {file}:data"):
         asked.write_text(f"{given}\nrules: clapp++\nepochs: 0\nseeds: 1\nlimit-images: 64\n", encoding="utf-8")
         assert main(["compare", "--config", str(asked), "--out", str(tmp_path / "x"), "--threads", "1"]) == 2
-        assert f"runs only where you name it: add --own {file}" in capsys.readouterr().err
+        assert f"so it was not run: add --own {file}" in capsys.readouterr().err
         assert not marker.exists()
     asked.write_text(asked.read_text().replace(f"data: {file}:data", f"encoder: {file}:net\ndata: digits"))
     command = ["compare", "--config", str(asked), "--out", str(tmp_path / "y"), "--threads", "1", "--own", str(file)]
