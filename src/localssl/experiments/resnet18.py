@@ -30,7 +30,7 @@ HEADER = ["encoder", "rule", "quantity", "block", "mean", "low", "high", "seeds"
 
 
 def run(settings: Settings) -> None:
-    """resnet18 in 4 blocks against vgg6 of its cost, local and end to end (CIFAR-10; by count 70 core-minutes)."""
+    """resnet18 in 4 blocks against vgg6 of its cost, local and end to end (CIFAR-10; 64 core-minutes, by count)."""
     rows: list[list[str]] = []
     long: list[list[object]] = []
     below: list[str] = []
