@@ -150,7 +150,7 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
             continue
         for key, name in (("source", asked["row"]["rule"]), ("encoder_source", asked["study"]["encoder"])):
             if {**mine, key: None} == {**theirs, key: None}:
-                raise UsageError(f"{name} has changed since {file} was made; choose another --out, or delete cell and run")
+                raise UsageError(f"{name} has changed since {file} was made; use another --out, or delete cell and run")
         differences = [
             f"{k} {mine.get(k)!r} (there: {theirs.get(k)!r})" for k in mine | theirs if mine.get(k) != theirs.get(k)
         ]
