@@ -24,6 +24,7 @@ from localssl.learner import Learner
 
 EXTRAS = {
     "onnx": "for localssl export --onnx",
+    "nir": "for localssl export --nir",
     "wandb": "for localssl train --trackers wandb",
     "mlflow": "for localssl train --trackers mlflow",
     "test": "for the tests",
