@@ -56,6 +56,8 @@ def test_from_the_file_to_the_probe(tmp_path: Path, kind: str, capsys: Capture) 
     x = open_images(f"npz:{file}", "test").batch(torch.arange(5))
     assert len(encoder(encoder.preprocess(x))) == {"vectors": 6, "series": 4}[kind]
     assert status(f"export {out} --embeddings --out {tmp_path / 'z.npy'}") == 0
+    assert status(f"report {out} --threads 1") == 0
+    assert (out / "report.html").read_text().count("neither grey nor RGB images") == 2  # filters and units
     assert status(f"train --resume --out {out} --epochs 3") == 0
     refuse(capsys, f"train --rule clapp --data npz:{file} --out {tmp_path / 'y'} --image-size 16", "goes with images")
 
