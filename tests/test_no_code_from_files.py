@@ -186,3 +186,19 @@ def test_code_that_a_folder_names(tmp_path: Path, marker: Path, capsys: pytest.C
 
 def tiny_command(file: Path) -> str:
     return tiny(Path("x"), rule=f"{file}:MyRule").resume_command()
+
+
+def test_code_that_a_file_of_flags_names(tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither here nor in the processes of a comparison's cells."""
+    file = tmp_path / "theirs.py"
+    file.write_text(f"import os\n\n\ndef waves(part):\n    os.mkdir({str(marker)!r})\n", encoding="utf-8")
+    flags = tmp_path / "flags.yaml"
+    flags.write_text(f"data: {file}:waves\nwidth: 0.25\nthreads: 1\n", encoding="utf-8")
+    for command in ("train --rule clapp", "compare --rules clapp --seeds 1"):
+        words = [*command.split(), "--config", str(flags), "--out", str(tmp_path / "x")]
+        assert main(words) == 2
+        assert f"runs only where you name it: add --own {file}" in capsys.readouterr().err
+        assert not marker.exists()
+    assert main(["train", "--rule", "clapp", *words[-4:], "--own", str(file)]) == 2
+    assert "returned a NoneType" in capsys.readouterr().err
+    assert marker.exists()

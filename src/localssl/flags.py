@@ -161,6 +161,8 @@ class Compare:
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     report: bool = False
     """Also write report.html: all of it on one page, beside the paper's numbers."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours, PATH.py, that the file of --config names: they run only where you name them."""
 
 
 @dataclass(frozen=True, kw_only=True)

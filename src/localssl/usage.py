@@ -33,7 +33,7 @@ EXAMPLES = {
     "theory": ("", "--full"),
     "reproduce": ("", "demo --seeds 5", "fig4c --scale paper --data-root data"),
     "report": ("runs/x", "runs/x runs/y --images 200"),
-    "export": ("runs/x --onnx", "runs/x --embeddings --data digits --out z.npy"),
+    "export": ("runs/x --onnx", "runs/x --rule", "runs/x --embeddings --data digits --out z.npy"),
     "doctor": ("", "--quick --data-root data"),
 }
 
@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),
-        ("training", "batch-size patches precision search-lr search-epochs threads"),
+        ("training", "batch-size patches precision search-lr search-epochs threads own"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),
     ),

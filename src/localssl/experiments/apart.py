@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import localssl
-from localssl import interrupts
+from localssl import interrupts, own
 from localssl.errors import RunError, UsageError
 from localssl.experiments.cells import Part, Settings, output_to
 from localssl.files import write_text
@@ -117,7 +117,8 @@ def _start(part: Part, settings: Settings) -> _Running:
     log = _log(part, settings)
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part.name}: begins, says more in {log}", flush=True)
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(part, settings, os.getpid()))
+    arguments = part, settings, os.getpid(), own.named()
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
     with interrupts.blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
         process.start()
     return _Running(part, process, time.monotonic())
@@ -148,11 +149,11 @@ def _outcome(one: _Running, settings: Settings) -> str | None:
     return reason
 
 
-def _work(part: Part, settings: Settings, parent: int) -> None:
-    """In the process of the part, whose output goes to a log."""
+def _work(part: Part, settings: Settings, parent: int, named: list[str] | None) -> None:
+    """In the process of the part, whose output goes to a log. ``named``: files whose code may run."""
     interrupts.follow(parent)
     torch.set_num_threads(settings.threads_per_job())
-    with output_to(_log(part, settings)):
+    with output_to(_log(part, settings)), own.only_named(named):
         try:
             record = part.work(settings, *part.arguments)
         except KeyboardInterrupt:
