@@ -161,6 +161,10 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN, infinity or more than float32 does"),
         ({"x_train": np.full((64, 7), "a")}, "x holds <U1; give numbers"),
         ({"x_test": np.ones((32, 6))}, "x_train and x_test are (64, 7) and (32, 6); both need rows of one shape"),
+        (
+            {"x_train": np.full((64, 1, 32, 32), 255.0), "x_test": np.zeros((32, 1, 32, 32))},
+            "numbers from 255 to 255; square maps of 1 or 3 channels are seen as images, uint8 or floats from 0 to 1",
+        ),
         ({"y_train": np.arange(3)}, "give one whole number or text for each of 64 rows"),
         ({"y_train": np.full(64, 0.5)}, "y is float64"),
         ({"x_train": np.array([{}] * 64, dtype=object)}, "holds Python objects; write arrays of numbers or texts"),

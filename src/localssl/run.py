@@ -19,7 +19,7 @@ from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
 from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
-from localssl.data.views import Normalise, OwnView, Views
+from localssl.data.views import Normalise, OwnView, Views, check_shades
 from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
@@ -175,6 +175,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         **memory_of(config),
     )
     spec = spec_of_arrays(images.shape) if plain else spec
+    if plain and config.views is None and spec.augmentation.kind == "simclr":
+        check_shades(config.data, (images.batch(part) for part in torch.arange(len(images)).split(1000)))
     if integers and ((config.encoder or spec.encoder) == "cnn1d" or encoders.is_other_peoples(config.encoder or "")):
         raise UsageError(f"--bits: encoder {config.encoder or spec.encoder!r} has no grids; use vgg6, vgg5 or mlp")
     augmentation = spec.augmentation.scaled(config.view_strength)
