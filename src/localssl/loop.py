@@ -307,7 +307,7 @@ class Loop:
         if self.count:  # or every batch since the last row was left out
             row |= {"loss": sum(mean), **dict(zip(self.loss_names, mean, strict=True))}
         if observes:
-    XX
+            row |= (values := self.observe())
             for place, warning in monitors.collapse(values).items():
                 if place not in self.warned:
                     self.report(f"warning: {warning}")
