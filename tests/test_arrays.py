@@ -142,7 +142,11 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         (f"--data {file}:nothing {mlp}", "returned a str; return an array x", 2),
         (f"--data {file}:fails {mlp}", "FileNotFoundError", 2),
         (f"--data {file}:bar {mlp}", "did you mean 'bars'", 2),
-        (f"--data {file}:bars --views {file}:view --encoder vgg6", "vgg6 needs an image size that is a multiple of 32, got 16", 2),
+        (
+            f"--data {file}:bars --views {file}:view --encoder vgg6",
+            "vgg6 needs an image size that is a multiple of 32, got 16",
+            2,
+        ),
         (f"--data digits --views {file}:viw", "did you mean 'view'", 2),
         (
             f"--data digits --limit-images 32 --views {file}:half",

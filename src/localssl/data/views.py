@@ -61,8 +61,8 @@ def check_shades(data: str, batches: Iterable[Tensor]) -> None:
     for x in batches:
         if x.dtype != torch.uint8 and (x.min() < 0 or x.max() > 1):
             raise UsageError(
-                f"{data}: x has numbers from {float(x.min()):g} to {float(x.max()):g}; square maps of 1 or 3 channels are "
-                f"seen as images, uint8 or floats from 0 to 1: scale them, or give --views of your own"
+                f"{data}: x has numbers from {float(x.min()):g} to {float(x.max()):g}; square maps of 1 or 3 channels "
+                f"are seen as images, uint8 or floats from 0 to 1: scale them, or give --views of your own"
             )
 
 
