@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 import localssl
 from localssl import oracle
-from localssl.alignment import QUANTITIES, LayerAlignment, Pair, Signals, measure, shared_negatives
+from localssl.alignment import (
+    QUANTITIES,
+    LayerAlignment,
+    Pair,
+    Signals,
+    fit_projections,
+    measure,
+    shared_negatives,
+)
 from localssl.alignment.quantities import products, summarise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
@@ -363,3 +371,18 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
     for block in (1, 2, 3):
         assert rows[block, "cosine"].mean == pytest.approx(plain[block, "cosine"].mean, abs=0.1)
     assert rows[3, "cosine"].mean == pytest.approx(1, abs=1e-4)
+
+
+def test_fitting_descends_in_every_projection() -> None:
+    """A gradient that lies in memory otherwise than its weights is not taken for that of other entries."""
+    learner = small_learner("vgg", localssl.rules.get("clapp++", projection="patch-local"))
+    a, b = views(0)
+    learner.losses(a, b).sum().backward()
+    before = {n: p.detach().clone() for n, p in learner.projections.named_parameters()}
+    signs = {n: p.grad.sign() for n, p in learner.projections.named_parameters() if p.grad is not None}
+    learner.zero_grad()
+    fit_projections(learner, [(a, b)], epochs=1)  # Adam's first step goes by the signs alone
+    for name, p in learner.projections.named_parameters():
+        moved = signs[name] != 0
+        assert moved.any()
+        assert torch.equal((p - before[name]).sign()[moved], -signs[name][moved]), name

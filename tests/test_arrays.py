@@ -56,6 +56,8 @@ def test_from_the_file_to_the_probe(tmp_path: Path, kind: str, capsys: Capture) 
     x = open_images(f"npz:{file}", "test").batch(torch.arange(5))
     assert len(encoder(encoder.preprocess(x))) == {"vectors": 6, "series": 4}[kind]
     assert status(f"export {out} --embeddings --out {tmp_path / 'z.npy'}") == 0
+    assert status(f"report {out} --threads 1") == 0
+    assert (out / "report.html").read_text().count("neither grey nor RGB images") == 2  # filters and units
     assert status(f"train --resume --out {out} --epochs 3") == 0
     refuse(capsys, f"train --rule clapp --data npz:{file} --out {tmp_path / 'y'} --image-size 16", "goes with images")
 
@@ -140,7 +142,11 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         (f"--data {file}:nothing {mlp}", "returned a str; return an array x", 2),
         (f"--data {file}:fails {mlp}", "FileNotFoundError", 2),
         (f"--data {file}:bar {mlp}", "did you mean 'bars'", 2),
-        (f"--data {file}:bars --encoder vgg6", "vgg6 needs an image size that is a multiple of 32, got 16", 2),
+        (
+            f"--data {file}:bars --views {file}:view --encoder vgg6",
+            "vgg6 needs an image size that is a multiple of 32, got 16",
+            2,
+        ),
         (f"--data digits --views {file}:viw", "did you mean 'view'", 2),
         (
             f"--data digits --limit-images 32 --views {file}:half",
@@ -159,6 +165,10 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         ({"x_train": np.full((64, 7), np.nan)}, "row 0 of x holds NaN, infinity or more than float32 does"),
         ({"x_train": np.full((64, 7), "a")}, "x holds <U1; give numbers"),
         ({"x_test": np.ones((32, 6))}, "x_train and x_test are (64, 7) and (32, 6); both need rows of one shape"),
+        (
+            {"x_train": np.full((64, 1, 32, 32), 255.0), "x_test": np.zeros((32, 1, 32, 32))},
+            "numbers from 255 to 255; square maps of 1 or 3 channels are seen as images, uint8 or floats from 0 to 1",
+        ),
         ({"y_train": np.arange(3)}, "give one whole number or text for each of 64 rows"),
         ({"y_train": np.full(64, 0.5)}, "y is float64"),
         ({"x_train": np.array([{}] * 64, dtype=object)}, "holds Python objects; write arrays of numbers or texts"),

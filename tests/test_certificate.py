@@ -521,3 +521,16 @@ def test_bad_input(arguments: list[str], found: str, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert found in error
     assert error.count("\n") == 1
+
+
+def test_the_command_on_an_encoder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has widths of its own: none is asked of it that nobody typed."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n\n\ndef net(input_shape):\n    return [nn.Sequential(nn.Flatten(), nn.Linear(48, 4))]\n"
+    )
+    arguments = ["certify", "--rule", "clapp++", "--encoder", f"{file}:net", "--image-size", "4"]
+    assert cli.main(arguments) == 0
+    assert "local" in capsys.readouterr().out
+    assert cli.main([*arguments, "--width", "0.5"]) == 2
+    assert "width" in capsys.readouterr().err

@@ -158,3 +158,16 @@ def test_every_flag_survives_the_file(tmp_path: Path) -> None:
         value = (value,) if kind.startswith("tuple[Literal") else value
         flagfile.write(tmp_path / "f.yaml", dataclasses.replace(TrainConfig(), **{field.name: value}))
         assert flagfile.read(tmp_path / "f.yaml", TrainConfig) == {field.name: value}
+
+
+def test_code_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"rule": "mine.py:R", "data": "npz:a.npz", "rule_options": ("a=b.py",)}
+    flagfile.write(tmp_path / "f.yaml", TrainConfig(**given))  # pyright: ignore[reportArgumentType]
+    assert flagfile.read(tmp_path / "f.yaml", TrainConfig) == {**given, "rule": f"{tmp_path / 'mine.py'}:R"}
+
+
+def test_a_file_of_ones_own_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = TrainConfig(rule=f"{tmp_path / 'mine.py'}:R", data="other.py:f", own=(Path("mine.py"),))
+    assert given.own_files() == ["mine.py", "other.py"]

@@ -388,3 +388,27 @@ def test_refusals(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with usage_error(words):
         run_tiny(tmp_path / "run", **{"lr": None, **changes})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_of_integers_stays_one(tmp_path: Path) -> None:
+    """What is typed beside a config.yaml is held against the bits that stand in it."""
+    run = run_tiny(tmp_path / "x", bits=8, lr=None, epochs=1)
+    floats = run_tiny(tmp_path / "floats", epochs=1)
+    given: dict[str, Any] = {"config": run.path / "config.yaml", "out": tmp_path / "y", "report": lambda line: None}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": "adam"}, "no moments"),
+        ({"precision": "bf16-mixed"}, "exact"),
+        ({"schedule": "cosine"}, "power of two"),
+        ({"batch_size": 24}, "a mean is a shift"),
+        ({"engine": "hebbian"}, "engine of their own"),
+        ({"pipeline": 2}, "one process"),
+        ({"bits": 4}, f"is what other flags came to; give those, --config {run.path}"),
+        ({"config": floats.path / "config.yaml", "bits": 8}, "is what other flags came to"),
+    ]
+    for typed, words in refused:
+        with usage_error(words):
+            localssl.train(**{**given, **typed})
+        assert not (tmp_path / "y").exists()
+    wider = localssl.train(**given, width=0.5, lr=0.01, bits=8, dead=0.1)
+    assert (wider.config.encoder["bits"], wider.config.dead, wider.config.engine) == (8, 0.1, "integer")
+    assert math.log2(wider.config.lr).is_integer()

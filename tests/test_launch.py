@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from localssl import pipeline
+from localssl import launch, pipeline
 from localssl.errors import RunError, UsageError
+from localssl.parallel import Processes
 from localssl.run import build, resolve
 from localssl.training import train
 
@@ -194,3 +198,15 @@ def test_a_black_box_that_fails_in_another_process(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"black box 'device' .* in step 1; the last checkpoint is untouched: "):
         run_tiny(tmp_path / "x", devices=2, **encoder)
     assert steps(tmp_path / "x") == [0]
+
+
+def leaving(folder: str, processes: Processes, number: int) -> None:
+    """A process's work: when it ends, the process says whether it still is in the group."""
+    said = Path(folder) / str(processes.rank)
+    util.Finalize(None, lambda: said.write_text(str(dist.is_initialized())), exitpriority=1)
+
+
+def test_processes_leave_the_group(tmp_path: Path) -> None:
+    """Or its threads, freeing what they sent while Python ends, may abort a process whose run is done."""
+    launch.launch(tiny(tmp_path / "x", devices=2, device="cpu"), functools.partial(leaving, str(tmp_path)))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["False", "False"]

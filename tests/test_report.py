@@ -20,7 +20,7 @@ from torch import nn
 from localssl import encoders
 from localssl.cli import main
 from localssl.encoders import Encoder
-from localssl.report import charts, filters, measured, page, units
+from localssl.report import charts, filters, from_images, measured, page, units
 from localssl.run import open_run
 
 from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
@@ -208,6 +208,8 @@ def test_filters_of_a_layer() -> None:
     conv = encoders.conv_block(3, 4, pool=False)
     assert filters.first_weights(Encoder.from_blocks([conv]), (3, 8, 8)) is not None
     linear = encoders.mlp(3 * 4 * 4, widths=(5,))
+    assert filters.first_weights(linear, (3, 16)) is None  # a series
+    assert filters.first_weights(linear, (48,)) is None
     weight = filters.first_weights(linear, (3, 4, 4))
     assert weight is not None
     assert weight.shape == (5, 3, 4, 4)
@@ -371,3 +373,16 @@ def test_a_long_run_in_a_browser(long_run: Path) -> None:
         keep_screenshot(driver, "long-375")
         assert complaints(driver) == []
         assert requests(driver) == []
+
+
+def test_maps_of_floats(tmp_path: Path) -> None:
+    """Pictures of an array's numbers: the smallest black, the largest white."""
+    x = np.random.default_rng(0).random((64, 1, 16, 16), dtype=np.float32)
+    np.savez(tmp_path / "maps.npz", x=x, y=np.arange(64) % 2)
+    config = {"data": f"npz:{tmp_path / 'maps.npz'}", "limit_images": None, "encoder": "vgg5", "epochs": 1}
+    out = run_tiny(tmp_path / "x", **config).path
+    assert main(["report", str(out), "--units", "1"]) == 0
+    assert 'alt="The 8 images that excite unit' in text_of(out)
+    shades = from_images.shades(torch.tensor([-3.0, 1.0, 5.0]))
+    assert shades.tolist() == [0.0, 0.5, 1.0]
+    assert from_images.shades(torch.tensor([255], dtype=torch.uint8)).tolist() == [1.0]

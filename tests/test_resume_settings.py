@@ -208,3 +208,9 @@ def test_without_resume_flags_are_complete(tmp_path: Path) -> None:
         train(TrainConfig(rule="clapp", data="digits"))
     assert not (tmp_path / "x").exists()
     assert tiny(tmp_path / "x").resume_command().endswith(f"train --resume --out {tmp_path / 'x'} --threads 1")
+
+
+def test_what_is_typed_goes_together_with_what_is_stored(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "x", rule="clapp++dfb", staleness=1, epochs=1)
+    with usage_error("--on-nan skip and --staleness do not go together"):
+        train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=2, on_nan="skip"), lambda line: None)

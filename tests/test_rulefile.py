@@ -68,7 +68,7 @@ def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | No
         probe_every=0,
         **given,
     )
-    learner = Learner(encoder, chosen, SHAPE, config.patches, config.engine)
+    learner = Learner(encoder, chosen, config.input_shape, config.patches, config.engine)
     return json.loads(json.dumps(manifest(config, learner))), learner
 
 
@@ -155,6 +155,17 @@ def test_forms_and_engines() -> None:
             np.testing.assert_allclose(here, there, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(2)])
+def test_series(pool: nn.Module, engine: str) -> None:
+    """Convolutions and pools along time, which the engine runs as maps of one row."""
+    blocks = [nn.Sequential(nn.Conv1d(2, 6, 5, padding=2), nn.ReLU(), pool)]
+    blocks += [nn.Sequential(nn.Conv1d(6, 5, 3, padding=1), nn.ReLU())]
+    found, _ = made("clapp++dfb", Encoder(blocks), patches=(4, 2), engine=engine, shape=(2, 16))
+    assert worst(found) < 1e-9
+    assert found["network"]["image"] == [2, 16]
+
+
 def test_what_is_read_from_where_and_when() -> None:
     own, _ = made("clapp++")
     above, learner = made("clapp++dfb")
@@ -197,6 +208,9 @@ def test_what_cannot_be_written_down_is_refused() -> None:
     with pytest.raises(UsageError, match="in block 2 is a function, which no manifest can hold"):
         made("clapp++", Encoder([first, box]), patches=None)
     erf = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU())
+    for changes, why in (({"bits": 8}, "rounds nothing, --bits does"), ({"optimizer": "shift-sgd"}, "not shift-sgd")):
+        with pytest.raises(UsageError, match=why):
+            made("clapp++", **changes)
     with pytest.raises(UsageError, match="no operation for PyTorch's gelu"):
         made("clapp++", Encoder([erf]), patches=None)
 

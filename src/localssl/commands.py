@@ -228,7 +228,9 @@ def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
     size = 32 if command.image_size is None else command.image_size
     if size < 1:
         raise UsageError(f"--image-size {size}: use 1 or more")
-    shape, width = (3, size, size), 0.0625 if command.width is None else command.width
+    shape, width = (3, size, size), command.width
+    if width is None:  # networks of others, and one's own, have widths of their own
+        width = 0.0625 if command.encoder in encoders.names() else 1.0
     encoder = encoders.build(command.encoder, rule.inputs().shape(shape), width, rule.encoder_options)
     return Learner(encoder, rule, shape)
 

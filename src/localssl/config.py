@@ -140,7 +140,8 @@ class TrainConfig:
     def own_files(self) -> list[str]:
         """The files with code of the user's that were named, to be named again."""
         typed = [name for name in (self.rule, self.data, self.encoder, self.views) if name and own.is_path(name)]
-        return list(dict.fromkeys([*map(str, self.own), *(own.file_of(name) for name in typed)]))
+        files = [*map(str, self.own), *(own.file_of(name) for name in typed)]
+        return list({Path(file).expanduser().absolute(): file for file in reversed(files)}.values())[::-1]
 
     def resume_command(self) -> str:
         """The command that goes on with this run, to be pasted into a shell; the folder holds all other settings."""

@@ -1,4 +1,4 @@
-"""A batch that comes to no finite update: found before anything is applied, named, and written down."""
+"""A batch that comes to no finite update: found before it is applied, named, and written down."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 import yaml
 
+from localssl import own
 from localssl.config import FORMAT, in_words, plain_yaml
 from localssl.errors import UsageError, unknown
 from localssl.files import write_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 NAME = "flags.yaml"
+CODE = ("rule", "data", "encoder", "views")  # flags that may name a file of the user's, which is kept by its whole path
 Kind = TypeVar("Kind", bound="DataclassInstance")
 UNIONS = (types.UnionType, Union)  # the second is what Literal[...] | None makes
 _RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
@@ -95,6 +97,7 @@ def write(path: Path, flags: DataclassInstance, before: Mapping[str, Any] | None
         before: flags of an earlier start that hold where ``flags`` has the default.
     """
     asked = {**(before or {}), **_asked(flags)}
+    asked |= {name: own.full_name(asked[name]) for name in CODE if asked.get(name)}
     plain = {name.replace("_", "-"): _plain(value) for name, value in asked.items() if name not in NOT_KEPT}
     write_text(path, yaml.safe_dump({"format": FORMAT, **plain}, sort_keys=False, allow_unicode=True))
 

@@ -184,9 +184,11 @@ class Certify:
     rule_options: tuple[str, ...] = ()
     """Options of the rule, NAME=VALUE, where it is one alone."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, or a net of a publication. Default: a small network of three blocks that the rule takes."""
+    """vgg6, vgg5, mlp, a net of a publication, torchvision:NAME, timm:NAME or PATH.py:NAME. Default: a small network of
+    three blocks that the rule takes."""
     width: float | None = None
-    """Factor on the encoder's channel numbers, with --encoder. Default: 0.0625; costs grow with it."""
+    """Factor on the encoder's channel numbers, with --encoder. Default: 0.0625, of others' networks and your own 1;
+    costs grow with it."""
     image_size: int | None = None
     """Side of the random images, with --encoder. Default: 32."""
     out: Path | None = None

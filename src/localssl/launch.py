@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import logging
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -92,6 +94,7 @@ def launch(config: TrainConfig, work: Work) -> None:
 def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
     """One process's life. What is no bug is left in ``folder``, in one line, for the process that started this one."""
     if folder is None:
+        atexit.register(_part)  # not at once: a program that others started may train again
         work(Processes(fabric.device), fabric.local_rank)
         return
     interrupts.follow(os.getppid())
@@ -102,6 +105,13 @@ def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
         text = json.dumps([number, str(error)])
         (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
         os._exit(1)  # without a word: the starting process says it
+    _part()
+
+
+def _part() -> None:
+    """Leave the process group, which waits for its threads: one that frees a tensor while Python ends is aborted."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _said(folder: Path) -> BaseException | None:

@@ -307,8 +307,7 @@ class Loop:
         if self.count:  # or every batch since the last row was left out
             row |= {"loss": sum(mean), **dict(zip(self.loss_names, mean, strict=True))}
         if observes:
-            values = self.observe()
-            row.update(values)
+            row |= (values := self.observe())
             for place, warning in monitors.collapse(values).items():
                 if place not in self.warned:
                     self.report(f"warning: {warning}")
@@ -355,7 +354,8 @@ class Loop:
             ]
             rows = alignment.measure(self.learner.encoder, self.learner, pairs)
         self.learner.train(was_training)
-        return {f"align_{r.block}": r.mean for r in rows if _shown(r)}
+        mine = (r for r in rows if r.quantity == "cosine" and r.parameter == "weights" and r.batches)
+        return {f"align_{r.block}": r.mean for r in mine}
 
     def observe(self) -> dict[str, float]:
         """The online monitors on a fixed sample; the run's own randomness is left as it was."""
@@ -390,10 +390,6 @@ class Loop:
             "sum": self.sum.cpu(),
             "count": self.count,
         }
-
-
-def _shown(row: alignment.LayerAlignment) -> bool:
-    return row.quantity == "cosine" and row.parameter == "weights" and row.batches > 0
 
 
 def _loss_names(learner: Learner) -> list[str]:

@@ -101,6 +101,7 @@ def check(encoder: Encoder, activation: str | None) -> None:
     if found:
         advice = {"ReLU": "--nir-activation if puts spiking neurons in place of ReLU"}
         advice |= {"MaxPool2d": "--encoder-options pool=avg trains vgg6 and vgg5 without max-pools"}
+        advice |= {"Grid": "a run without --bits rounds nothing"}
         fitting = [text for kind, text in advice.items() if any(f.endswith(f": {kind}") for f in found)]
         raise UsageError("; ".join([f"NIR has no node for {', '.join(found)}", *fitting]))
 

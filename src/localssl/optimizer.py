@@ -187,14 +187,15 @@ class ShiftSGD(torch.optim.Optimizer):
         if size == 0:
             return g
         if not state:
-            state["u"] = _power_of_two(float(p.double().abs().mean()) or 2.0**-8)
-            state["s"] = _power_of_two(size / g.numel())
+            state["u"] = power_of_two(float(p.double().abs().mean()) or 2.0**-8)
+            state["s"] = power_of_two(size / g.numel())
         s, whole = state["s"], state["s"] * g.numel()
         state["s"] *= 2.0 if size > 2 * whole else 0.5 if size < whole / 2 else 1.0
         return (g / s).clamp_(-self.CLIP, self.CLIP).mul_(-group["lr"] * state["u"])
 
 
-def _power_of_two(x: float) -> float:
+def power_of_two(x: float) -> float:
+    """The nearest one, by ratio."""
     return 2.0 ** round(math.log2(x))
 
 

@@ -15,8 +15,10 @@ from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.errors import UsageError
+from localssl.optimizer import power_of_two
 from localssl.run import (
     Run,
+    check,
     check_memory,
     get_rule,
     manifest_of,
@@ -26,6 +28,7 @@ from localssl.run import (
     resolve,
     stored_root,
     train_split,
+    wished,
 )
 
 # May change on the way: they do not touch the weights (an engine their last digits), or stay as they were.
@@ -48,14 +51,18 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
             f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
         )
     if config.config is not None:
-        resolved, images = _stored_and_typed(open_config(config.config), config)
+        begun = open_config(config.config)
+        if config.bits not in (None, begun.config.bits):
+            raise UsageError(
+                f"--bits {config.bits}: {config.config} is what other flags came to; give those, --config {begun.path}"
+            )
+        resolved, images = _stored_and_typed(begun, config)
     elif stored is not None and (config.rule is None or config.data is None):
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)
-    apart = config.devices * config.nodes > 1 or (config.pipeline or 1) > 1
-    if resolved.bits is not None and (apart or config.engine != "auto"):
-        raise UsageError("integers have their own engine and one process: leave out --engine and what divides the work")
+    stored_too = {name: getattr(resolved, name) for name in ("bits", "weight_noise", "dead", "mismatch", "staleness")}
+    check(dataclasses.replace(config, **stored_too))  # what was typed goes together with what was stored
     if len(images) < resolved.batch_size:
         raise UsageError(
             f"{resolved.data} has {len(images)} training images, fewer than a batch of {resolved.batch_size}; "
@@ -118,6 +125,8 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     flags = {name: value for name in fields if (value := getattr(typed, name)) != fields[name]}
     known = {field.name for field in dataclasses.fields(RunConfig)} - {"encoder"}
     changes = {name: value for name, value in flags.items() if name in known}
+    if stored.bits is not None and typed.lr is not None:
+        changes["lr"] = power_of_two(typed.lr)
     if typed.rule is not None:
         changes["rule"] = rules.full_name(typed.rule)
     changes |= {key: own.full_name(str(changes[key])) for key in ("data", "views") if key in changes}
@@ -134,10 +143,10 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     )
     encoder = stored.encoder
     if {"width", "encoder_options"} & flags.keys() or name != encoder.get("name"):
-        wished = get_rule(config.rule, config.rule_options).encoder_options
+        asked = wished(get_rule(config.rule, config.rule_options), config.bits)
         options = parse_options(typed.encoder_options, "--encoder-options")
         with encoders.sketched(name):
-            encoder = encoders.build(name, images.shape, typed.width, options, wished).config or {}
+            encoder = encoders.build(name, images.shape, typed.width, options, asked).config or {}
     return dataclasses.replace(config, encoder=encoder), images
 
 

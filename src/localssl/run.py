@@ -19,10 +19,11 @@ from localssl.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
 from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
-from localssl.data.views import Normalise, OwnView, Views
+from localssl.data.views import Normalise, OwnView, Views, check_shades
 from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
+from localssl.optimizer import power_of_two
 
 INTEGER_LR = 2.0**-6  # of shift-sgd: the size of a step beside the weights
 MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
@@ -174,6 +175,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         **memory_of(config),
     )
     spec = spec_of_arrays(images.shape) if plain else spec
+    if plain and config.views is None and spec.augmentation.kind == "simclr":
+        check_shades(config.data, (images.batch(part) for part in torch.arange(len(images)).split(1000)))
     if integers and ((config.encoder or spec.encoder) == "cnn1d" or encoders.is_other_peoples(config.encoder or "")):
         raise UsageError(f"--bits: encoder {config.encoder or spec.encoder!r} has no grids; use vgg6, vgg5 or mlp")
     augmentation = spec.augmentation.scaled(config.view_strength)
@@ -187,7 +190,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         options = {"classes": len(images.classes)} | options
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
     with encoders.sketched(encoder_name):  # only its configuration is wanted
-        encoder = encoders.build(encoder_name, images.shape, config.width, typed, _wished(config, rule))
+        encoder = encoders.build(encoder_name, images.shape, config.width, typed, wished(rule, config.bits))
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
     chosen = engines.choose("integer" if integers else config.engine, encoder, rule)
@@ -230,16 +233,16 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     return resolved, images
 
 
-def _wished(config: TrainConfig, rule: rules.Rule) -> dict[str, Any]:
-    """What the run asks of the encoder besides what was typed."""
-    return {**rule.encoder_options, **({} if config.bits is None else {"bits": config.bits})}
+def wished(rule: rules.Rule, bits: int | None) -> dict[str, Any]:
+    """What a run asks of the encoder besides what was typed."""
+    return {**rule.encoder_options, **({} if bits is None else {"bits": bits})}
 
 
 def _rate(config: TrainConfig, rule: rules.Rule, default: float) -> float:
     """The learning rate; of integers a power of two."""
     if config.bits is None:
         return config.lr or rule.lr or (INTEGER_LR if config.optimizer == "shift-sgd" else default)
-    return engines.power_of_two(config.lr or rule.lr or INTEGER_LR)
+    return power_of_two(config.lr or rule.lr or INTEGER_LR)
 
 
 def train_split(data: str) -> str:

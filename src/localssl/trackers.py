@@ -16,6 +16,7 @@ from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from localssl.errors import UsageError
+from localssl.files import write_text
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # TensorBoard comes with localssl
 
@@ -72,7 +73,7 @@ class OfflineWandb(Logger):
         self.run: Any = wandb.init(
             project="localssl", dir=run, mode="offline", name=run.name, id=before, reinit="create_new", settings=quiet
         )
-        file.write_text(f"{self.run.id}\n", encoding="utf-8")
+        write_text(file, f"{self.run.id}\n")
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ EXAMPLES = {
     "theory": ("", "--full"),
     "reproduce": ("", "demo --seeds 5", "fig4c --scale paper --data-root data"),
     "report": ("runs/x", "runs/x runs/y --images 200"),
-    "export": ("runs/x --onnx", "runs/x --embeddings --data digits --out z.npy"),
+    "export": ("runs/x --onnx", "runs/x --rule", "runs/x --embeddings --data digits --out z.npy"),
     "doctor": ("", "--quick --data-root data"),
 }
 

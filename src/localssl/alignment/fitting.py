@@ -11,6 +11,7 @@ from torch import Tensor
 from localssl.alignment.signals import shared
 from localssl.errors import UsageError
 from localssl.learner import Learner
+from localssl.optimizer import add_grad
 from localssl.rules.base import Batch
 
 Views = Iterable[Sequence[Tensor | None]]
@@ -57,7 +58,8 @@ def fit_projections(
             loss = learner.rule.losses(batch, learner.parts).sum()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for p, g in zip(weights, gradients, strict=True):
-                p.grad = g
+                if g is not None:
+                    add_grad(p, g)
             optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (epoch + share) / epochs))
             optimiser.step()
             optimiser.zero_grad()

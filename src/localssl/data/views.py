@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import kornia.augmentation as K
 import torch
@@ -50,6 +50,20 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
         *colour,
         K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5),
     )
+
+
+def check_shades(data: str, batches: Iterable[Tensor]) -> None:
+    """Refuse floats that the views of images would clip.
+
+    Raises:
+        UsageError: some lie outside 0 to 1.
+    """
+    for x in batches:
+        if x.dtype != torch.uint8 and (x.min() < 0 or x.max() > 1):
+            raise UsageError(
+                f"{data}: x has numbers from {float(x.min()):g} to {float(x.max()):g}; square maps of 1 or 3 channels "
+                f"are seen as images, uint8 or floats from 0 to 1: scale them, or give --views of your own"
+            )
 
 
 class Signal(nn.Module):

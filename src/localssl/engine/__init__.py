@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from localssl.engine.choice import ENGINES, Chosen, choose, refusal
 from localssl.engine.integer import KEY, places
-from localssl.engine.synapses import PERFECT, Device, Numbers, Writes, power_of_two
+from localssl.engine.synapses import PERFECT, Device, Numbers, Writes
 
 __all__ = [
     "ENGINES",
@@ -21,6 +21,5 @@ __all__ = [
     "Writes",
     "choose",
     "places",
-    "power_of_two",
     "refusal",
 ]

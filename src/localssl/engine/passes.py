@@ -138,7 +138,7 @@ def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     if not keep:
         return pool(a).relu_(), None
     z, index = F.max_pool2d_with_indices(_map(a), *_windows(pool), ceil_mode=pool.ceil_mode)
-    z, index = (part if a.ndim == 4 else part.squeeze(2) for part in (z, index))
+    z, index = (_unmapped(part, a.ndim) for part in (z, index))
     units = math.prod(a.shape[2:])
     smallest = torch.uint8 if units <= 2**8 else torch.int16 if units <= 2**15 else torch.int32
     return z.relu_(), index.to(smallest)  # ReLU after the pool: the same, on fewer units
@@ -173,23 +173,27 @@ def _at_drive(
         return spread
     assert route is not None
     spread = _laid_out(spread)
-    at_a = _empty((len(z), *drive), z)
-    into = _map(at_a)
+    into = _map(_empty((len(z), *drive), z))
     # Both calls read the shape alone of their second argument.
     if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
         divisor = pool.divisor_override if isinstance(pool, nn.AvgPool2d) else None
         counting = (pool.ceil_mode, pool.count_include_pad, divisor)
         aten.avg_pool2d_backward.grad_input(_map(spread), into, *_windows(pool), *counting, grad_input=into)
-        return at_a.mul_(route)
+        return _unmapped(into, z.ndim).mul_(route)
     aten.max_pool2d_with_indices_backward.grad_input(
         _map(spread), into, *_windows(pool), pool.ceil_mode, _map(route.to(torch.int64)), grad_input=into
     )
-    return at_a
+    return _unmapped(into, z.ndim)  # looked at anew: whoever writes the rule down follows what was written there
 
 
 def _map(x: Tensor) -> Tensor:
     """A sequence (N, C, T) as a map of one row; maps as they are."""
     return x.unsqueeze(2) if x.ndim == 3 else x
+
+
+def _unmapped(x: Tensor, ndim: int) -> Tensor:
+    """What ``_map`` made of something of so many axes, as it was."""
+    return x.squeeze(2) if ndim == 3 else x
 
 
 def _windows(pool: Pool) -> list[list[int]]:

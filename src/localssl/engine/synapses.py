@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -208,8 +207,3 @@ class Writes(ShiftSGD):
                 numbers.clipped += synapses.write(these, changes, generator)
                 numbers.seen += sum(w.numel() for w, change in zip(these, changes, strict=True) if change is not None)
             numbers.count += 1
-
-
-def power_of_two(rate: float) -> float:
-    """The nearest one, by ratio."""
-    return 2.0 ** round(math.log2(rate))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl import checkpoint, devices, evaluate, rules
+from localssl.data import order
 from localssl.data.sources import Images, open_images, stratified_holdout
 from localssl.data.specs import SPECS, Augmentation
 from localssl.data.views import Views
@@ -212,9 +213,8 @@ def _train(
         for epoch in range(first, scale.epochs):
             for group in optimiser.param_groups:
                 group["lr"] = rate(epoch, scale)
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
             total = torch.zeros((), device=device)
-            for step, index in enumerate(order[: steps * scale.batch_size].split(scale.batch_size), start=1):
+            for step, index in enumerate(order.batches(seed, epoch, len(images), scale.batch_size), start=1):
                 for losses in learner.updates(*views(images.batch(index).to(device))):
                     optimiser.step()
                     optimiser.zero_grad()

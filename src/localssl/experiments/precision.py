@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from localssl import engine, evaluate
+from localssl import evaluate
 from localssl.engine.integer import refused
 from localssl.errors import UsageError
 from localssl.experiments.cells import Settings
@@ -15,6 +15,7 @@ from localssl.experiments.comparison import Compared
 from localssl.experiments.rows import Row, Study
 from localssl.experiments.summary import accuracy, setting
 from localssl.grids import Grid
+from localssl.optimizer import power_of_two
 from localssl.report import bits_figure
 from localssl.run import get_rule
 from localssl.stats import t_interval
@@ -49,7 +50,7 @@ def rows(of: Sequence[Row], bits: Sequence[int], flaws: Mapping[str, Sequence[fl
         rule = get_rule(row.rule, dict(row.options))
         if why := refused(rule):
             raise UsageError(f"rule {row.rule!r} cannot learn in integers: {why}")
-        same = {} if rule.lr is None else {"lr": engine.power_of_two(rule.lr)}
+        same = {} if rule.lr is None else {"lr": power_of_two(rule.lr)}
         optimizer = {} if rule.optimizer else {"optimizer": "shift-sgd"}
         found.append(replace(row, label=f"{row.label} float", changes={**same, **optimizer, **row.changes}))
         for b in bits:

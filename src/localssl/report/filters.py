@@ -21,10 +21,10 @@ def first_weights(encoder: Encoder, shape: tuple[int, ...]) -> Tensor | None:
 
     Args:
         encoder: the encoder.
-        shape: of its images, (C, H, W); a linear layer's weights take it.
+        shape: of its images, (C, H, W), or of arrays; a linear layer's weights take it.
     """
     layer = next((m for m in encoder.blocks[0].modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-    if layer is None:
+    if layer is None or len(shape) != 3:
         return None
     weight = layer.weight.detach().float().cpu()
     if isinstance(layer, nn.Linear):

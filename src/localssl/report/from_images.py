@@ -46,6 +46,8 @@ def sections(
 
 
 def _units(run: Run, encoder: Encoder, images: Images, index: Tensor, units: int) -> list[page.Part]:
+    if len(images.shape) != 3 or images.shape[0] not in (1, 3):
+        return [page.Missing("Left out: the inputs are neither grey nor RGB images.")]
     found = most_exciting(encoder, images, run.normalise(), units, BEST, index)
     used = f"{len(index):,} of {len(images):,} test images of {images.name}, evenly spaced"
     parts: list[page.Part] = [
@@ -67,7 +69,7 @@ def _unit(unit: Unit, images: Images, index: Tensor) -> page.Picture | None:
     if not unit.images:
         return None
     chosen = index[torch.tensor(unit.images)]
-    pixels = images.batch(chosen).float() / 255
+    pixels = shades(images.batch(chosen))
     if max(pixels.shape[2:]) > SIDE:
         pixels = F.interpolate(pixels, size=(SIDE, SIDE), mode="area")
     classes = ""
@@ -79,6 +81,14 @@ def _unit(unit: Unit, images: Images, index: Tensor) -> page.Picture | None:
     says += f": {classes}" if classes else ""
     picture = tiles(to_bytes(pixels), columns=BEST, gap=1)
     return page.Picture(f"Unit {unit.channel}", page.png(picture), says, "; ".join(filter(None, (sizes, classes))))
+
+
+def shades(pixels: Tensor) -> Tensor:
+    """Pixels as shades, 0 to 1; of an array's floats the smallest is black, the largest white."""
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    low, high = pixels.min(), pixels.max()
+    return (pixels - low) / (high - low).clamp_min(1e-12)
 
 
 def _embedding(run: Run, encoder: Encoder, images: Images) -> list[page.Part]:

@@ -15,10 +15,9 @@ _AXIS = "distance (pixels)"
 
 def filters(run: Run) -> page.Section:
     """Filters of the first layer, before and after training."""
-    shape = (run.config.channels, run.config.image_size, run.config.image_size)
     pictures: list[page.Picture] = []
     for name, encoder in (("before training", run.learner().encoder), ("trained", run.encoder())):
-        weight = first_weights(encoder, shape)
+        weight = first_weights(encoder, run.config.input_shape)
         if weight is None:
             why = "The weights of the first layer are no pictures: its inputs are neither grey nor RGB images."
             return page.Section("filters", "Filters of the first layer", [page.Missing(why)])
