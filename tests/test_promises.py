@@ -106,7 +106,7 @@ COMMANDS = {
     "weight-noise dead mismatch",
     "probe": "protocol labels data data-root own",
     "align": "data data-root batches reference own",
-    "compare": "rules data epochs seeds out config jobs width labels report bits weight-noise dead mismatch",
+    "compare": "rules data epochs seeds out config own jobs width labels report bits weight-noise dead mismatch",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "out data-root seeds",

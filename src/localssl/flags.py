@@ -159,6 +159,8 @@ class Compare:
     """With --bits: also with changes of synapses that are unequal by so much."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
+    own: tuple[Path, ...] = ()
+    """Files with code of yours, PATH.py, that --config names: they run only where you name them."""
     report: bool = False
     """Also write report.html: all of it on one page, beside the paper's numbers."""
 

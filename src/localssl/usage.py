@@ -23,7 +23,7 @@ EXAMPLES = {
         "--config runs/x --seed 1 --out runs/y",
         "--resume --out runs/x",
     ),
-    "probe": ("runs/x", "runs/x --labels 1 10 all", "runs/x --protocol paper --epochs 100"),
+    "probe": ("runs/x", "runs/x --labels 1 10 all", "runs/mine --own mine.py", "runs/x --protocol paper --epochs 100"),
     "align": ("runs/x", "runs/x --reference bp-clapp++ --batches 20"),
     "compare": (
         "--rules clapp++ lpl ff --data digits --out runs/compare",
@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs width labels limit-images data-root report"),
-        ("training", "batch-size patches precision search-lr search-epochs threads"),
+        ("training", "batch-size patches precision search-lr search-epochs threads own"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),
     ),
