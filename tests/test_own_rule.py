@@ -20,9 +20,7 @@ from .util import usage_error
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "my_rule.py"
 HEAD = "from dataclasses import dataclass\nfrom localssl.rules import Rule\n\n@dataclass(frozen=True, kw_only=True)\n"
 TINY = "--data digits --epochs 1 --limit-images 64 --batch-size 16 --width 0.25 --threads 1"
-COMPARED = (
-    "data: digits\nrules: [mine.py:MyRule]\nepochs: 1\nseeds: 1\nlimit-images: 64\nwidth: 0.25\nprobe-images: 64\n"
-)
+COMPARED = "data: digits\nrules: [mine.py:MyRule]\nepochs: 1\nseeds: 1\nlimit-images: 64\nwidth: 0.25\n"
 
 
 def file(folder: Path, body: str, name: str = "mine.py") -> Path:

@@ -39,7 +39,7 @@ def test_a_file_that_is_not_there_is_seen(dist: Path, tmp_path: Path) -> None:
             if not name.endswith("page.css"):
                 part.writestr(name, whole.read(name))
     shutil.copy(next(dist.glob("*.tar.gz")), tmp_path)
-    with pytest.raises(SystemExit, match="lacks localssl/report/templates/page.css"):
+    with pytest.raises(SystemExit, match=r"lacks localssl/report/templates/page\.css"):
         check(tmp_path)
 
 
