@@ -4,6 +4,7 @@
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; each part but the first goes on where its results stop.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
+# make dist: wheel and sdist in dist/, checked; the wheel then trains in an environment of its own, outside the repository.
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.
 # TORCH picks a build of PyTorch, with any options of pip, e.g. make demo TORCH="torch==2.13.0 torchvision==0.28.0"
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs site bench bench-growth soak clean
+.PHONY: demo test test-lower lint docs site dist bench bench-growth soak clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -70,6 +71,14 @@ site: .venv/installed-docs
 	@echo "== the documentation as a site, in site/"
 	.venv/bin/python -m mkdocs build --strict
 
+dist: .venv/installed-dist
+	@echo "== wheel and sdist, in dist/"
+	rm -rf dist
+	.venv/bin/python -m build
+	.venv/bin/python -m twine check --strict dist/*
+	@echo "== the wheel trains, probes and reports in an environment of its own"
+	.venv/bin/python tests/wheel.py dist
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "localssl needs Python 3.11 or newer; this is $$($(PYTHON) --version): use make PYTHON=python3.12 …"; exit 1; }
@@ -92,5 +101,10 @@ site: .venv/installed-docs
 	$(PIP) -e '.[docs]'
 	@touch $@
 
+.venv/installed-dist: .venv/installed
+	@echo "== installing what builds the wheel"
+	$(PIP) -e '.[dist]'
+	@touch $@
+
 clean:
-	rm -rf .venv $(LOWER) site
+	rm -rf .venv $(LOWER) site dist

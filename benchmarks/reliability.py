@@ -111,6 +111,14 @@ def rows() -> Iterator[tuple[str, ...]]:
            "`python benchmarks/threads.py --out benchmarks/results/threads.json`")  # fmt: skip
     yield ("a run can be repeated from its folder, and what differs is named", "`train --config … --expect …`",
            "settings, versions, data, machine, numbers", SUITE, pytest("test_repeat.py"))  # fmt: skip
+    yield ("files of format 1 are read for ever",
+           "run folders of the first commit that trained and of a later one, a rule as data: opened, probed, aligned, "
+           "reported, exported, gone on with to the same weights", "2 runs, 1 rule.json", SUITE,
+           pytest("test_format_1.py"))  # fmt: skip
+    yield ("the wheel is whole, and works where the repository is not",
+           "wheel and sdist built, `twine check --strict`, every file of the package looked for; installed into an "
+           "environment of its own, doctor, train, probe, report", "4 commands", "holds (not in the suite)",
+           "`make dist`")  # fmt: skip
 
 
 def updated(text: str) -> str:

@@ -1,4 +1,5 @@
-"""A rule of your own: localssl train --rule examples/my_rule.py:MyRule --data digits --out runs/mine."""
+"""A rule of your own: localssl train --rule examples/my_rule.py:MyRule --data digits --out runs/mine
+and then: localssl probe runs/mine --own examples/my_rule.py"""
 
 from dataclasses import dataclass
 

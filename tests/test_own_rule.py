@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from localssl.alignment import measure
 from localssl.run import open_run
 from localssl.testing import check_rule
 
+from .compare_util import in_this_process
 from .train_util import assert_same_run, run_tiny
 from .util import usage_error
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "my_rule.py"
 HEAD = "from dataclasses import dataclass\nfrom localssl.rules import Rule\n\n@dataclass(frozen=True, kw_only=True)\n"
 TINY = "--data digits --epochs 1 --limit-images 64 --batch-size 16 --width 0.25 --threads 1"
+COMPARED = "data: digits\nrules: [mine.py:MyRule]\nepochs: 1\nseeds: 1\nlimit-images: 64\nwidth: 0.25\n"
 
 
 def file(folder: Path, body: str, name: str = "mine.py") -> Path:
@@ -192,3 +195,35 @@ def test_the_check_leaves_the_run_as_it_is(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("localssl.training._check_own_rule", lambda *_: None)
     run_tiny(tmp_path / "b", rule=name)
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_opens_a_run_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command with --own, the two that train prints among them, and none without; paths with spaces, too."""
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    in_this_process(monkeypatch)
+    path = Path(shutil.copy(EXAMPLE, folder / "mine.py"))
+    assert cli.main(["train", "--rule", "mine.py:MyRule", *TINY.split(), "--out", "my run"]) == 0
+    done, advice = capsys.readouterr().out.splitlines()[-1].split("; next: ")
+    assert done == f"done: {shlex.quote('my run')}"
+    probe, align = (shlex.split(each) for each in advice.split(", "))
+    Path("rules.yaml").write_text(COMPARED, encoding="utf-8")
+    named = ["--own", "mine.py"]
+    for words in (
+        [*probe[probe.index("probe") :], "--limit-images", "40"],
+        [*align[align.index("align") :], "--batches", "2"],
+        ["train", "--resume", "--out", "my run", "--epochs", "2", *named],
+        ["train", "--expect", "my run", *named],
+        ["compare", "--config", "rules.yaml", "--align-batches", "0", "--threads", "1", "--out", "compared", *named],
+    ):
+        at = words.index("--own")
+        rules.own._LOADED.pop(path, None)
+        assert cli.main([*words[:at], *words[at + 2 :]]) == 2, words
+        assert f"add --own {shlex.quote(str(path))}" in capsys.readouterr().err
+        rules.own._LOADED.pop(path, None)
+        assert cli.main(words) == 0, words
+        capsys.readouterr()
+    rules.own._LOADED.pop(path, None)

@@ -29,6 +29,7 @@ EXTRAS = {
     "mlflow": "for localssl train --trackers mlflow",
     "test": "for the tests",
     "docs": "for make site",
+    "dist": "for make dist",
 }
 SECONDS = 2.0  # that every measurement of speed takes, about
 WIDTH, BATCH, SIDE = 0.25, 32, 32  # of the step that is timed
@@ -79,7 +80,7 @@ def _versions() -> Iterator[Finding]:
         return
     for requirement in requirements:
         extra = next((e for e in EXTRAS if requirement.marker and requirement.marker.evaluate({"extra": e})), None)
-        if requirement.name == "localssl" or extra in ("test", "docs"):
+        if requirement.name == "localssl" or extra in ("test", "docs", "dist"):
             continue
         wanted = f"pip install '{requirement.name}{requirement.specifier}'"
         try:

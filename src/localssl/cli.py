@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the run could not go on, 2 bad input, 130 stopped by the user."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _printable()
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
@@ -65,6 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
             return _say(f"{error.strerror or error} ({error.filename})", 1)
         raise
     return 0
+
+
+def _printable() -> None:
+    """A terminal or pipe that cannot write a character gets a question mark, not a traceback: code pages of Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _say(message: str, status: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from localssl import (
 )
 from localssl.certificate import Certificate, listing
 from localssl.config import TrainConfig, as_typed, parse_options, program
-from localssl.errors import RunError, UsageError, unknown
+from localssl.errors import RunError, UsageError, in_shell, unknown
 from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, precision, summary
 from localssl.experiments.rows import Study, named, options_of_encoder
 from localssl.learner import Learner
@@ -48,11 +47,11 @@ def run(command: object) -> None:
     elif isinstance(command, TrainConfig):
         expected = command.expect if isinstance(command, flags.Train) else None
         finished = train(command if expected is None else _repeated(command, expected))
-        path, localssl = shlex.quote(str(finished.path)), program()
+        path, localssl = in_shell([str(finished.path)]), program()
         if not launch.speaks():
             return
         files = command.own_files()
-        named = f" --own {shlex.join(files)}" if files else ""
+        named = f" --own {in_shell(files)}" if files else ""
         print(f"done: {path}; next: {localssl} probe {path}{named}, {localssl} align {path}{named}")
         if expected is not None:
             expect(finished.path, expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 import sys
 import types
@@ -18,7 +17,7 @@ import yaml
 
 from localssl import own, rules
 from localssl.data.specs import Augmentation
-from localssl.errors import UsageError, unknown
+from localssl.errors import UsageError, in_shell, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -163,7 +162,7 @@ class TrainConfig:
                 words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
         if files := self.own_files():
             words += ["--own", *files]
-        return f"{program()} {shlex.join(words)}"
+        return f"{program()} {in_shell(words)}"
 
 
 def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) -> str:
@@ -175,7 +174,7 @@ def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) 
             continue
         several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
         words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
-    return f"localssl {shlex.join(words)}"
+    return f"localssl {in_shell(words)}"
 
 
 def check_kinds(flags: DataclassInstance) -> None:
@@ -222,7 +221,7 @@ def in_words(kind: Any) -> str:
 
 def program() -> str:
     """How this machine starts the command line."""
-    return "localssl" if shutil.which("localssl") else f"{shlex.quote(sys.executable)} -m localssl"
+    return "localssl" if shutil.which("localssl") else f"{in_shell([sys.executable])} -m localssl"
 
 
 class _Loader(yaml.SafeLoader):

@@ -55,7 +55,8 @@ def memory() -> int | None:
 def peak_memory() -> float:
     """Largest resident set of this process so far, in MiB.
 
-    Linux's VmHWM, which a new program begins at 0; ``getrusage`` there hands on what the parent held.
+    Linux's VmHWM, which a new program begins at 0; ``getrusage`` there hands on what the parent held. On Windows 0: not
+    known.
     """
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
@@ -63,8 +64,10 @@ def peak_memory() -> float:
         found = None
     if found is not None:
         return int(found[1]) / 1024
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 
 
 class UsageError(ValueError):
@@ -24,3 +27,8 @@ def unknown(kind: str, given: str, choices: Iterable[str]) -> UsageError:
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     more = f", … ({len(names)} in all)" if len(names) > LISTED else ""
     return UsageError(f"unknown {kind} {given!r}: {hint}choices: {', '.join(names[:LISTED])}{more}")
+
+
+def in_shell(words: Sequence[str]) -> str:
+    """Words as this machine's shell takes them, for advice that is pasted."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

@@ -56,7 +56,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         attempt("open", path)
         write(temporary)
         attempt("sync", path)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         attempt("replace", path)
         os.replace(temporary, path)
@@ -137,7 +137,7 @@ def make_folder(path: Path) -> None:
 def move(path: Path, name: str) -> None:
     """Give a file another name in its folder."""
     attempt("move", path)
-    path.rename(path.with_name(name))
+    path.replace(path.with_name(name))  # as rename, on Windows also over a file of that name
 
 
 def remove(path: Path) -> None:

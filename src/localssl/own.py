@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from localssl.errors import UsageError, unknown
+from localssl.errors import UsageError, in_shell, unknown
 
 _LOADED: dict[Path, ModuleType] = {}
 _named: set[Path] | None = None  # files that may run; None: all, as in a program that calls the library
@@ -57,8 +57,9 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     if not file.is_file():
         raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
     if file not in _LOADED and _named is not None and file.resolve() not in _named:
+        words = in_shell([str(file)])
         raise UsageError(
-            f"{name} is code that a file names and not this command, so it was not run: add --own {file} to trust it"
+            f"{name} is code that a file names and not this command, so it was not run: add --own {words} if you trust it"
         )
     module = _LOADED[file] if file in _LOADED else _load(file)
     own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}

@@ -37,7 +37,7 @@ class Estimate:
         timed: steps that were timed.
         step_seconds: their median.
         seconds: of the whole run: steps, monitors, alignment and the checkpoints of small runs.
-        peak_memory_mib: of this process after those steps: Python, PyTorch and the data are in it.
+        peak_memory_mib: of this process after those steps: Python, PyTorch and the data are in it; 0 where not known.
         gpu_memory_mib: of tensors on the GPU; 0 without one.
     """
 
@@ -154,7 +154,8 @@ def lines(estimate: Estimate) -> list[str]:
     said.append(f"parameters: encoder {encoder:,}, rule {sum(e.rule.values()):,}")
     said.append(f"files: encoder {e.encoder_bytes / 1e6:,.1f} MB, checkpoints 2 × {e.checkpoint_bytes / 1e6:,.1f} MB")
     gpu = f", GPU {e.gpu_memory_mib:,.0f} MiB" if e.gpu_memory_mib else ""
-    said.append(f"memory: {e.peak_memory_mib:,.0f} MiB, Python and the data included{gpu}")
+    memory = f"{e.peak_memory_mib:,.0f} MiB, Python and the data included" if e.peak_memory_mib else "not known here"
+    said.append(f"memory: {memory}{gpu}")
     if not e.timed:
         return [*said, "time: no step to run"]
     rate = c.batch_size / e.step_seconds

@@ -23,7 +23,7 @@ EXAMPLES = {
         "--config runs/x --seed 1 --out runs/y",
         "--resume --out runs/x",
     ),
-    "probe": ("runs/x", "runs/x --labels 1 10 all", "runs/x --protocol paper --epochs 100"),
+    "probe": ("runs/x", "runs/x --labels 1 10 all", "runs/mine --own mine.py", "runs/x --protocol paper --epochs 100"),
     "align": ("runs/x", "runs/x --reference bp-clapp++ --batches 20"),
     "compare": (
         "--rules clapp++ lpl ff --data digits --out runs/compare",
