@@ -57,7 +57,7 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     if not file.is_file():
         raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
     if file not in _LOADED and _named is not None and file.resolve() not in _named:
-        path = in_shell([str(file)])
+        words = in_shell([str(file)])
         raise UsageError(
             f"{name} is code that a file names and not this command, so it was not run: add --own {words} to trust it"
         )
