@@ -168,7 +168,7 @@ def test_refused_before_anything_is_trained(
     words = arguments.split() if isinstance(arguments, str) else arguments
     assert cli.main(["compare", *words, "--out", str(tmp_path / "x"), "--width", "0.25"]) == 2
     assert says in capfd.readouterr().err
-    assert not list(tmp_path.glob("x/runs/*/config.yaml"))
+    assert not list(tmp_path.glob("x/runs/*"))
 
 
 @pytest.mark.parametrize(

@@ -206,14 +206,26 @@ def stratified_holdout(labels: NDArray[np.int64] | None, total: int, held_out: i
     return mask
 
 
-def _find(data: str, split: str, root: str | Path | None, download: bool) -> Found:
-    kind, colon, path = data.partition(":")
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+def check_name(data: str) -> None:
+    """Refuse a name of no data set; whether its files are there is not looked at.
+
+    Raises:
+        UsageError: the nearest names are given.
+    """
+    if arrays.are_arrays(data):
+        return
+    kind, colon, _ = data.partition(":")
     if kind not in (WITH_PATH if colon else NAMED):
         if kind in WITH_PATH or kind in NAMED:
             raise UsageError(f"{data!r}: write {kind if kind in NAMED else kind + ':PATH'}")
         raise unknown("data set", kind, data_names())
+
+
+def _find(data: str, split: str, root: str | Path | None, download: bool) -> Found:
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    check_name(data)
+    kind, colon, path = data.partition(":")
     if split == "unlabeled" and data != "stl10":
         raise UsageError(f"{data} has no part 'unlabeled', only stl10 has: use 'train' or 'test'")
     if download and data not in DOWNLOADS:

@@ -16,7 +16,7 @@ import torch
 
 from localssl import encoders, evaluate, own, rules
 from localssl.config import TrainConfig
-from localssl.data.sources import shuffled
+from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
 from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.errors import UsageError
@@ -67,6 +67,7 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
     """
     if len({row.label for row in rows}) < len(rows):
         raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
+    check_name(study.data)
     for row in rows:
         check(_config(study, row, settings, settings.out))
     if study.encoder is not None:
