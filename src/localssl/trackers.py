@@ -5,6 +5,7 @@ Each is a logger of Lightning Fabric. Nothing is ever sent: Weights & Biases wri
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from argparse import Namespace
@@ -65,8 +66,7 @@ class OfflineWandb(Logger):
 
     def __init__(self, run: Path, resumed: bool):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at import; reports go over the network
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")
         file = run / "wandb" / "localssl-id"
         before = file.read_text(encoding="utf-8").strip() if resumed and file.is_file() else None
         quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False)
@@ -109,9 +109,8 @@ class LocalMLflow(Logger):
     def __init__(self, run: Path, resumed: bool):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its makers would rather have a database
-        from mlflow.tracking import MlflowClient
-
-        self.client: Any = MlflowClient(tracking_uri=(run / "mlruns").resolve().as_uri())
+        tracking: Any = importlib.import_module("mlflow.tracking")
+        self.client: Any = tracking.MlflowClient(tracking_uri=(run / "mlruns").resolve().as_uri())
         known = self.client.get_experiment_by_name("localssl")
         experiment = self.client.create_experiment("localssl") if known is None else known.experiment_id
         before = self.client.search_runs([experiment], max_results=1) if resumed else []
