@@ -81,7 +81,7 @@ def launch(config: TrainConfig, work: Work) -> None:
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
         return
-    with tempfile.TemporaryDirectory() as folder, _forwarded() as stopped:
+    with tempfile.TemporaryDirectory() as folder, _forwarded() as stopped, _own_environment():
         try:
             fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
@@ -89,6 +89,21 @@ def launch(config: TrainConfig, work: Work) -> None:
             if stopped.is_set() and isinstance(said, Lost):  # before there was anything to save
                 raise KeyboardInterrupt from error
             raise said from error
+
+
+@contextmanager
+def _own_environment() -> Generator[None]:
+    """Within, Fabric may name the port where the processes meet; the next run finds a free one of its own."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
