@@ -70,7 +70,12 @@ def begun(out: Path, far: Callable[[subprocess.Popen[str]], object] | None = Non
     """A run in two processes that is well on its way, or as far as is asked for."""
     command = [sys.executable, "-m", "localssl", "train", *shlex.split(FLAGS), "--out", str(out)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        start_new_session=True,
     )
     while process.poll() is None and not (far(process) if far else rows(out)):
         time.sleep(0.05)
