@@ -9,10 +9,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -161,12 +162,13 @@ def _forwarded() -> Generator[threading.Event]:
 
     def watch() -> None:
         while not done.is_set():
-            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+            waiting = signal.sigtimedwait({signal.SIGINT}, 0.1) is not None
+            if waiting or woken():
                 stopped.set()
                 for process in multiprocessing.active_children():
                     process.terminate()
 
-    with interrupts.blocked():
+    with interrupts.blocked(), _wakened() as woken:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -174,6 +176,34 @@ def _forwarded() -> Generator[threading.Event]:
         finally:
             done.set()
             watcher.join()
+
+
+@contextmanager
+def _wakened() -> Generator[Callable[[], bool]]:
+    """Yields what says whether SIGINT has come to another thread, one of a library's that does not block it.
+
+    Its handler would run in the main thread, which waits for the processes and runs nothing until they end.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield lambda: False
+        return
+    here, there = socket.socketpair()
+
+    def woken() -> bool:
+        with suppress(BlockingIOError):
+            return bool(here.recv(4096))
+        return False
+
+    with here, there:
+        here.setblocking(False)
+        there.setblocking(False)
+        handler = signal.signal(signal.SIGINT, lambda number, frame: None)
+        before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+        try:
+            yield woken
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGINT, handler)
 
 
 def speaks() -> bool:
