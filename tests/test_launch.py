@@ -69,13 +69,9 @@ def started(process: subprocess.Popen[str]) -> list[int]:
 def begun(out: Path, far: Callable[[subprocess.Popen[str]], object] | None = None) -> subprocess.Popen[str]:
     """A run in two processes that is well on its way, or as far as is asked for."""
     command = [sys.executable, "-m", "localssl", "train", *shlex.split(FLAGS), "--out", str(out)]
+    threads = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # those of NumPy take signals, too
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        start_new_session=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=threads
     )
     while process.poll() is None and not (far(process) if far else rows(out)):
         time.sleep(0.05)
