@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from localssl.encoders import Encoder
+from localssl.engine.blocks import leaves
 from localssl.errors import UsageError
 from localssl.files import write_atomic
 
@@ -94,7 +95,7 @@ def check(encoder: Encoder, activation: str | None) -> None:
     entry = type(encoder.entry)
     found = [] if entry is nn.Identity else [f"before block 1: {entry.__name__}"]
     for number, block in enumerate(encoder.blocks, start=1):
-        for module in _leaves(block):
+        for module in leaves(block):
             why = _refused(module, activation)
             if why:
                 found.append(f"block {number}: {why}")
@@ -123,20 +124,12 @@ def _refused(module: nn.Module, activation: str | None) -> str:
     return f"{kind} of some axes" if isinstance(module, nn.Flatten) and module.start_dim != 1 else ""
 
 
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is nn.Sequential:
-        for part in module:
-            yield from _leaves(part)
-    else:
-        yield module
-
-
 def _layers(encoder: Encoder) -> Iterator[tuple[str, nn.Module, bool]]:
     """Every layer with its node's name, and whether a ReLU follows it, perhaps behind a pool or flattening."""
     found = [
         (f"block_{number}_{place}_{type(module).__name__.lower()}", module)
         for number, block in enumerate(encoder.blocks, start=1)
-        for place, module in enumerate(_leaves(block), start=1)
+        for place, module in enumerate(leaves(block), start=1)
     ]
     for i, (name, module) in enumerate(found):
         behind = (m for _, m in found[i + 1 :] if isinstance(m, nn.ReLU | nn.Conv1d | nn.Conv2d | nn.Linear))

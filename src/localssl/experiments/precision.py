@@ -75,13 +75,17 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     )
     evaluate.to_csv(settings.out / "bits.csv", HEADER, lines, comment)
     made = [settings.out / "bits.csv"]
+    caption = (
+        f"{text} Linear probe of all blocks, {study.protocol} protocol, {study.labels[-1]} labels; cosine of the "
+        f"update, mean over all blocks but the last."
+    )
     records = [dict(zip(HEADER, line, strict=True)) for line in lines]
     for axis in ("bits", *FLAWS):
         others = [name for name in FLAWS if name != axis]
         shown = [r for r in records if not any(r[name] for name in others)]
         if axis != "bits" and not any(r[axis] for r in shown):
             continue
-        made.append(bits_figure.draw(shown, axis, text, settings.out / f"{axis.replace('_', '-')}.png"))
+        made.append(bits_figure.draw(shown, axis, caption, settings.out / f"{axis.replace('_', '-')}.png"))
     return made
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from localssl.report.style import COLOURS, MARKERS, PALETTE, finish
 
-SHOWN = {"accuracy": "test accuracy (%)", "cosine": "cosine with BP"}
+SHOWN = {"accuracy": ("test accuracy (%)", 0, 100), "cosine": ("cosine with BP", -1, 1)}  # what a value can be
 AXES = {
     "bits": "bits",
     "weight_noise": "noise of reading, share of the largest weight",
@@ -37,7 +37,7 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str, caption: str, path: Path)
     lines = dict.fromkeys((r["rule"], None if axis == "bits" else r["bits"]) for r in clean)
     lines = [line for line in lines if line[1] != "float"]
     rules = list(dict.fromkeys(rule for rule, _ in lines))
-    for place, (quantity, label) in zip(places[0], SHOWN.items(), strict=True):
+    for place, (quantity, (label, least, most)) in zip(places[0], SHOWN.items(), strict=True):
         for number, (rule, bits) in enumerate(lines):
             mine = [r for r in clean if (r["rule"], r["quantity"]) == (rule, quantity)]
             if bits is not None:
@@ -47,7 +47,8 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str, caption: str, path: Path)
             style = ("-", "--", ":", "-.")[number % 4 if bits is not None else 0]
             name = rule if bits is None else f"{rule}, {bits} bits"
             _line(place, points, name, color=colour, marker=marker, linestyle=style)
-        place.set(xlabel=AXES[axis], ylabel=label)
+        low, high = place.get_ylim()  # an interval of few seeds goes on where no value can be
+        place.set(xlabel=AXES[axis], ylabel=label, ylim=(max(low, least), min(high, most + 0.02 * (most - least))))
         if axis == "bits":
             place.set_xticks(range(len(whole) + 1), [*map(str, whole), "float"])
     return finish(figure, places[0][0], "\n".join(textwrap.wrap(caption, 110)), path, columns=4)
