@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 import localssl
 from localssl import engine, evaluate, metrics, rules
@@ -244,7 +245,7 @@ def test_sums_at_their_largest(held: int, monkeypatch: pytest.MonkeyPatch) -> No
     layer, top = nn.Conv2d(4, 4, 3, padding=1, bias=False), 127
     x, at_a = (top - 2 * torch.randint(2, (40, 4, 12, 12)) for _ in range(2))
     found, _ = narrow.change_of(layer, x.double(), at_a.double(), (True, False), top**2)
-    want = torch.nn.grad.conv2d_weight(x.double(), layer.weight.shape, at_a.double(), padding=1)
+    want = conv2d_weight(x.double(), layer.weight.shape, at_a.double(), padding=1)
     assert found is not None
     assert torch.equal(found.double(), want) == (held == 2**24)
 

@@ -31,8 +31,10 @@ def run(block: Block, x: Tensor, factor: float, step: float, x_step: float) -> p
     bias: Tensor | None = layer.bias  # pyright: ignore[reportAssignmentType]
     shift = 0.0 if bias is None else float(bias.detach().abs().max())
     most = layer.weight[0].numel() * factor**2 * step * x_step + shift
-    summed = isinstance(block.pool, nn.AvgPool1d | nn.AvgPool2d)  # an average begins as a sum
-    shared = math.prod(passes.windows(block.pool)[0]) if summed else 1
+    pool = block.pool
+    shared = (
+        math.prod(passes.windows(pool)[0]) if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d) else 1
+    )  # begins as a sum
     if not x_step or most * shared > HELD * step * min(1.0, x_step):
         return passes.run(block, x)
     passed = passes.run(block, x.float())
