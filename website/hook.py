@@ -26,15 +26,18 @@ LANGUAGES = {".py": "python", ".json": "json"}
 API = {  # titles and modules
     "Commands as functions": ["localssl.api"],
     "Flags": ["localssl.config.TrainConfig", "localssl.flags", "localssl.flagfile"],
+    "Opening what was trained": ["localssl.checkpoint.load", "localssl.run.Run"],
     "Encoders": ["localssl.encoders", "localssl.networks", "localssl.blocks"],
     "Rules": ["localssl.rules", "localssl.rules.base", "localssl.losses", "localssl.references"],
     "Projections and readout": ["localssl.projections", "localssl.readout"],
     "Learner": ["localssl.learner"],
+    "Callbacks": ["localssl.callbacks"],
     "Alignment": ["localssl.alignment"],
     "Theory": ["localssl.theory"],
     "Certificates": ["localssl.certificate"],
     "Checks of a rule": ["localssl.testing"],
     "Activities and their similarity": ["localssl.represent"],
+    "Rules as data, encoders as graphs": ["localssl.rulefile.document", "localssl.nir_graph"],
     "Errors": ["localssl.errors"],
 }
 
