@@ -1,7 +1,7 @@
 """Every snippet runs: Python as it stands, one page one session; commands with tiny sizes where that takes seconds.
 
-What would take minutes or other machines (``PARSED``) is read as the command line reads it, and no more; its own tests run
-it. So are the commands that stand in the text.
+What would take minutes or other machines (``PARSED``) is read as the command line reads it, and no more; its own tests
+run it. So are the commands that stand in the text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from .train_util import run_tiny
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RUN = ("index", "first-hour", "alignment", "certificate", "report", "hardware", "neuroscience", "networks", "own-data")
-PARSED = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("compare", "engine", "many-machines", "your-own-rule")))
+PARSED = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("compare", "engine", "many-machines", "your-own-rule")),
+)
 OTHERS = ("docs/cite.md",)  # no command and no program: tests/test_site.py
 LATER = ("reproduce", "certify", "compare", "theory")  # commands that are parsed alone; so is --dry-run, ten seconds
 GIVEN = """
@@ -85,7 +89,9 @@ def read(line: str) -> None:
     if "localssl" in words:  # torchrun and variables of the environment may stand before
         words = words[words.index("localssl") :]
         gaps = ("x" if before.startswith("--") else "" for before in words)  # what "…" stands for after each word
-        arguments = [gap if word == "…" else word for word, gap in zip(words[1:], gaps, strict=False) if gap or word != "…"]
+        arguments = [
+            gap if word == "…" else word for word, gap in zip(words[1:], gaps, strict=False) if gap or word != "…"
+        ]
         if {"--help", "--help-all"} & set(arguments):
             assert arguments[0] in usage.commands()
             return

@@ -79,4 +79,6 @@ def test_lines_in_a_pipe(changes: dict[str, str]) -> None:
     )
     lines = [line for line in done.stdout.splitlines() if "step" in line]
     assert [line[:8] for line in lines] == ["step 1/3", "step 3/3"]
-    assert not re.search(r"\r|\x1b(?!\[[0-9;]*m)", done.stdout)  # nothing moves a cursor; FORCE_COLOR may have its bold table
+    assert not re.search(
+        r"\r|\x1b(?!\[[0-9;]*m)", done.stdout
+    )  # nothing moves a cursor; FORCE_COLOR may have its bold table

@@ -119,7 +119,10 @@ def _shown(place: Path) -> str:
             p if c["cell_type"] == "markdown" else f"```python\n{p}\n```" for p, c in zip(parts, cells, strict=True)
         ]
         return "\n\n".join([*shown, f"The notebook: `{name}`"])
-    text = place.read_text(encoding="utf-8").replace("````", "``` `")
+    text = place.read_text(encoding="utf-8")
+    if place.suffix == ".md":
+        return text
+    text = text.replace("````", "``` `")
     return f"# {name}\n\n````{LANGUAGES.get(place.suffix, 'text')}\n{text}\n````\n"
 
 

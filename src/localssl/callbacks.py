@@ -9,8 +9,9 @@
             optimiser.zero_grad()
             curves(step, losses)
 
-A measurement is any function without arguments that returns numbers by name: ``Align``, ``Observe``, or yours. It leaves
-weights, training mode and random numbers as they are: a loop with callbacks comes to the same weights as without.
+A measurement is any function without arguments that returns numbers by name: ``Align``, ``Observe``, or yours. It
+leaves weights, training mode and random numbers as they are: a loop with callbacks comes to the same weights as one
+without.
 """
 
 from __future__ import annotations
@@ -69,13 +70,11 @@ class Observe:
         labels: (N,), for the nearest neighbours alone.
     """
 
-    def __init__(
-        self, learner: Learner, view_a: Tensor, view_b: Tensor, images: Tensor, labels: Tensor | None = None
-    ):
+    def __init__(self, learner: Learner, view_a: Tensor, view_b: Tensor, images: Tensor, labels: Tensor | None = None):
         self.learner, self.sample = learner, (view_a, view_b, images, labels)
 
     def __call__(self) -> dict[str, float]:
-        """``rank_l``, ``dead_l``, ``active_l`` by block, ``knn`` (%) where there are labels: see ``monitors.observe``."""
+        """``rank_l``, ``dead_l``, ``active_l`` by block, ``knn`` (%) with labels: see ``monitors.observe``."""
         return monitors.observe(self.learner, *self.sample)
 
 
@@ -148,7 +147,9 @@ class Curves:
             make_folder(self.out)
             self.rows = Metrics(self.out, list(row), None, self.trackers)
         if new := [name for name in row if name not in self.rows.columns]:
-            raise UsageError(f"{', '.join(new)}: not measured at the first row; a measurement names the same every time")
+            raise UsageError(
+                f"{', '.join(new)}: not measured at the first row; a measurement names the same every time"
+            )
         self.rows.log(row)
         self.sum, self.count = None, 0
         return row
