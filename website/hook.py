@@ -73,7 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if (place := _place(target, here)) is not None:
             target = posixpath.relpath(_page_of(place), posixpath.dirname(here) or ".")
             after = ")"
-        elif posixpath.basename(target) in AT_THE_TOP:
+        elif "://" not in target and posixpath.basename(target) in AT_THE_TOP:
             target = posixpath.basename(target)
         return f"{before}{target}{after}"
 
