@@ -236,7 +236,8 @@ def _compete(rule: HebbianRule, layer: int, own: Numbers, synapse: nn.Conv2d | n
 def _ran(step: Step) -> Iterator[tuple[Block, passes.Passed, Tensor]]:
     """Every block in turn: what is kept of it (gates: 1 where the sum was above 0), and its output of b bits."""
     blocks = plan(step.encoder)
-    assert not isinstance(blocks, str)
+    if isinstance(blocks, str):  # since the learner was built, hooks for instance
+        raise UsageError(f"learning in integers runs the layers of a block by itself, and cannot now: {blocks}")
     x = step.x.double()
     for block, own in zip(blocks, _numbers(step), strict=True):
         for module in block.head:
