@@ -33,6 +33,7 @@ from localssl.rules.forward_forward import Goodness
 from localssl.rules.softhebb import HebbianRule, SoftHebb
 
 EXACT = 53  # bits that float64 holds
+ABLE = "clapp, clapp++, clapp++dfb, clapp++both, ff, ff-supervised and softhebb"  # as their defaults are
 KEY = "integer"  # under which the projections hold every layer's ``Numbers``
 
 
@@ -52,8 +53,8 @@ def refused(rule: Rule) -> str | None:
     if isinstance(rule, SoftHebb):
         return None
     if rule.credit != "local":
-        return f"its credit assignment ({rule.credit}) is not local"
-    return "its update is not made of three factors"
+        return f"its credit assignment ({rule.credit}) is not local; {ABLE} can"
+    return f"its update is not made of three factors; {ABLE} can"
 
 
 def refused_encoder(encoder: Encoder, rule: Rule) -> str | None:
