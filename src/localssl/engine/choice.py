@@ -40,7 +40,8 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
         if why is None:
             return Chosen(Integer(device), "integer")
         if engine == "integer":
-            raise UsageError(f"rule {rule.name!r} cannot learn in integers: {why}")
+            what = f"rule {rule.name!r}" if refused(rule) else "this encoder"
+            raise UsageError(f"{what} cannot learn in integers: {why}")
         return Chosen(credit.of(rule.credit), "autograd", why)
     why = None if engine == "autograd" else refusal(encoder, rule)
     if engine == "autograd" or (engine == "auto" and why):

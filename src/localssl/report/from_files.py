@@ -58,6 +58,9 @@ def losses(run: Run) -> page.Section:
     ):
         if measured.blocks(monitors, kind):
             parts.append(_curve(monitors, kind, title, axis, note))
+    if measured.blocks(rows, "saturated"):
+        note = "metrics.csv: of all numbers of a layer, weights included, since the row before."
+        parts.append(_curve(rows, "saturated", "Numbers that were clipped", "share of numbers", note))
     last = rows[-1]
     loss = [["loss of block " + str(b), _digits(last[f"loss_{b}"])] for b in measured.blocks(rows, "loss")]
     parts.append(page.Table(f"Losses at step {last['step']:.0f}, the last row", ["", "value"], loss))
