@@ -117,8 +117,9 @@ class Homeostatic(Rule):
         wrong = (z.detach() - guess).square().mean()
         drive = guess.detach() - guess.detach()[batch.negatives]
         surprise = torch.sigmoid(-(z.detach() * drive).mean(1))
-        calm = (z * (module.rate - 0.3)).mean()
-        module.rate.lerp_(z.detach().mean(0), 0.05)  # type: ignore[operator, union-attr]
+        rate = module.get_buffer("rate")
+        calm = (z * (rate - 0.3)).mean()
+        rate.lerp_(z.detach().mean(0), 0.05)
         return wrong + calm - (surprise * (z * drive).mean(1)).mean()
 
 

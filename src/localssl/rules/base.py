@@ -141,7 +141,8 @@ class Rule:
         found = [self.layer_loss(batch, layer, projections) for layer in layers]
         for layer, loss in zip(layers, found, strict=True):
             if not isinstance(loss, Tensor) or loss.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
-                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+                tensor = isinstance(loss, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+                what = f"a tensor of shape {tuple(loss.shape)}" if tensor else repr(loss)
                 raise UsageError(
                     f"rule {self.name or type(self).__name__!r}: layer_loss returned {what} for block {layer + 1}; it "
                     f"must return a scalar tensor, for instance a mean over the samples"
