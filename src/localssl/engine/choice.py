@@ -67,7 +67,7 @@ def refusal(encoder: Encoder, rule: Rule) -> str | None:
 def refused_rule(rule: Rule) -> str | None:
     """Why a rule's update is not known to be that of equation 6, block by block; None where it is."""
     if not isinstance(rule, ScoreRule) or rule.credit != "local":
-        return f"rule {rule.name!r} has no update of three factors"
+        return f"rule {rule.name!r} is no ScoreRule with local credit"
     for method in ("losses", "layer_loss", "scores", "draw"):
         if getattr(type(rule), method) is not getattr(ScoreRule, method):
             return f"rule {rule.name!r} has its own {method}"
