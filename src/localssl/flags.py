@@ -141,6 +141,11 @@ class Compare:
     """Train on this many images, drawn once with a fixed seed."""
     probe_images: int | None = None
     """The probe fits on this many training images. Default: all."""
+    image_size: int | None = None
+    """Side to which images are resized. Default: the data set's own; of images of yours the shorter
+    side of the first, rounded down to a multiple of 32, from 32 to 96."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded."""
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     patches: tuple[int, ...] | None = None
@@ -148,8 +153,8 @@ class Compare:
     align_batches: int = 10
     """Batches of test images on which alignment is measured; 0: not at all."""
     search_lr: tuple[float, ...] = ()
-    """Learning rates tried for every rule on a part of the training images, judged on held-out training images.
-    Default: no search, the rule's or the data set's own rate."""
+    """Learning rates tried for every rule on a part of the training images, judged on held-out training images; one
+    alone is taken as it is. Default: no search, the rule's or the data set's own rate."""
     search_epochs: int = 2
     """Epochs of each trial of the search."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
