@@ -93,7 +93,7 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         values = flagfile.read(Path(given["config"]), kind)  # pyright: ignore[reportArgumentType]
     for name, value in given.items():
         if name not in fields:
-            raise unknown(f"option of {kind.__name__.lower()}", name, fields)
+            raise unknown(f"option of {kind.__name__.lower().removesuffix('config')}", name, fields)
         if isinstance(value, str) and "Path" in fields[name]:
             value = Path(value)
         elif isinstance(value, Mapping):
@@ -112,7 +112,9 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
 
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
-        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides.
+        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides; ``localssl train --help-all`` says
+            what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run goes on, and a
+            loop of your own is a few lines (docs/networks.md).
 
     Returns:
         The finished run.
