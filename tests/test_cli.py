@@ -62,6 +62,18 @@ def test_what_the_help_says_of_a_flag(capsys: Capture) -> None:
     assert "--pipeline" not in said
 
 
+def test_misspelt(capsys: Capture) -> None:
+    """A command is named; what is near a flag are flags of this command."""
+    assert main(["trian", "--rule", "clapp"]) == 2
+    assert "unknown command 'trian': did you mean 'train'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "--data", "digits", "--out", "x", "--imagesize", "3"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "--image-size" in said
+    assert "certify" not in said
+
+
 def test_without_a_command(capsys: Capture) -> None:
     assert main([]) == 2
     said = capsys.readouterr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
@@ -13,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 import localssl
 from localssl import flagfile
 from localssl.config import TrainConfig
+from localssl.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,11 +329,17 @@ def parse(arguments: list[str]) -> object:
     """The command with its flags; tyro itself says what is wrong with them and exits with status 2.
 
     Raises:
-        UsageError: the file of --config cannot be taken.
+        UsageError: no such command, or a file of --config that cannot be taken.
     """
+    if arguments[0].startswith("-"):  # tyro's own, for completion
+        return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    kinds: dict[str, Any] = {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
+    if arguments[0] not in kinds:
+        raise unknown("command", arguments[0], kinds)
     more: Any = {} if (default := _from_file(arguments)) is None else {"default": default}
-    about = localssl.__doc__
-    command: Any = tyro.cli(Command, prog="localssl", description=about, args=arguments, config=_STYLE, **more)  # pyright: ignore
+    # The command alone: what tyro says of a misspelt flag is not about the flags of other commands.
+    prog = f"localssl {arguments[0]}"
+    command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=_STYLE, **more)
     return flagfile.taken(command) if isinstance(command, Train | Compare) else command
 
 
