@@ -106,7 +106,8 @@ COMMANDS = {
     "weight-noise dead mismatch",
     "probe": "protocol labels data data-root own",
     "align": "data data-root batches reference own",
-    "compare": "rules data epochs seeds out config jobs encoder encoder-options own width labels report bits "
+    "compare": "rules data epochs seeds out config jobs encoder encoder-options own width labels report bits skip-bad "
+    "image-size "
     "weight-noise dead mismatch",
     "theory": "full",
     "certify": "rule rule-options encoder width image-size out",

@@ -29,8 +29,8 @@ class Study:
         probe_images: the probe fits on this many training images; None: all.
         protocol: of the probe, "fast" or "paper".
         align_batches: batches of test images on which alignment is measured; 0: not at all.
-        search_lr: rates tried for every rule on a part of the training images; one alone is taken without a trial; none:
-            the rule's default.
+        search_lr: rates tried for every rule on a part of the training images; one alone is taken without a trial;
+            none: the rule's default.
         search_epochs: of each trial.
         encoder, encoder_options: as in training; options as ``spelt`` writes them.
     """
