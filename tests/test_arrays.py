@@ -198,10 +198,10 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
     one = run_tiny(tmp_path / "x", data=f"{file}:bars", views=f"{file}:view", **settings)
     two = run_tiny(tmp_path / "y", data=f"{file}:Bars", views=f"{file}:View", **settings)
     assert encoder_bytes(one.path) == encoder_bytes(two.path)
-    labels = one.images("test").labels, two.images("test").labels
-    assert labels[0] is not None
-    assert labels[1] is not None
-    assert torch.equal(*labels)
+    one_y, two_y = one.images("test").labels, two.images("test").labels
+    assert one_y is not None
+    assert two_y is not None
+    assert torch.equal(one_y, two_y)
 
 
 @pytest.mark.parametrize(

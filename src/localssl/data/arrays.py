@@ -96,14 +96,15 @@ def _stacked(data: str, items: Dataset[Any]) -> tuple[Any, Any]:
     """Everything in a PyTorch data set: x, and y where an item is a pair."""
     if not hasattr(items, "__len__"):
         raise UsageError(f"{data} is a stream without a length; write shards, docs/own-data.md says how")
-    found = [items[i] for i in range(len(items))]  # pyright: ignore[reportArgumentType]
-    pairs = [item if isinstance(item, tuple | list) else (item,) for item in found]
-    for number, (x, *_) in enumerate(pairs):
-        if not hasattr(x, "__array__") or np.shape(x) != np.shape(pairs[0][0]):
-            got = f"of shape {tuple(np.shape(x))}" if hasattr(x, "__array__") else f"a {type(x).__name__}"
+    found: list[Any] = [items[i] for i in range(len(items))]  # pyright: ignore[reportArgumentType]
+    paired = bool(found) and isinstance(found[0], tuple | list)
+    x: list[Any] = [item[0] for item in found] if paired else found
+    for number, one in enumerate(x):
+        if not hasattr(one, "__array__") or np.shape(one) != np.shape(x[0]):
+            got = f"of shape {tuple(np.shape(one))}" if hasattr(one, "__array__") else f"a {type(one).__name__}"
             raise UsageError(f"{data}: item {number} is {got}; give tensors or arrays (C, H, W) of one shape")
-    y = np.array([pair[1] for pair in pairs]) if pairs and len(pairs[0]) > 1 else None
-    return np.stack([np.asarray(pair[0]) for pair in pairs]) if pairs else np.empty(0), y
+    y = np.array([item[1] for item in found]) if paired else None
+    return np.stack([np.asarray(one) for one in x]) if x else np.empty(0), y
 
 
 def _numbered(data: str, y: Any, train_y: Any, count: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
