@@ -54,6 +54,11 @@ class TrainedRun(Run):
         """As ``export``; the file."""
         return export(self.path, **options)
 
+    def __repr__(self) -> str:
+        """One line; ``config`` has all of it."""
+        c = self.config
+        return f"TrainedRun({str(self.path)!r}: {c.rule} on {c.data}, {c.epochs} epochs)"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from localssl.report import card  # here: what draws charts takes a second to import
