@@ -76,7 +76,8 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
-    """Side to which images are resized. Default: the data set's own."""
+    """Side to which images are resized. Default: the data set's own; of images of yours the shorter
+    side of the first, rounded down to a multiple of 32, from 32 to 96."""
     views: str | None = None
     """Views of your own, PATH.py:NAME."""
     view_strength: float | None = None
@@ -190,7 +191,11 @@ def check_kinds(flags: DataclassInstance) -> None:
         choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
         if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
             raise unknown(name, value, choices)
-        raise UsageError(f"--{name.replace('_', '-')} {value!r}: give {in_words(kind)}")
+        shown = repr(value)
+        if len(shown) > 80 or "\n" in shown:  # an array, a network
+            shown = f"of type {type(value).__name__}"
+        own = "; one of your own stands in a file, PATH.py:NAME" if name in ("data", "encoder", "rule", "views") else ""
+        raise UsageError(f"--{name.replace('_', '-')} {shown}: give {in_words(kind)}{own}")
 
 
 def _is_of(value: object, kind: Any) -> bool:

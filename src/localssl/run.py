@@ -161,8 +161,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     if config.encoder is not None:
         encoders.check_name(config.encoder)
-    if config.views is not None:
-        OwnView(own.full_name(config.views))
+    view = None if config.views is None else OwnView(own.full_name(config.views))
     images = open_images(
         config.data,
         train_split(config.data),
@@ -174,6 +173,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         skip_bad=config.skip_bad,
         **memory_of(config),
     )
+    if view is not None:
+        view.check(images.batch(torch.arange(min(len(images), config.batch_size))))
     spec = spec_of_arrays(images.shape) if plain else spec
     if plain and config.views is None and spec.augmentation.kind == "simclr":
         check_shades(config.data, (images.batch(part) for part in torch.arange(len(images)).split(1000)))

@@ -55,7 +55,8 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
-        ("training", "encoder-options own batch-size patches precision search-lr search-epochs threads"),
+        ("data", "image-size skip-bad own"),
+        ("training", "encoder-options batch-size patches precision search-lr search-epochs threads"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),
     ),
