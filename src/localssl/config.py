@@ -105,7 +105,8 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
-    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes."""
+    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes; with
+    --pipeline each of them is that many."""
     nodes: int = 1
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
     across: Literal["all", "process"] = "all"
@@ -131,6 +132,14 @@ class TrainConfig:
     the last checkpoint's weights."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
+
+    @property
+    def together(self) -> int:
+        """Processes of one machine that are started together: of every part of a batch as many as --pipeline says.
+
+        1: those of --pipeline alone are started by the run itself.
+        """
+        return self.devices * (self.pipeline or 1) if self.devices * self.nodes > 1 else 1
 
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""

@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -27,10 +26,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from localssl import interrupts
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.parallel import Lost, Processes
+from localssl.parallel import PATIENCE, Lost, Processes
 
 START = "spawn"  # CUDA allows no other
-PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # whom it ends after another's end
@@ -48,15 +46,16 @@ def check(config: TrainConfig) -> None:
     Raises:
         UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others.
     """
-    count, environ = config.devices * config.nodes, os.environ
+    count, environ = config.together * config.nodes, os.environ
     by_torchrun = TorchElasticEnvironment.detect()
     if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
         name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
         there = environ.get(started, "1")
         if there != str(count):
-            raise UsageError(f"{name} started {there} processes, --devices times --nodes is {count}; give as many")
+            times = "--devices times --nodes" + (" times --pipeline" if config.together > config.devices else "")
+            raise UsageError(f"{name} started {there} processes, {times} is {count}; give as many")
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
-            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.devices}")
+            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.together}")
         return
     if config.nodes == 1:
         return
@@ -78,7 +77,7 @@ def launch(config: TrainConfig, work: Work) -> None:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
     """
     strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
-    fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
+    fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.together, num_nodes=config.nodes)
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
         return

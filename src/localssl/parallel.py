@@ -8,6 +8,7 @@ since B's factors are the readouts: no matrix of its size is ever sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from localssl.errors import RunError, UsageError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 
 
 class Lost(RunError):
@@ -101,7 +103,11 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Of each flag whether any process says so."""
+        return (self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
 
     def agree(self, *numbers: int) -> bool:
         """Whether all processes have the same whole numbers; nobody goes on before all have said theirs."""

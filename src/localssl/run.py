@@ -281,9 +281,6 @@ def check(config: TrainConfig) -> None:
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
     several = c.devices * c.nodes > 1
-    for flag, given in (("pipeline", (c.pipeline or 1) > 1), ("staleness", c.staleness)):
-        if several and given:
-            raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
     if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
