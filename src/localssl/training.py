@@ -114,6 +114,8 @@ def _train(
                 write_cost(out)
     if not finished:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
+        if place.peers is not None:
+            place.peers.any(False)  # the first to end ends all: nobody does before this is said
         raise KeyboardInterrupt
     return Run(out, resolved)
 
