@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from localssl import checkpoint, interrupts, pipeline
+from localssl import checkpoint, pipeline
 from localssl.config import RunConfig
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Processes
@@ -57,13 +57,6 @@ def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need not import everything anew; those of a command are started as always."""
     for module in ("launch", "pipeline.processes"):
         monkeypatch.setattr(f"localssl.{module}.START", "fork")
-
-    def follow(parent: int) -> None:
-        signal.set_wakeup_fd(-1)  # inherited: the starting process would take this one's signals for its own
-        followed(parent)
-
-    followed = interrupts.follow
-    monkeypatch.setattr("localssl.interrupts.follow", follow)
 
 
 @pytest.fixture
@@ -227,10 +220,11 @@ def test_stopped_and_resumed_with_others(monkeypatch: pytest.MonkeyPatch, whole:
         time.sleep(0.5)
         save(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", slowly)  # the others wait for it
         _at_take(patch, 0, lambda: (os.kill(os.getppid(), signal.SIGINT), time.sleep(0.5)))
-        run_tiny(tmp_path / "x", devices=2, pipeline=2, **changes)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(tmp_path / "x", devices=2, pipeline=2, **changes)
     assert steps(tmp_path / "x") == [4, 6]
     copies = [tmp_path / name for name in ("two", "one", "pipeline")]
     for copy in copies:

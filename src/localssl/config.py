@@ -105,8 +105,8 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
-    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes; with
-    --pipeline each of them is that many."""
+    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes. With
+    --pipeline each of them is as many."""
     nodes: int = 1
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
     across: Literal["all", "process"] = "all"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning_fabric import Fabric
@@ -23,7 +24,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from localssl import interrupts
+from localssl import devices, interrupts
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.parallel import PATIENCE, Lost, Processes
@@ -44,9 +45,12 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others.
+        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; more
+            processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
+    if count > 1:
+        _check_devices(config)
     by_torchrun = TorchElasticEnvironment.detect()
     if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
         name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
@@ -66,6 +70,17 @@ def check(config: TrainConfig) -> None:
         )
     if environ["NODE_RANK"] not in map(str, range(config.nodes)):
         raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
+def _check_devices(config: TrainConfig) -> None:
+    kind = devices.choose(config.device).type
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, config.together)
+    if config.together > there:
+        times = f" times --pipeline {config.pipeline}" if config.together > config.devices else ""
+        raise UsageError(
+            f"--devices {config.devices}{times}: every process needs a GPU of its own, this machine has {there}; "
+            f"use fewer, or --device cpu"
+        )
 
 
 def launch(config: TrainConfig, work: Work) -> None:
@@ -112,6 +127,7 @@ def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
         atexit.register(_part)  # not at once: a program that others started may train again
         work(Processes(fabric.device), fabric.local_rank)
         return
+    signal.set_wakeup_fd(-1)  # of a forked process it is the starting one's, which would hear this one's signals
     interrupts.follow(os.getppid())
     try:
         work(Processes(fabric.device), fabric.local_rank)
