@@ -134,7 +134,8 @@ def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
     except KINDS as error:
         number = next(i for i, kind in enumerate(KINDS) if isinstance(error, kind))
         text = json.dumps([number, str(error)])
-        (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
+        with interrupts.ignored():  # another one's end ends this one: not in the middle of a word
+            (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
         os._exit(1)  # without a word: the starting process says it
     _part()
 
