@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,24 @@ def test_citation(capsys: Capture) -> None:
     for text in (record["title"], record["version"], paper["title"], "Guillaume Bellec", str(paper["year"])):
         assert text in said
     assert said.count("{") == said.count("}")
+
+
+@pytest.mark.parametrize("words", ["--version", "--citation", "train --help-all"])
+def test_nobody_reads_what_is_printed(words: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "localssl", *words.split()]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_no_room_for_what_is_printed() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "localssl", "--citation"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "localssl: No space left on device (standard output)\n")
 
 
 def test_changelog_knows_the_version() -> None:
