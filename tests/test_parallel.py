@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from localssl import rules
+from localssl import rules, sharding
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bp-simclr": ("bp-simclr", {}, "auto"),
     "bp": ("bp", {"classes": 3}, "auto"),
 }
+SHARDED = ("clapp++", "clapp++ under autograd", "clapp++dfb", "clapp++dfb, lean", "clapp++both", "bp-clapp++")
 
 
 def learner_of(case: str) -> Learner:
@@ -59,9 +60,14 @@ def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return view_a, view_b, torch.randint(3, (IMAGES,), generator=g), negatives
 
 
-def trained(case: str, processes: Processes | None) -> dict[str, Any]:
+def trained(case: str, processes: Processes | None, sharded: bool = False) -> dict[str, Any]:
     """Losses and gradients of the first step (as one update), weights after ten."""
     learner = learner_of(case)
+    if processes is not None:
+        processes.sent = 0
+    if sharded:
+        assert processes is not None
+        sharding.shard(learner, processes, "adam")
     optimiser = FactoredAdamW(learner.parameters(), lr=1e-3, weight_decay=0.0)
     found: dict[str, Any] = {"gradients": {}, "losses": []}
     for step in range(STEPS):
@@ -81,7 +87,17 @@ def trained(case: str, processes: Processes | None) -> dict[str, Any]:
             first = losses if first is None else first
         found["losses"].append(first)
     found["weights"] = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    found["sent"] = 0 if processes is None else processes.sent
+    found["state"] = sharding.whole(learner, optimiser)
+    found["held"] = held(learner, optimiser)
     return found
+
+
+def held(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, int]:
+    """Numbers of B and of its optimiser's state that are here."""
+    weights = list(learner.projections.parameters())
+    moments = [m for p in weights for m in optimiser.state[p].values() if m.ndim]
+    return {"B": sum(p.numel() for p in weights), "moments": sum(m.numel() for m in moments)}
 
 
 def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
@@ -93,7 +109,8 @@ def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
         with pytest.raises(UsageError, match="cannot compare samples across processes: its samples"):
             ff.updates(*batch_of(0)[:2], processes=processes)
         found = {case: trained(case, processes) for case in cases}
-        torch.save(found | {"sent": processes.sent}, f"{folder}/{rank}.pt")
+        found |= {f"{case}, sharded": trained(case, processes, sharded=True) for case in cases if case in SHARDED}
+        torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -106,16 +123,50 @@ def test_as_one_process(size: int, cases: list[str]) -> None:
         results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
     for case in cases:
         one = trained(case, None)
-        for result in results:
-            many = result[case]
-            assert many["gradients"].keys() == one["gradients"].keys() != set()
-            for name, gradient in one["gradients"].items():
-                close(many["gradients"][name], gradient, 1e-9, f"{case}: gradient of {name}")
-            for mine, theirs in zip(many["losses"], one["losses"], strict=True):
-                close(mine, theirs, 1e-9, f"{case}: losses")
-            for name, weight in one["weights"].items():
-                close(many["weights"][name], weight, 1e-6, f"{case}: {name} after ten steps")
-    assert all(result["sent"] == results[0]["sent"] > 0 for result in results)
+        for rank, result in enumerate(results):
+            compare(result[case], one, case)
+            if case in SHARDED:
+                compare(result[f"{case}, sharded"], one, f"{case}, sharded", (rank, size))
+        if case in SHARDED:
+            many = [result[f"{case}, sharded"] for result in results]
+            for what, count in one["held"].items():
+                assert sum(m["held"][what] for m in many) == count, f"{case}: {what}"
+                # 5 and 6 channels, so that parts are not all of one size
+                assert max(m["held"][what] for m in many) <= 0.6 * count + (size == 3), f"{case}: {what}"
+            assert_close_states(many[0]["state"], one["state"])
+    for case in results[0]:
+        assert all(result[case]["sent"] == results[0][case]["sent"] > 0 for result in results), case
+
+
+def compare(many: dict[str, Any], one: dict[str, Any], case: str, share: tuple[int, int] | None = None) -> None:
+    """Many processes against one; of a sharded B the rows of one of so many."""
+
+    def here(name: str, whole: Tensor) -> Tensor:
+        if share is None or not name.startswith("projections."):
+            return whole
+        rank, size = share
+        return whole[len(whole) * rank // size : len(whole) * (rank + 1) // size]
+
+    assert many["gradients"].keys() == one["gradients"].keys() != set()
+    for name, gradient in one["gradients"].items():
+        close(many["gradients"][name], here(name, gradient), 1e-9, f"{case}: gradient of {name}")
+    for mine, theirs in zip(many["losses"], one["losses"], strict=True):
+        close(mine, theirs, 1e-9, f"{case}: losses")
+    for name, weight in one["weights"].items():
+        close(many["weights"][name], here(name, weight), 1e-6, f"{case}: {name} after ten steps")
+
+
+def assert_close_states(found: Any, expected: Any, where: str = "state") -> None:
+    """The same keys and shapes, and numbers that are close: what a checkpoint holds."""
+    if isinstance(expected, Tensor):
+        assert found.shape == expected.shape, where
+        close(found, expected, 1e-6, where)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_close_states(found[key], expected[key], f"{where}/{key}")
+    else:
+        assert found == expected or isinstance(expected, list), where
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

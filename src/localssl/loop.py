@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data import order
@@ -49,11 +49,15 @@ class Loop:
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.trackers = options.trackers
         self.saved_at = time.monotonic()
-        self.prepared = prepare(config, options.device, number)
+        shared = processes if options.shard_b else None
+        self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
         self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
         if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
+        self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it
+        if self.together:
+            report(sharding.described(learner))
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
@@ -68,8 +72,7 @@ class Loop:
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
         if state is not None:  # after they were prepared, which may have made them float64
-            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
-            optimizer.load_state_dict(state["optimizer"])
+            self.prepared.load(state, f"the checkpoint in {self.out}")
         self.resumed = state is not None
         self.step: int = 0 if state is None else state["step"]
         self.seconds: float = 0.0 if state is None else state["seconds"]
@@ -78,8 +81,8 @@ class Loop:
         self.steps_per_epoch = len(images) // config.batch_size
         self.last_step = self.steps_per_epoch * config.epochs
         self.log_every = max(STEPS_PER_ROW, self.steps_per_epoch // 10)
-        size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
-        self.small = size <= SMALL
+        size = sum(p.numel() * p.element_size() for p in learner.parameters()) + sharding.elsewhere(learner)
+        self.small = 3 * size <= SMALL
         self.loss_names = _loss_names(learner)
         # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
         checkpoint.seed_rng(config.seed + 1)
@@ -163,6 +166,8 @@ class Loop:
                 self.measured(shown)
             due = time.monotonic() - self.saved_at > self.checkpoint_seconds
             due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
+            if self.processes is not None and self.together:
+                due = self.processes.any(due)
             stop = stopped() if self.processes is None else self.processes.any(stopped())
             if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                 self.save()
@@ -282,16 +287,20 @@ class Loop:
         """A row of metrics.csv, with what was to be measured; only the process that speaks writes and measures."""
         if self.processes is not None and self.across is None:
             self.sum = self.processes.sum(self.sum) / self.processes.size
-        if shown is None:
-            self.guard()
-            self.sum.zero_()
-            self.count = 0
-            return
-        rows, progress = shown
         epoch_end = self.step % self.steps_per_epoch == 0
         epoch = self.step // self.steps_per_epoch
         due = (self.config.probe_every, self.config.align_every)
         observes, aligns = (bool(every) and epoch_end and epoch % every == 0 for every in due)
+        if shown is None:
+            self.guard()
+            if observes and self.together:
+                self.observe()
+            if aligns and self.together:
+                self.align()
+            self.sum.zero_()
+            self.count = 0
+            return
+        rows, progress = shown
         measures = observes or aligns
         self.settle(row=not measures, weights=measures)
         self.guard()
@@ -371,9 +380,10 @@ class Loop:
         """Write a checkpoint and the encoder."""
         self.settle(states=True)
         self.guard()
+        state = self.state()
         if not self.speaks:
             return
-        checkpoint.save(self.out, self.state())
+        checkpoint.save(self.out, state)
         if self.first is not None:
             self.first.forget()
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
@@ -384,8 +394,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
-            "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.prepared.state(),
             "rng": checkpoint.rng_state(),
             "sum": self.sum.cpu(),
             "count": self.count,

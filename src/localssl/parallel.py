@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl.errors import RunError, UsageError
@@ -77,6 +78,54 @@ class Processes:
     def own(self, rows: Tensor, views: int = 2) -> Tensor:
         """This process's part of rows in the order of the whole batch: what ``gather`` had from it."""
         return torch.cat([view.chunk(self.size)[self.rank] for view in rows.chunk(views)])
+
+    def share(self, count: int, rank: int | None = None) -> slice:
+        """Which of ``count`` rows a process holds where they are dealt out: as many as another, or one more or less."""
+        r = self.rank if rank is None else rank
+        return slice(count * r // self.size, count * (r + 1) // self.size)
+
+    def beside(self, columns: Tensor, count: int) -> Tensor:
+        """The columns of all processes side by side; this process's own keep their graph.
+
+        Args:
+            columns: (S, this process's share of ``count``), of the same S samples in every process.
+            count: of the columns of all.
+
+        Returns:
+            (S, count).
+        """
+        widest = -(-count // self.size)
+        with torch.no_grad():  # gloo takes parts of one size only
+            own = F.pad(columns.detach(), (0, widest - columns.shape[1])).contiguous()
+            parts = [torch.empty_like(own) for _ in range(self.size)]
+            guarded(lambda: dist.all_gather(parts, own, group=self.group))
+        self.sent += (self.size - 1) * own.numel() * own.element_size()
+        shares = [self.share(count, rank) for rank in range(self.size)]
+        parts = [part[:, : share.stop - share.start] for part, share in zip(parts, shares, strict=True)]
+        parts[self.rank] = columns
+        return torch.cat(parts, 1)
+
+    def collect(self, rows: Tensor, count: int) -> Tensor:
+        """The rows of all processes, (count, ...), in the first one's main memory; the others get their own back.
+
+        Args:
+            rows: this process's share of ``count``. They come one process after the other, so that no device holds
+                more than two parts.
+        """
+        if self.rank:
+            if len(rows):
+                guarded(lambda: dist.send(rows.contiguous(), group=self.group, group_dst=0))
+                self.sent += rows.numel() * rows.element_size()
+            return rows
+        whole = torch.empty(count, *rows.shape[1:], dtype=rows.dtype)
+        whole[self.share(count)] = rows.cpu()
+        for rank in range(1, self.size):
+            share = self.share(count, rank)
+            part = rows.new_empty(share.stop - share.start, *rows.shape[1:])
+            if len(part):
+                guarded(lambda part=part, rank=rank: dist.recv(part, group=self.group, group_src=rank))
+            whole[share] = part.cpu()
+        return whole
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes; all must have gradients for the same parameters."""

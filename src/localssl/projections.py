@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from localssl.parallel import Processes
+
 KINDS: dict[str, tuple[str, str]] = {  # a rule's choice: B from the own layer's readout, B from another layer's
     "dense": ("dense", "dense"),
     "low-rank": ("low-rank", "low-rank"),
@@ -25,6 +27,38 @@ class Dense(nn.Linear):
 
     def __init__(self, d_z: int, d_c: int):
         super().__init__(d_c, d_z, bias=False)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Sharded(nn.Module):
+    """Some rows of a dense B; other processes have the others. ``weight`` has shape (rows, d_c).
+
+    g = c Bᵀ is put together from the columns that each process makes with its rows, and dL/dB of those rows follows from
+    the same columns of dL/dg: neither B nor its change ever travels.
+
+    This is tensor parallelism by columns, PyTorch's ``ColwiseParallel``, with a plain parameter in place of a DTensor: one
+    fused step of the optimiser, or one norm, takes no list in which some are DTensors and some are not. FSDP2's
+    ``fully_shard`` would gather B for every product, and ``ZeroRedundancyOptimizer`` shards nothing but moments.
+
+    Args:
+        dense: the whole B, the same in every process; its other rows are not kept.
+        processes: among which its rows are dealt out.
+
+    Attributes:
+        d_z: rows of the whole B.
+        rows: which of them are here.
+    """
+
+    def __init__(self, dense: Dense, processes: Processes):
+        super().__init__()
+        self.processes, self.d_z = processes, len(dense.weight)
+        self.rows = processes.share(self.d_z)
+        here = dense.weight.detach()[self.rows].clone()
+        self.weight = nn.Parameter(here, requires_grad=dense.weight.requires_grad)
+
+    @override
+    def forward(self, c: Tensor) -> Tensor:
+        """g, (N, d_z), of references c (N, d_c), which must be the same in all processes."""
+        return self.processes.beside(F.linear(c, self.weight), self.d_z)
 
 
 class LowRank(nn.Module):

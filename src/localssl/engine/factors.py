@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from localssl import losses
 from localssl.optimizer import add_grad, leave_factors
-from localssl.projections import Dense
+from localssl.projections import Dense, Sharded
 from localssl.references import take
 from localssl.rules.base import Batch, Projections, ScoreRule
 
@@ -44,9 +44,9 @@ class Change(NamedTuple):
 
     def add(self, factored: bool = False) -> None:
         """Add dL/dB to ``.grad``; ``factored``: leave a dense one as the factors that it has."""
-        weight = self.projection.weight if type(self.projection) is Dense else None
+        weight = _matrix(self.projection)
         if factored and weight is not None and weight.requires_grad and weight.grad is None:
-            leave_factors(weight, self.signal, self.c)
+            leave_factors(weight, _of_rows(self.projection, self.signal), self.c)
         else:
             change(*self)
 
@@ -96,17 +96,27 @@ def predict(projection: nn.Module, c: Tensor) -> Tensor:
     """g = Bc, (2n, d_z); with a graph as far as B where it is no dense matrix."""
     if type(projection) is Dense:
         return c @ projection.weight.detach().T.to(c.dtype)
+    if type(projection) is Sharded:
+        return projection(c).detach()
     with torch.enable_grad():
         return projection(c)
 
 
 def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
     """Add dL/dB to ``.grad``, from dL/dg = ``signal`` (2n, d_z) and c (2n, d_c): for a dense B Σ_i signal_i c_iᵀ."""
-    if type(projection) is not Dense:
+    weight = _matrix(projection)
+    if weight is None:
         if g.requires_grad:
             g.backward(signal)  # pyright: ignore[reportUnknownMemberType]
-        return
-    weight = projection.weight
-    if not weight.requires_grad:
-        return
-    add_grad(weight, signal.T @ c)
+    elif weight.requires_grad:
+        add_grad(weight, _of_rows(projection, signal).T @ c)
+
+
+def _matrix(projection: nn.Module) -> nn.Parameter | None:
+    """The weights of a dense B, or those of its rows that are here; None where B is of another kind."""
+    return projection.weight if type(projection) is Dense or type(projection) is Sharded else None
+
+
+def _of_rows(projection: nn.Module, signal: Tensor) -> Tensor:
+    """Of a signal (2n, d_z) the columns of the rows of B that are here."""
+    return signal[:, projection.rows] if type(projection) is Sharded else signal
