@@ -18,6 +18,7 @@ from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
+from localssl.prepared import parameter_groups
 
 IMAGES, STEPS = 6, 10
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -29,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "clapp++dfb": ("clapp++dfb", {}, "hebbian"),
     "clapp++dfb, lean": ("clapp++dfb", {}, "hebbian-lean"),
     "clapp++both": ("clapp++both", {}, "hebbian"),
+    "clapp++both, factored moment": ("clapp++both", {}, "hebbian"),
     "lpl": ("lpl", {}, "auto"),
     "bp-clapp++": ("bp-clapp++", {}, "auto"),
     "bp-infonce": ("bp-infonce", {"projection_dim": 4}, "auto"),
@@ -36,7 +38,15 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bp-simclr": ("bp-simclr", {}, "auto"),
     "bp": ("bp", {"classes": 3}, "auto"),
 }
-SHARDED = ("clapp++", "clapp++ under autograd", "clapp++dfb", "clapp++dfb, lean", "clapp++both", "bp-clapp++")
+SHARDED = (
+    "clapp++",
+    "clapp++ under autograd",
+    "clapp++dfb",
+    "clapp++dfb, lean",
+    "clapp++both",
+    "bp-clapp++",
+    "clapp++both, factored moment",
+)
 
 
 def learner_of(case: str) -> Learner:
@@ -68,7 +78,8 @@ def trained(case: str, processes: Processes | None, sharded: bool = False) -> di
     if sharded:
         assert processes is not None
         sharding.shard(learner, processes, "adam")
-    optimiser = FactoredAdamW(learner.parameters(), lr=1e-3, weight_decay=0.0)
+    groups = parameter_groups(learner, factored_moment="factored moment" in case)
+    optimiser = FactoredAdamW(groups, lr=1e-3, weight_decay=0.0)
     found: dict[str, Any] = {"gradients": {}, "losses": []}
     for step in range(STEPS):
         view_a, view_b, labels, negatives = batch_of(step)
@@ -94,9 +105,9 @@ def trained(case: str, processes: Processes | None, sharded: bool = False) -> di
 
 
 def held(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, int]:
-    """Numbers of B and of its optimiser's state that are here."""
+    """Numbers of B and of those of its moments that are as large, that are here."""
     weights = list(learner.projections.parameters())
-    moments = [m for p in weights for m in optimiser.state[p].values() if m.ndim]
+    moments = [m for p in weights for m in optimiser.state[p].values() if m.ndim == 2]
     return {"B": sum(p.numel() for p in weights), "moments": sum(m.numel() for m in moments)}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from localssl import sharding
 from localssl.errors import RunError, UsageError
-from localssl.run import build, open_run, resolve
+from localssl.loop import Loop
+from localssl.run import open_run
 from localssl.training import train
 
+from .test_divergence import spoil
 from .train_util import last_state, rows, run_tiny, steps, tiny
 
 EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_every": 1}
@@ -65,3 +67,55 @@ def test_same_run_same_files_and_resumed_with_one_process_and_back(
     learner, step = open_run(sharded).trained_learner()
     assert step == 16
     assert len(learner.projections["lateral"][0].weight) == learner.projections["lateral"][0].weight.shape[1]
+
+
+def test_a_batch_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The state before it is whole, and whoever goes back goes back with its rows."""
+    changes: dict[str, Any] = {"devices": 2, "shard_b": True, "engine": "autograd", "probe_every": 0}
+    with monkeypatch.context() as patch:
+        spoil(patch, {6: 3})
+        with pytest.raises(RunError, match=r"^step 6, block 3: its activity, [^\n]*nan/step-000000005.pt"):
+            run_tiny(tmp_path / "x", **changes)
+    kept = tmp_path / "x" / "nan" / "step-000000005.pt"
+    kept.rename(tmp_path / "x" / "checkpoint" / kept.name)
+    assert open_run(tmp_path / "x").trained_learner()[1] == 5
+    with monkeypatch.context() as patch:
+        spoil(patch, {6: 3})
+        run_tiny(tmp_path / "y", **changes, on_nan="rollback")
+    assert "left out, weights as of step 4" in capfd.readouterr().out
+    assert steps(tmp_path / "y") == [4, 8]
+
+
+def test_all_save_when_one_clock_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop.train
+
+    def train_by_another_clock(self: Loop, *rest: Any) -> None:
+        self.checkpoint_seconds = 0 if self.speaks else 1e9
+        original(self, *rest)
+
+    monkeypatch.setattr(Loop, "train", train_by_another_clock)
+    monkeypatch.setattr("localssl.launch.PATIENCE", timedelta(seconds=30))  # or this would wait for a day
+    run_tiny(tmp_path / "x", devices=2, shard_b=True, epochs=1)
+    assert steps(tmp_path / "x") == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"devices": 1}, "--shard-b goes with --devices"),
+        ({"across": "process"}, "--shard-b goes with --across all"),
+        ({"rule": "ff"}, "--shard-b: rule 'ff' does not compare samples across processes"),
+        ({"rule": "lpl"}, "--shard-b: rule 'lpl' has no B of a score"),
+        ({"rule_options": ("projection=low-rank", "rank=1")}, "no B of projection 'low-rank' is a dense matrix"),
+        ({"optimizer": "shift-sgd"}, "--shard-b: optimizer 'shift-sgd' looks at the whole of B"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        train(tiny(tmp_path / "x", **{"devices": 2, "shard_b": True, **changes}))
+    assert not (tmp_path / "x").exists()
+
+
+def test_to_go_on_with_it() -> None:
+    command = tiny(Path("x"), devices=2, shard_b=True).resume_command()
+    assert command.endswith("train --resume --out x --threads 1 --devices 2 --shard-b")

@@ -52,7 +52,8 @@ class Loop:
         shared = processes if options.shard_b else None
         self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
-        self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
+        self.learner = learner = self.prepared.learner
+        self.optimizer = self.prepared.optimizer
         if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it

@@ -15,7 +15,7 @@ from localssl.config import RunConfig
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW, ShiftSGD
 from localssl.parallel import Processes
-from localssl.projections import Dense
+from localssl.projections import Dense, Sharded
 from localssl.run import build
 
 
@@ -109,7 +109,8 @@ def optimizer_of(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
 
 def parameter_groups(learner: Learner, factored_moment: bool) -> list[dict[str, Any]]:
     """The learner's parameters for ``FactoredAdamW``; dense projections apart where their second moment is factored."""
-    dense = [module.weight for module in learner.projections.modules() if type(module) is Dense]
+    modules = [*learner.projections.modules()]
+    dense = [module.weight for module in modules if type(module) is Dense or type(module) is Sharded]
     if not factored_moment or not dense:
         return [{"params": list(learner.parameters())}]
     apart = {id(p) for p in dense}

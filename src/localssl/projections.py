@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from localssl.optimizer import be_rows
 from localssl.parallel import Processes
 
 KINDS: dict[str, tuple[str, str]] = {  # a rule's choice: B from the own layer's readout, B from another layer's
@@ -32,11 +33,11 @@ class Dense(nn.Linear):
 class Sharded(nn.Module):
     """Some rows of a dense B; other processes have the others. ``weight`` has shape (rows, d_c).
 
-    g = c Bᵀ is put together from the columns that each process makes with its rows, and dL/dB of those rows follows from
-    the same columns of dL/dg: neither B nor its change ever travels.
+    g = c Bᵀ is put together from the columns that each process makes with its rows, and dL/dB of those rows follows
+    from the same columns of dL/dg: neither B nor its change ever travels.
 
-    This is tensor parallelism by columns, PyTorch's ``ColwiseParallel``, with a plain parameter in place of a DTensor: one
-    fused step of the optimiser, or one norm, takes no list in which some are DTensors and some are not. FSDP2's
+    This is tensor parallelism by columns, PyTorch's ``ColwiseParallel``, with a plain parameter in place of a DTensor:
+    one fused step of the optimiser, or one norm, takes no list in which some are DTensors and some are not. FSDP2's
     ``fully_shard`` would gather B for every product, and ``ZeroRedundancyOptimizer`` shards nothing but moments.
 
     Args:
@@ -54,6 +55,7 @@ class Sharded(nn.Module):
         self.rows = processes.share(self.d_z)
         here = dense.weight.detach()[self.rows].clone()
         self.weight = nn.Parameter(here, requires_grad=dense.weight.requires_grad)
+        be_rows(self.weight, self.d_z, processes.sum)
 
     @override
     def forward(self, c: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from localssl.parallel import Processes
 from localssl.projections import Dense, Sharded
 from localssl.rules.base import ScoreRule
 
-BY_ENTRY = ("adam", "adam-l2", "sgd", "plain-sgd")  # optimisers whose step of an entry needs no other entry
+OPTIMIZERS = ("adam", "adam-factored", "adam-l2", "sgd", "plain-sgd")  # shift-sgd looks at the whole of B
 
 
 def shard(learner: Learner, processes: Processes, optimizer: str) -> None:
@@ -53,7 +53,7 @@ def refusal(learner: Learner, optimizer: str) -> str | None:
         return f"no B of projection {rule.projection!r} is a dense matrix"
     if boxes := black_boxes(learner.encoder.blocks):
         return f"black box {boxes[0][1].name!r} may fail in one process alone, which would then save without the others"
-    if optimizer not in BY_ENTRY:
+    if optimizer not in OPTIMIZERS:
         return f"optimizer {optimizer!r} looks at the whole of B"
     return None
 
@@ -128,11 +128,11 @@ def _changed(
         if p in owners and index in of_all:
             module = owners[p]
             of_all[index] = {
-                key: change(module, value) if _by_row(value, length(module)) else value
+                key: change(module, value) if _by_row(key, value, length(module)) else value
                 for key, value in of_all[index].items()
             }
     return {"learner": weights, "optimizer": {**moments, "state": of_all}}
 
 
-def _by_row(value: object, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2 and len(value) == rows
+def _by_row(key: str, value: object, rows: int) -> bool:
+    return isinstance(value, Tensor) and (value.ndim == 2 or key == "row") and len(value) == rows
