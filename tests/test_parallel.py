@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,55 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from localssl import rules, sharding
+from localssl import engine, rules, sharding, traffic
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
 from localssl.prepared import parameter_groups
+from localssl.rules.base import ScoreRule
 
-IMAGES, STEPS = 6, 10
-CASES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "clapp": ("clapp", {}, "auto"),
-    "clapp++": ("clapp++", {}, "hebbian"),
-    "clapp++ under autograd": ("clapp++", {}, "autograd"),
-    "clapp++, type 1, softplus": ("clapp++", {"f": "softplus", "loss_type": 1}, "auto"),
-    "clapp++, low rank": ("clapp++", {"projection": "low-rank", "rank": 2}, "auto"),
-    "clapp++dfb": ("clapp++dfb", {}, "hebbian"),
-    "clapp++dfb, lean": ("clapp++dfb", {}, "hebbian-lean"),
-    "clapp++both": ("clapp++both", {}, "hebbian"),
-    "clapp++both, factored moment": ("clapp++both", {}, "hebbian"),
-    "lpl": ("lpl", {}, "auto"),
-    "bp-clapp++": ("bp-clapp++", {}, "auto"),
-    "bp-infonce": ("bp-infonce", {"projection_dim": 4}, "auto"),
-    "bp-lpl": ("bp-lpl", {}, "auto"),
-    "bp-simclr": ("bp-simclr", {}, "auto"),
-    "bp": ("bp", {"classes": 3}, "auto"),
+STEPS = 10
+WAYS = ("rows", "matrices", "auto", "sharded")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule on a small network, and the ways besides rows in which its change of B may come about."""
+
+    rule: str
+    options: dict[str, Any] = field(default_factory=dict)
+    engine: str = "auto"
+    ways: tuple[str, ...] = ()
+    patches: tuple[int | None, ...] = (2, 2, 1)
+    images: int = 6
+    factored_moment: bool = False
+
+
+CASES = {
+    "clapp": Case("clapp"),
+    "clapp++": Case("clapp++", engine="hebbian", ways=("sharded",)),
+    "clapp++ under autograd": Case("clapp++", engine="autograd", ways=("sharded",)),
+    "clapp++, type 1, softplus": Case("clapp++", {"f": "softplus", "loss_type": 1}, ways=("matrices",)),
+    "clapp++, low rank": Case("clapp++", {"projection": "low-rank", "rank": 2}, ways=("matrices",)),
+    "clapp++dfb": Case("clapp++dfb", engine="hebbian", ways=("matrices", "sharded")),
+    "clapp++dfb, lean": Case("clapp++dfb", engine="hebbian-lean", ways=("matrices",)),
+    "clapp++both": Case("clapp++both", engine="hebbian", ways=("matrices", "sharded")),
+    "clapp++both, some of each": Case("clapp++both", ways=("auto",), patches=(2, None, 1), images=36),
+    "clapp++both, factored moment": Case("clapp++both", ways=("sharded",), factored_moment=True),
+    "lpl": Case("lpl"),
+    "bp-clapp++": Case("bp-clapp++", ways=("sharded",)),
+    "bp-infonce": Case("bp-infonce", {"projection_dim": 4}),
+    "bp-lpl": Case("bp-lpl"),
+    "bp-simclr": Case("bp-simclr"),
+    "bp": Case("bp", {"classes": 3}),
 }
-SHARDED = (
-    "clapp++",
-    "clapp++ under autograd",
-    "clapp++dfb",
-    "clapp++dfb, lean",
-    "clapp++both",
-    "bp-clapp++",
-    "clapp++both, factored moment",
-)
 
 
 def learner_of(case: str) -> Learner:
     torch.manual_seed(0)
-    name, options, engine = CASES[case]
+    chosen = CASES[case]
     encoder = Encoder.from_blocks(
         [
             nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -59,32 +69,32 @@ def learner_of(case: str) -> Learner:
             nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
         ]
     )
-    return Learner(encoder.double(), rules.get(name, **options), (2, 8, 8), [2, 2, 1], engine).double()
+    rule = rules.get(chosen.rule, **chosen.options)
+    return Learner(encoder.double(), rule, (2, 8, 8), chosen.patches, chosen.engine).double()
 
 
-def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch_of(step: int, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both views, labels, and negatives for the whole batch."""
     g = torch.Generator().manual_seed(step)
-    view_a, view_b = torch.randn(2, IMAGES, 2, 8, 8, generator=g, dtype=torch.float64)
-    negatives = torch.randint(2 * IMAGES, (2 * IMAGES,), generator=g)
-    return view_a, view_b, torch.randint(3, (IMAGES,), generator=g), negatives
+    view_a, view_b = torch.randn(2, images, 2, 8, 8, generator=g, dtype=torch.float64)
+    negatives = torch.randint(2 * images, (2 * images,), generator=g)
+    return view_a, view_b, torch.randint(3, (images,), generator=g), negatives
 
 
-def trained(case: str, processes: Processes | None, sharded: bool = False) -> dict[str, Any]:
+def trained(case: str, processes: Processes | None, way: str = "rows") -> dict[str, Any]:
     """Losses and gradients of the first step (as one update), weights after ten."""
     learner = learner_of(case)
     if processes is not None:
-        processes.sent = 0
-    if sharded:
-        assert processes is not None
-        sharding.shard(learner, processes, "adam")
-    groups = parameter_groups(learner, factored_moment="factored moment" in case)
+        processes.sent, processes.exchange = 0, "auto" if way == "sharded" else way
+        if way == "sharded":
+            sharding.shard(learner, processes, "adam")
+    groups = parameter_groups(learner, CASES[case].factored_moment)
     optimiser = FactoredAdamW(groups, lr=1e-3, weight_decay=0.0)
     found: dict[str, Any] = {"gradients": {}, "losses": []}
     for step in range(STEPS):
-        view_a, view_b, labels, negatives = batch_of(step)
+        view_a, view_b, labels, negatives = batch_of(step, CASES[case].images)
         if processes is not None:
-            part = slice(processes.rank * IMAGES // processes.size, (processes.rank + 1) * IMAGES // processes.size)
+            part = processes.share(len(view_a))
             view_a, view_b, labels = view_a[part], view_b[part], labels[part]
         drawn = negatives if step % 2 else None  # "next" in the order of the whole batch, and given ones
         first: Tensor | None = None
@@ -96,12 +106,37 @@ def trained(case: str, processes: Processes | None, sharded: bool = False) -> di
             optimiser.step()
             optimiser.zero_grad()
             first = losses if first is None else first
+        if step == 0 and processes is not None:
+            found["sent"] = processes.sent
+            found["expected"] = expected(learner, processes, len(view_a), CASES[case].factored_moment)
         found["losses"].append(first)
     found["weights"] = {name: p.detach().clone() for name, p in learner.named_parameters()}
-    found["sent"] = 0 if processes is None else processes.sent
     found["state"] = sharding.whole(learner, optimiser)
     found["held"] = held(learner, optimiser)
     return found
+
+
+def ways_of(case: str) -> tuple[str, ...]:
+    return ("rows", *CASES[case].ways)
+
+
+def expected(learner: Learner, processes: Processes, images: int, moments: bool) -> int:
+    """Bytes that a process sends in a step with "next" negatives, by formula, where there is one."""
+    if not isinstance(learner.rule, ScoreRule) or learner.engine == "autograd":
+        return processes.sent
+    sizes = engine.sizes(learner.rule, learner.parts, learner.dims, images, processes.size)
+    matrices = learner.matrices(processes, images)
+    if processes.exchange == "auto" and not sharding.shards(learner):
+        assert matrices == {1}
+    around = 2 * (processes.size - 1) / processes.size
+    weights = sum(p.numel() for p in learner.encoder.parameters())
+    numbers = traffic.numbers(sizes, matrices) + around * (weights + len(matrices))  # a loss each
+    found = sharding.shards(learner).values()
+    widest = sum(-(-module.d_z // processes.size) for module in found)
+    numbers += (processes.size - 1) * 2 * images * processes.size * widest
+    if moments:  # sums over columns, and one over all
+        numbers += around * sum(module.weight.shape[1] + 1 for module in found)
+    return round(8 * numbers)
 
 
 def held(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, int]:
@@ -118,9 +153,8 @@ def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
         processes = Processes()
         ff = Learner(learner_of("clapp").encoder, rules.get("ff"), (2, 8, 8))
         with pytest.raises(UsageError, match="cannot compare samples across processes: its samples"):
-            ff.updates(*batch_of(0)[:2], processes=processes)
-        found = {case: trained(case, processes) for case in cases}
-        found |= {f"{case}, sharded": trained(case, processes, sharded=True) for case in cases if case in SHARDED}
+            ff.updates(*batch_of(0, 6)[:2], processes=processes)
+        found = {f"{case}, {way}": trained(case, processes, way) for case in cases for way in ways_of(case)}
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -134,19 +168,16 @@ def test_as_one_process(size: int, cases: list[str]) -> None:
         results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
     for case in cases:
         one = trained(case, None)
-        for rank, result in enumerate(results):
-            compare(result[case], one, case)
-            if case in SHARDED:
-                compare(result[f"{case}, sharded"], one, f"{case}, sharded", (rank, size))
-        if case in SHARDED:
-            many = [result[f"{case}, sharded"] for result in results]
-            for what, count in one["held"].items():
-                assert sum(m["held"][what] for m in many) == count, f"{case}: {what}"
+        for way in ways_of(case):
+            many = [result[f"{case}, {way}"] for result in results]
+            for rank, found in enumerate(many):
+                compare(found, one, f"{case}, {way}", (rank, size) if way == "sharded" else None)
+                assert found["sent"] == pytest.approx(found["expected"], abs=8), f"{case}, {way}: bytes"
+            for what, count in one["held"].items() if way == "sharded" else ():
+                assert sum(found["held"][what] for found in many) == count, f"{case}: {what}"
                 # 5 and 6 channels, so that parts are not all of one size
-                assert max(m["held"][what] for m in many) <= 0.6 * count + (size == 3), f"{case}: {what}"
+                assert max(found["held"][what] for found in many) <= 1.1 * count / size, f"{case}: {what}"
             assert_close_states(many[0]["state"], one["state"])
-    for case in results[0]:
-        assert all(result[case]["sent"] == results[0][case]["sent"] > 0 for result in results), case
 
 
 def compare(many: dict[str, Any], one: dict[str, Any], case: str, share: tuple[int, int] | None = None) -> None:

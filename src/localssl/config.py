@@ -110,6 +110,9 @@ class TrainConfig:
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
     across: Literal["all", "process"] = "all"
     """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
+    exchange: Literal["auto", "rows", "matrices"] = "auto"
+    """With --devices: how changes of B come about. rows: readouts go to all, each process makes all of the change;
+    matrices: each makes its samples' part, parts are summed; auto: layer by layer what sends less."""
     shard_b: bool = False
     """With --devices: every process keeps some rows of every dense B, with their optimiser's state. Same numbers."""
     pipeline: int | None = None
@@ -154,6 +157,7 @@ class TrainConfig:
             "checkpoint_every",
             "devices",
             "nodes",
+            "exchange",
             "shard_b",
             "pipeline",
             "split",

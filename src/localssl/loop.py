@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding, traffic
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data import order
@@ -68,6 +68,9 @@ class Loop:
             self.across = None if why else processes
             if why:
                 report(f"every process compares its own samples only ({why})")
+            processes.exchange = options.exchange
+        if self.across is not None:
+            self.say_exchange(self.across)
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
@@ -95,6 +98,14 @@ class Loop:
         self.warned: set[str] = set()  # monitors that were warned of already
         on_nan, advice = options.on_nan, dataclasses.replace(options, on_nan="stop").resume_command()
         self.watch = Watch(self.prepared, self.out, on_nan, self.loss_names, processes, report, advice)
+
+    def say_exchange(self, processes: Processes) -> None:
+        """Say how the changes of B come about, where there is a choice."""
+        images = self.config.batch_size // processes.size
+        matrices, sizes = self.learner.matrices(processes, images), self.learner.sizes(processes, images)
+        if not isinstance(sizes, str):
+            size = next(self.learner.parameters()).element_size()
+            self.report(traffic.described(sizes, matrices, size))
 
     @property
     def columns(self) -> list[str]:

@@ -46,6 +46,7 @@ class Processes:
 
     Attributes:
         rank, size: this process's number, and how many there are.
+        exchange: how the changes of B come about (``localssl.traffic``): "rows", "matrices"; "auto": what sends less.
         sent: bytes that this process has given to the others so far, as a ring sends them.
     """
 
@@ -54,6 +55,7 @@ class Processes:
             raise UsageError("there are no processes yet: call torch.distributed.init_process_group first")
         self.device, self.group = torch.device(device), group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.exchange = "auto"
         self.sent = 0
 
     def gather(self, rows: Tensor, views: int = 2) -> Tensor:
@@ -127,6 +129,18 @@ class Processes:
             whole[share] = part.cpu()
         return whole
 
+    def swap(self, rows: Tensor, to: Sequence[int], of: Sequence[int]) -> Tensor:
+        """Rows to every process, one's after the other's; what every process has for this one.
+
+        Args:
+            rows: (sum of ``to``, ...).
+            to, of: how many rows every process gets from this one, and this one from every process.
+        """
+        found = rows.new_empty(sum(of), *rows.shape[1:])
+        guarded(lambda: dist.all_to_all_single(found, rows.contiguous(), list(of), list(to), group=self.group))
+        self.sent += (len(rows) - to[self.rank]) * rows[:1].numel() * rows.element_size()
+        return found
+
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes; all must have gradients for the same parameters."""
         for same in _by_kind([p.grad for p in parameters if p.grad is not None]):
@@ -161,6 +175,36 @@ class Processes:
         """Seeds of a step: for what this process draws by itself (views), and for what all draw alike (negatives)."""
         own, shared = (np.random.SeedSequence([seed, step, k]).generate_state(1)[0] for k in (self.rank + 1, 0))
         return int(own), int(shared)
+
+
+class Route:
+    """Which rows of other processes the samples of this one use, and theirs of this one's.
+
+    Args:
+        processes: that share the batch.
+        index: (2 N n,), for each sample of the whole batch a sample of the whole batch; the same in all processes.
+    """
+
+    def __init__(self, processes: Processes, index: Tensor):
+        self.processes, size, rank = processes, processes.size, processes.rank
+        n = len(index) // (2 * size)
+        view, image = index // (n * size), index % (n * size)
+        owners = (image // n).view(2, size, n).transpose(0, 1).flatten(1)  # by process, in its own order
+        places = (image % n + n * view).view(2, size, n).transpose(0, 1).flatten(1)
+        self.order = owners[rank].argsort(stable=True)
+        self.places = places[owners == rank]
+        self.of: list[int] = owners[rank].bincount(minlength=size).tolist()
+        self.to: list[int] = (owners == rank).sum(1).tolist()
+
+    def take(self, rows: Tensor) -> Tensor:
+        """What every sample of this process uses, (2n, ...), of the rows (2n, ...) that each process has."""
+        found = torch.empty_like(rows)
+        found[self.order] = self.processes.swap(rows[self.places], self.to, self.of)
+        return found
+
+    def give(self, rows: Tensor, into: Tensor) -> None:
+        """Add each of the rows (2n, ...), one a sample of this process, to what it uses, in that process's ``into``."""
+        into.index_add_(0, self.places, self.processes.swap(rows[self.order], self.of, self.to))
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

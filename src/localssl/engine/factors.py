@@ -34,6 +34,26 @@ def modulator(x: Tensor, f: str, margin: float) -> Tensor:
     return torch.sigmoid(margin - x) if f == "softplus" else torch.ones_like(x)
 
 
+class Among:
+    """The samples among which negatives are: those of this process. ``engine.spread`` has another one."""
+
+    def draw(self, rule: ScoreRule, batch: Batch) -> Tensor:
+        """For each of all samples the index of its negative among the positives."""
+        return rule.draw(batch)
+
+    def count(self, batch: Batch) -> int:
+        """How many samples there are."""
+        return 2 * batch.n
+
+    def take(self, negatives: Tensor, z_pos: Tensor) -> Tensor:
+        """The negatives of this process's samples, (2n, d), of the positives (2n, d)."""
+        return z_pos[negatives]
+
+    def give(self, negatives: Tensor, rows: Tensor, signal: Tensor) -> None:
+        """Add what the samples say to their negatives, (2n, d), to the signals (2n, d) of those."""
+        signal.index_add_(0, negatives, rows)
+
+
 class Change(NamedTuple):
     """A change of B that is still two factors: dL/dg (2n, d_z) and c (2n, d_c)."""
 
@@ -57,6 +77,7 @@ def learn(
     layer: int,
     projections: Projections,
     rounded: Callable[[str, Tensor], Tensor] = lambda key, g: g,
+    among: Among | None = None,
 ) -> tuple[Tensor, Tensor, list[Change]]:
     """One layer's losses of all its references.
 
@@ -66,11 +87,13 @@ def learn(
         layer: which.
         projections: the rule's.
         rounded: what becomes of g = Bc of a reference, (2n, d), before anything uses it.
+        among: the samples among which negatives are; None: those of the batch.
 
     Returns:
         The loss, a scalar; dL/dz of the readout (2n, d), Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
-        +γ⁻ Bc (as negative), over 2n; the changes of every B, not yet made.
+        +γ⁻ Bc (as negative), over the number of samples; the changes of every B, not yet made.
     """
+    among = Among() if among is None else among
     z_pos = batch.positives(layer)
     signal = torch.zeros_like(z_pos, dtype=losses.at_least_float32(z_pos[:0]).dtype)
     loss = signal.new_zeros(())
@@ -80,16 +103,22 @@ def learn(
         c = take(reference, batch.z, layer)
         g = rounded(key, predict(projection, c))
         still = losses.at_least_float32(g.detach())
-        negatives = rule.draw(batch)
-        z_neg = z_pos[negatives]
+        negatives = among.draw(rule, batch)
+        z_neg = among.take(negatives, z_pos)
         s_pos, s_neg = losses.score(z_pos, still), losses.score(z_neg, still)
         loss = loss + losses.contrast(s_pos, s_neg, rule.f, rule.loss_type, rule.margin)
-        pos, neg = ((m / len(z_pos))[:, None] for m in modulators(s_pos, s_neg, rule.f, rule.loss_type, rule.margin))
+        count, found = among.count(batch), modulators(s_pos, s_neg, rule.f, rule.loss_type, rule.margin)
+        pos, neg = ((m / count)[:, None] for m in found)
         signal -= pos * still
-        signal.index_add_(0, negatives, neg * still)
+        among.give(negatives, neg * still, signal)
         changes.append(Change(projection, g, (neg * z_neg).sub_(pos * z_pos).to(g.dtype), c))
     soma = torch.cat((signal[batch.n :], signal[: batch.n]))  # from the positives' order to the samples'
     return loss, soma, changes
+
+
+def parameters(rule: ScoreRule, projections: Projections, layer: int) -> list[nn.Parameter]:
+    """Those of a layer's projections."""
+    return [p for key in rule.references for p in projections[key][layer].parameters()]
 
 
 def predict(projection: nn.Module, c: Tensor) -> Tensor:
@@ -114,7 +143,9 @@ def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
 
 def _matrix(projection: nn.Module) -> nn.Parameter | None:
     """The weights of a dense B, or those of its rows that are here; None where B is of another kind."""
-    return projection.weight if type(projection) is Dense or type(projection) is Sharded else None
+    return (
+        projection.weight if isinstance(projection, Dense | Sharded) and type(projection) in (Dense, Sharded) else None
+    )
 
 
 def _of_rows(projection: nn.Module, signal: Tensor) -> Tensor:

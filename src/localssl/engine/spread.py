@@ -1,0 +1,61 @@
+"""A layer's update from this process's samples alone, where negatives may be other processes' samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from typing_extensions import override
+
+from localssl import traffic
+from localssl.engine.factors import Among, parameters
+from localssl.parallel import Processes, Route
+from localssl.rules.base import Batch, Projections, Rule, ScoreRule
+
+
+def sources(rule: ScoreRule, layers: int) -> list[tuple[int, ...]]:
+    """For every layer the layers that its references come from."""
+    return [tuple(r.source(layer, layers) for r in rule.references.values()) for layer in range(layers)]
+
+
+def sizes(rule: Rule, projections: Projections, dims: Sequence[int], images: int, processes: int) -> traffic.Sizes:
+    """What the traffic of an update depends on.
+
+    Args:
+        rule, projections: a score rule, and its B.
+        dims: lengths of the readouts.
+        images: of each process.
+        processes: how many.
+    """
+    assert isinstance(rule, ScoreRule)
+    found: list[traffic.Layer] = []
+    for layer, (d, known) in enumerate(zip(dims, sources(rule, len(dims)), strict=True)):
+        weights = sum(p.numel() for p in parameters(rule, projections, layer) if p.requires_grad)
+        found.append(traffic.Layer(d, known, weights))
+    return traffic.Sizes(tuple(found), 2 * images, processes, rule.negatives == "random")
+
+
+class AmongAll(Among):
+    """The samples of the whole batch: a negative comes from its process, and what is said to it goes there."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+
+    @override
+    def draw(self, rule: ScoreRule, batch: Batch) -> Tensor:
+        whole = batch.z[0].new_empty(self.count(batch), 0)
+        negatives = rule.draw(Batch([whole], batch.negatives, drawn=batch.drawn))
+        self.route = Route(self.processes, negatives)
+        return negatives
+
+    @override
+    def count(self, batch: Batch) -> int:
+        return self.processes.size * 2 * batch.n
+
+    @override
+    def take(self, negatives: Tensor, z_pos: Tensor) -> Tensor:
+        return self.route.take(z_pos)
+
+    @override
+    def give(self, negatives: Tensor, rows: Tensor, signal: Tensor) -> None:
+        self.route.give(rows, signal)
