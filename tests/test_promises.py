@@ -101,8 +101,8 @@ PROJECTIONS = {
 
 COMMANDS = {
     "train": "rule data data-root config views epochs width seed out encoder lr batch-size weight-decay optimizer "
-    "schedule device precision threads devices nodes across exchange shard-b pipeline split staleness probe-every align-every "
-    "limit-images trackers on-nan expect own resume skip-bad memory download dry-run bits "
+    "schedule device precision threads devices nodes across exchange shard-b pipeline split staleness "
+    "probe-every align-every limit-images trackers on-nan expect own resume skip-bad memory download dry-run bits "
     "weight-noise dead mismatch",
     "probe": "protocol labels data data-root own",
     "align": "data data-root batches reference own",

@@ -71,6 +71,23 @@ def test_same_run_same_files_and_resumed_with_one_process_and_back(
     assert isinstance(learner.parts["lateral"][0], Dense)
 
 
+def test_matrices_in_place_of_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few: dict[str, Any] = {**EXACT, "align_every": 0, "devices": 2}
+    rows_ = run_tiny(tmp_path / "rows", exchange="rows", **few).path
+    matrices = run_tiny(tmp_path / "matrices", exchange="matrices", **few).path
+    said = capfd.readouterr().out
+    assert "changes of B: rows for blocks 1, 2, 3, 4, 5, " in said
+    assert "changes of B: matrices for blocks 1, 2, 3, 4, 5, " in said
+    alike_runs(matrices, rows_)
+
+
+def test_a_run_of_processes_apart_is_not_sharded_later(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "x", devices=2, across="process", epochs=1)
+    stored = {"rule": None, "data": None, "width": 1.0, "lr": None, "batch_size": 64, "limit_images": None}
+    with pytest.raises(UsageError, match=r"--shard-b: every process compares its own samples \(--across\)"):
+        run_tiny(tmp_path / "x", devices=2, shard_b=True, resume=True, **stored)
+
+
 def test_a_batch_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """The state before it is whole, and whoever goes back goes back with its rows."""
     changes: dict[str, Any] = {"devices": 2, "shard_b": True, "engine": "autograd", "probe_every": 0}
@@ -104,11 +121,21 @@ def test_all_save_when_one_clock_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"devices": 1}, "--shard-b goes with --devices"),
-        ({"across": "process"}, "--shard-b goes with --across all"),
+        ({"devices": 1}, "--shard-b goes with --devices and --across all"),
+        ({"across": "process"}, "--shard-b goes with --devices and --across all"),
+        ({"exchange": "matrices"}, "--exchange matrices: of a sharded B they are made from rows only"),
         ({"rule": "ff"}, "--shard-b: rule 'ff' does not compare samples across processes"),
         ({"rule": "lpl"}, "--shard-b: rule 'lpl' has no B of a score"),
         ({"rule_options": ("projection=low-rank", "rank=1")}, "no B of projection 'low-rank' is a dense matrix"),
+        (
+            {"shard_b": False, "exchange": "rows", "across": "process"},
+            "--exchange rows goes with --devices and --across",
+        ),
+        (
+            {"shard_b": False, "exchange": "rows", "rule": "ff"},
+            "--exchange rows: every process compares its own samples",
+        ),
+        ({"shard_b": False, "exchange": "matrices", "engine": "autograd"}, "engine 'autograd' makes changes of B from"),
         ({"optimizer": "shift-sgd"}, "--shard-b: optimizer 'shift-sgd' looks at the whole of B"),
     ],
 )

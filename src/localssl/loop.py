@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding, traffic
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding, sharing
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data import order
@@ -53,24 +53,13 @@ class Loop:
         self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
         self.learner = learner = self.prepared.learner
-        self.optimizer = self.prepared.optimizer
         if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it
-        if self.together:
-            report(sharding.described(learner))
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
-        self.across: Processes | None = None  # where samples are compared across processes
-        if processes is not None and config.across == "all":
-            why = learner.not_spread()
-            self.across = None if why else processes
-            if why:
-                report(f"every process compares its own samples only ({why})")
-            processes.exchange = options.exchange
-        if self.across is not None:
-            self.say_exchange(self.across)
+        self.across = sharing.across(processes, learner, config, options.exchange, report)
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
@@ -98,14 +87,6 @@ class Loop:
         self.warned: set[str] = set()  # monitors that were warned of already
         on_nan, advice = options.on_nan, dataclasses.replace(options, on_nan="stop").resume_command()
         self.watch = Watch(self.prepared, self.out, on_nan, self.loss_names, processes, report, advice)
-
-    def say_exchange(self, processes: Processes) -> None:
-        """Say how the changes of B come about, where there is a choice."""
-        images = self.config.batch_size // processes.size
-        matrices, sizes = self.learner.matrices(processes, images), self.learner.sizes(processes, images)
-        if not isinstance(sizes, str):
-            size = next(self.learner.parameters()).element_size()
-            self.report(traffic.described(sizes, matrices, size))
 
     @property
     def columns(self) -> list[str]:
@@ -196,6 +177,8 @@ class Loop:
         """The row of this step; where a black box fails in it, the run that goes on begins with it."""
         with self.may_fail(f"in the measurements after step {self.step}", "as it is"):
             self.log(shown)
+            self.sum.zero_()
+            self.count = 0
 
     @contextmanager
     def may_fail(self, where: str, kept: str) -> Generator[None]:
@@ -309,8 +292,6 @@ class Loop:
                 self.observe()
             if aligns and self.together:
                 self.align()
-            self.sum.zero_()
-            self.count = 0
             return
         rows, progress = shown
         measures = observes or aligns
@@ -343,8 +324,6 @@ class Loop:
         rows.log(row)
         words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
         progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
-        self.sum.zero_()
-        self.count = 0
 
     @contextmanager
     def aside(self) -> Generator[None]:

@@ -78,7 +78,7 @@ def prepare(config: RunConfig, device: str, process: int = 0, shared: Processes 
     fabric = Fabric(accelerator=device, devices=index, precision=config.precision, plugins=alone)  # pyright: ignore[reportArgumentType]
     learner = build(config)
     if shared is not None:  # before a device or an optimiser sees the whole of B
-        sharding.shard(learner, shared, config.optimizer)
+        sharding.shard(learner, shared, config.optimizer, config.across)
     optimizer = optimizer_of(config, learner)
     fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
     return Prepared(config, fabric, learner, optimizer)

@@ -286,12 +286,9 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
-    if c.exchange != "auto" and (not several or c.across != "all" or c.shard_b):
-        why = "--shard-b makes changes of B from rows" if c.shard_b else "it goes with --devices and --across all"
-        raise UsageError(f"--exchange {c.exchange}: {why}; leave it out")
-    if c.shard_b and (not several or c.across != "all"):
-        with_it = "--devices" if not several else "--across all"
-        raise UsageError(f"--shard-b goes with {with_it}; give both, for instance --devices 2 --shard-b")
+    for flag, given in (("shard-b", c.shard_b), (f"exchange {c.exchange}", c.exchange != "auto")):
+        if given and (not several or c.across != "all"):
+            raise UsageError(f"--{flag} goes with --devices and --across all, for instance --devices 2 --{flag}")
     if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
         flag = "--staleness" if c.staleness else "--pipeline"
         raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")

@@ -18,18 +18,20 @@ from localssl.rules.base import ScoreRule
 OPTIMIZERS = ("adam", "adam-factored", "adam-l2", "sgd", "plain-sgd")  # shift-sgd looks at the whole of B
 
 
-def shard(learner: Learner, processes: Processes, optimizer: str) -> None:
+def shard(learner: Learner, processes: Processes, optimizer: str, across: str = "all") -> None:
     """Keep of every dense B of the rule's references the rows of this process alone.
 
     Args:
         learner: with the same weights in every process.
         processes: that share its batches.
         optimizer: the name of what will train it.
+        across: whose samples are compared, "all" or each "process" its own.
 
     Raises:
         UsageError: there is no such B, or the others would be asked for it at other times than this process.
     """
-    if why := refusal(learner, optimizer):
+    why = refusal(learner, optimizer) if across == "all" else "every process compares its own samples (--across)"
+    if why:
         raise UsageError(f"--shard-b: {why}; leave it out")
     assert isinstance(learner.rule, ScoreRule)
     made: dict[nn.Module, Sharded] = {}  # layers may have a B in common
