@@ -37,10 +37,12 @@ def test_a_reference_of_all_layers_is_sent_once() -> None:
 def test_the_crossover(processes: int) -> None:
     """Of a square B, next negatives: N n images against d and what the border costs, 2 N / (N - 1)."""
     border = D + 2 * processes / (processes - 1)
-    for images, chosen in ((border - processes / 2, frozenset[int]()), (border + processes / 2, frozenset({0}))):
-        sizes = Sizes(lateral(D), samples=2 * round(images / processes), processes=processes)
-        if 2 * round(images / processes) * processes != 2 * border:
-            assert traffic.choose(sizes) == (chosen if sizes.samples * processes / 2 != border else frozenset())
+    seen: set[bool] = set()
+    for images in range(1, 2 * D):
+        sizes = Sizes(lateral(D), samples=2 * images, processes=processes)
+        assert (traffic.choose(sizes) == {0}) == (processes * images > border)
+        seen.add(processes * images > border)
+    assert seen == {True, False}
 
 
 def test_nothing_sends_less_than_what_is_chosen() -> None:
