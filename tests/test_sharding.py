@@ -23,8 +23,9 @@ EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_e
 
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need not import everything anew."""
+    """Processes that need not import everything anew, and wait a minute for each other, not a day."""
     monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.launch.PATIENCE", timedelta(minutes=1))
 
 
 def alike(found: Any, expected: Any, where: str = "state") -> None:
@@ -113,7 +114,6 @@ def test_all_save_when_one_clock_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         original(self, *rest)
 
     monkeypatch.setattr(Loop, "train", train_by_another_clock)
-    monkeypatch.setattr("localssl.launch.PATIENCE", timedelta(seconds=30))  # or this would wait for a day
     run_tiny(tmp_path / "x", devices=2, shard_b=True, epochs=1)
     assert steps(tmp_path / "x") == [3, 4]
 
