@@ -124,7 +124,7 @@ def expected(learner: Learner, processes: Processes, images: int, moments: bool)
     """Bytes that a process sends in a step with "next" negatives, by formula, where there is one."""
     if not isinstance(learner.rule, ScoreRule) or learner.engine == "autograd":
         return processes.sent
-    sizes = engine.sizes(learner.rule, learner.parts, learner.dims, images, processes.size)
+    sizes = engine.sizes(learner.rule, learner.parts, learner.lengths, images, processes.size)
     matrices = learner.matrices(processes, images)
     if processes.exchange == "auto" and not sharding.shards(learner):
         assert matrices == {1}

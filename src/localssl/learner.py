@@ -42,6 +42,7 @@ class Learner(nn.Module):
         projections: by key ("lateral", "feedback", "head"), one entry per loss; ``projections[key][l].weight`` is B^l
             of shape (d_z, d_c). A key is absent where the rule has none; the credit
             assignment may add its own ("backward").
+        lengths: of the readouts, d_l.
 
     Raises:
         UsageError: patches that do not divide the maps, inputs that the encoder does not accept, an unknown engine, or
@@ -74,7 +75,8 @@ class Learner(nn.Module):
             readout.check(shape, patch, block)
         self.credit.check(rule, self.output_shapes, self.patches)
         lengths = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
-        self.dims = dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
+        self.lengths = lengths
+        dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
         built = rule.build(dims)
         built |= self.credit.build(encoder, rule, dims, built)
@@ -182,7 +184,7 @@ class Learner(nn.Module):
             return f"engine {self.engine!r} makes changes of B from rows only"
         if any(isinstance(module, Sharded) for module in self.projections.modules()):
             return "of a sharded B they are made from rows only"
-        return engines.sizes(self.rule, self.parts, self.dims, images, processes.size)
+        return engines.sizes(self.rule, self.parts, self.lengths, images, processes.size)
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

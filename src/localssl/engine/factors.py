@@ -141,11 +141,9 @@ def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
         add_grad(weight, _of_rows(projection, signal).T @ c)
 
 
-def _matrix(projection: nn.Module) -> nn.Parameter | None:
+def _matrix(projection: nn.Module) -> Tensor | None:
     """The weights of a dense B, or those of its rows that are here; None where B is of another kind."""
-    return (
-        projection.weight if isinstance(projection, Dense | Sharded) and type(projection) in (Dense, Sharded) else None
-    )
+    return projection.weight if type(projection) is Dense or type(projection) is Sharded else None
 
 
 def _of_rows(projection: nn.Module, signal: Tensor) -> Tensor:

@@ -18,18 +18,18 @@ def sources(rule: ScoreRule, layers: int) -> list[tuple[int, ...]]:
     return [tuple(r.source(layer, layers) for r in rule.references.values()) for layer in range(layers)]
 
 
-def sizes(rule: Rule, projections: Projections, dims: Sequence[int], images: int, processes: int) -> traffic.Sizes:
+def sizes(rule: Rule, projections: Projections, lengths: Sequence[int], images: int, processes: int) -> traffic.Sizes:
     """What the traffic of an update depends on.
 
     Args:
         rule, projections: a score rule, and its B.
-        dims: lengths of the readouts.
+        lengths: of the readouts.
         images: of each process.
         processes: how many.
     """
     assert isinstance(rule, ScoreRule)
     found: list[traffic.Layer] = []
-    for layer, (d, known) in enumerate(zip(dims, sources(rule, len(dims)), strict=True)):
+    for layer, (d, known) in enumerate(zip(lengths, sources(rule, len(lengths)), strict=True)):
         weights = sum(p.numel() for p in parameters(rule, projections, layer) if p.requires_grad)
         found.append(traffic.Layer(d, known, weights))
     return traffic.Sizes(tuple(found), 2 * images, processes, rule.negatives == "random")
