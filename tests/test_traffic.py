@@ -65,6 +65,6 @@ def test_in_a_line() -> None:
     sizes = Sizes((*lateral(4), Layer(1024, (1,), 1024**2)), samples=64, processes=2)
     assert traffic.choose(sizes) == {0}
     assert traffic.described(sizes, frozenset({0}), 4) == (
-        "changes of B: rows for block 2 and matrices for block 1, 0.262 MB a step from each process "
-        "(all as rows 0.263, as matrices 4.21)"
+        "changes of B: rows for block 2 and matrices for block 1, 0.26 MB a step from each process "
+        "(all as rows 0.26, as matrices 4.21)"
     )

@@ -93,12 +93,13 @@ def described(sizes: Sizes, matrices: frozenset[int], size: int) -> str:
 
     def named(chosen: frozenset[int], what: str) -> list[str]:
         blocks = ", ".join(str(layer + 1) for layer in sorted(chosen))
-        return [f"{what} for block{'s' if len(chosen) > 1 else ''} {blocks}"] if chosen else []
+        which = "all blocks" if len(chosen) == len(sizes.layers) else f"block{'s' * (len(chosen) > 1)} {blocks}"
+        return [f"{what} for {which}"] if chosen else []
 
     rows = frozenset(range(len(sizes.layers))) - matrices
     ways = " and ".join([*named(rows, "rows"), *named(matrices, "matrices")])
     sent = (numbers(sizes, chosen) * size / 1e6 for chosen in (matrices, frozenset[int](), rows | matrices))
-    mine, all_rows, all_matrices = (f"{megabytes:.3g}" for megabytes in sent)
+    mine, all_rows, all_matrices = (f"{megabytes:,.{0 if megabytes >= 100 else 2}f}" for megabytes in sent)
     return (
         f"changes of B: {ways}, {mine} MB a step from each process (all as rows {all_rows}, as matrices {all_matrices})"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def parallel() -> str:
         f"| {r['share_of_communication']:.2f} |"
         for r in rows("parallel")
     ]
-    return "\n".join([*lines, "", _source("parallel").replace(" 1 threads", " one thread a process")])
+    source = _source("parallel").replace(" 1 threads", " one thread a process")
+    return "\n".join([*lines, "", re.sub(", batches of [^,]*", "", source)])  # they stand in the rows
 
 
 def large_data() -> str:
