@@ -7,6 +7,7 @@ since B's factors are the readouts: no matrix of its size is ever sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -129,6 +130,20 @@ class Processes:
             whole[share] = part.cpu()
         return whole
 
+    def deal(self, columns: Tensor, count: int) -> Tensor:
+        """All columns of this process's samples, (2n, count), of those columns of all samples that each process has.
+
+        Args:
+            columns: (2 N n, this process's share of ``count``), in the order of the whole batch.
+            count: of the columns of all.
+        """
+        n = len(columns) // (2 * self.size)
+        by_process = columns.view(2, self.size, n, -1).transpose(0, 1).flatten()
+        widths = [share.stop - share.start for share in (self.share(count, rank) for rank in range(self.size))]
+        of = [2 * n * width for width in widths]
+        found = self.swap(by_process, [2 * n * columns.shape[1]] * self.size, of).split(of)
+        return torch.cat([part.view(2 * n, width) for part, width in zip(found, widths, strict=True)], 1)
+
     def swap(self, rows: Tensor, to: Sequence[int], of: Sequence[int]) -> Tensor:
         """Rows to every process, one's after the other's; what every process has for this one.
 
@@ -138,7 +153,7 @@ class Processes:
         """
         found = rows.new_empty(sum(of), *rows.shape[1:])
         guarded(lambda: dist.all_to_all_single(found, rows.contiguous(), list(of), list(to), group=self.group))
-        self.sent += (len(rows) - to[self.rank]) * rows[:1].numel() * rows.element_size()
+        self.sent += (len(rows) - to[self.rank]) * math.prod(rows.shape[1:]) * rows.element_size()
         return found
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -33,8 +33,9 @@ class Dense(nn.Linear):
 class Sharded(nn.Module):
     """Some rows of a dense B; other processes have the others. ``weight`` has shape (rows, d_c).
 
-    g = c Bᵀ is put together from the columns that each process makes with its rows, and dL/dB of those rows follows
-    from the same columns of dL/dg: neither B nor its change ever travels.
+    Each process makes the columns of g = c Bᵀ that its rows give. A score is a sum over columns, and dL/dB of those
+    rows follows from the same columns of dL/dg: neither B nor its change ever travels, and g only where it is asked for
+    as a whole.
 
     This is tensor parallelism by columns, PyTorch's ``ColwiseParallel``, with a plain parameter in place of a DTensor:
     one fused step of the optimiser, or one norm, takes no list in which some are DTensors and some are not. FSDP2's
@@ -60,7 +61,15 @@ class Sharded(nn.Module):
     @override
     def forward(self, c: Tensor) -> Tensor:
         """g, (N, d_z), of references c (N, d_c), which must be the same in all processes."""
-        return self.processes.beside(F.linear(c, self.weight), self.d_z)
+        return self.processes.beside(self.part(c), self.d_z)
+
+    def part(self, c: Tensor) -> Tensor:
+        """The columns of g that are made here, (N, rows)."""
+        return F.linear(c, self.weight)
+
+    def total(self, *sums: Tensor) -> list[Tensor]:
+        """Sums over the columns that are here, (N,) each, as sums over all columns."""
+        return list(self.processes.sum(torch.stack(sums)))
 
 
 class LowRank(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +119,9 @@ def _changed(
 ) -> dict[str, Any]:
     """``state`` with everything changed that has one entry a row of a sharded B, ``length`` of them."""
     found = shards(learner)
-    weights, moments = dict(state["learner"]), dict(state["optimizer"])
+    if not found:
+        return state
+    weights, moments = copy.copy(state["learner"]), state["optimizer"]  # with what PyTorch keeps beside the weights
     for name, module in found.items():
         key = f"{name}.weight"
         if key in weights and len(weights[key]) == length(module):

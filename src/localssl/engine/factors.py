@@ -35,7 +35,7 @@ def modulator(x: Tensor, f: str, margin: float) -> Tensor:
 
 
 class Among:
-    """The samples among which negatives are: those of this process. ``engine.spread`` has another one."""
+    """The samples of a batch, whose negatives are among them. ``engine.spread`` has batches of several processes."""
 
     def draw(self, rule: ScoreRule, batch: Batch) -> Tensor:
         """For each of all samples the index of its negative among the positives."""
@@ -46,16 +46,24 @@ class Among:
         return 2 * batch.n
 
     def take(self, negatives: Tensor, z_pos: Tensor) -> Tensor:
-        """The negatives of this process's samples, (2n, d), of the positives (2n, d)."""
+        """The negatives of the batch's samples, (2n, d), of the positives (2n, d)."""
         return z_pos[negatives]
 
     def give(self, negatives: Tensor, rows: Tensor, signal: Tensor) -> None:
         """Add what the samples say to their negatives, (2n, d), to the signals (2n, d) of those."""
         signal.index_add_(0, negatives, rows)
 
+    def own(self, signal: Tensor) -> Tensor:
+        """Of the signals (2n, d) those of this process's samples."""
+        return signal
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """The loss of all samples."""
+        return loss
+
 
 class Change(NamedTuple):
-    """A change of B that is still two factors: dL/dg (2n, d_z) and c (2n, d_c)."""
+    """A change of B that is still two factors: dL/dg (2n, d_z), or of its columns that are here, and c (2n, d_c)."""
 
     projection: nn.Module
     g: Tensor
@@ -66,7 +74,7 @@ class Change(NamedTuple):
         """Add dL/dB to ``.grad``; ``factored``: leave a dense one as the factors that it has."""
         weight = _matrix(self.projection)
         if factored and weight is not None and weight.requires_grad and weight.grad is None:
-            leave_factors(weight, _of_rows(self.projection, self.signal), self.c)
+            leave_factors(weight, self.signal, self.c)
         else:
             change(*self)
 
@@ -90,30 +98,45 @@ def learn(
         among: the samples among which negatives are; None: those of the batch.
 
     Returns:
-        The loss, a scalar; dL/dz of the readout (2n, d), Σ over the samples that use z_j of −γ⁺ Bc (as positive) or
-        +γ⁻ Bc (as negative), over the number of samples; the changes of every B, not yet made.
+        The loss, a scalar; dL/dz of this process's readouts (2n, d), Σ over the samples that use z_j of −γ⁺ Bc (as
+        positive) or +γ⁻ Bc (as negative), over the number of samples; the changes of every B, not yet made.
     """
     among = Among() if among is None else among
     z_pos = batch.positives(layer)
     signal = torch.zeros_like(z_pos, dtype=losses.at_least_float32(z_pos[:0]).dtype)
     loss = signal.new_zeros(())
     changes: list[Change] = []
+    holder: Sharded | None = None
+    columns: Tensor | None = None  # of the signals of a sharded B: those of its rows that are here
     for key, reference in rule.references.items():
         projection = projections[key][layer]
+        sharded = projection if type(projection) is Sharded else None
         c = take(reference, batch.z, layer)
         g = rounded(key, predict(projection, c))
         still = losses.at_least_float32(g.detach())
         negatives = among.draw(rule, batch)
-        z_neg = among.take(negatives, z_pos)
-        s_pos, s_neg = losses.score(z_pos, still), losses.score(z_neg, still)
+        at_pos, at_neg, into = z_pos, among.take(negatives, z_pos), signal
+        if sharded is not None:
+            holder, columns = sharded, torch.zeros_like(still) if columns is None else columns
+            at_pos, at_neg, into = at_pos[:, sharded.rows], at_neg[:, sharded.rows], columns
+        scores = losses.score(at_pos, still), losses.score(at_neg, still)
+        s_pos, s_neg = scores if sharded is None else sharded.total(*scores)
         loss = loss + losses.contrast(s_pos, s_neg, rule.f, rule.loss_type, rule.margin)
         count, found = among.count(batch), modulators(s_pos, s_neg, rule.f, rule.loss_type, rule.margin)
         pos, neg = ((m / count)[:, None] for m in found)
-        signal -= pos * still
-        among.give(negatives, neg * still, signal)
-        changes.append(Change(projection, g, (neg * z_neg).sub_(pos * z_pos).to(g.dtype), c))
-    soma = torch.cat((signal[batch.n :], signal[: batch.n]))  # from the positives' order to the samples'
-    return loss, soma, changes
+        into -= pos * still
+        among.give(negatives, neg * still, into)
+        changes.append(Change(projection, g, (neg * at_neg).sub_(pos * at_pos).to(g.dtype), c))
+    soma = among.own(_of_samples(signal))
+    if holder is not None and columns is not None:
+        soma = soma + holder.processes.deal(_of_samples(columns), holder.d_z)
+    return among.mean(loss), soma, changes
+
+
+def _of_samples(signal: Tensor) -> Tensor:
+    """From the order of the positives to that of the samples."""
+    n = len(signal) // 2
+    return torch.cat((signal[n:], signal[:n]))
 
 
 def parameters(rule: ScoreRule, projections: Projections, layer: int) -> list[nn.Parameter]:
@@ -122,11 +145,11 @@ def parameters(rule: ScoreRule, projections: Projections, layer: int) -> list[nn
 
 
 def predict(projection: nn.Module, c: Tensor) -> Tensor:
-    """g = Bc, (2n, d_z); with a graph as far as B where it is no dense matrix."""
+    """g = Bc, (2n, d_z), of a sharded B the columns that are here; with a graph as far as B where it is no matrix."""
     if type(projection) is Dense:
         return c @ projection.weight.detach().T.to(c.dtype)
     if type(projection) is Sharded:
-        return projection(c).detach()
+        return projection.part(c).detach()
     with torch.enable_grad():
         return projection(c)
 
@@ -138,14 +161,9 @@ def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
         if g.requires_grad:
             g.backward(signal)  # pyright: ignore[reportUnknownMemberType]
     elif weight.requires_grad:
-        add_grad(weight, _of_rows(projection, signal).T @ c)
+        add_grad(weight, signal.T @ c)
 
 
 def _matrix(projection: nn.Module) -> Tensor | None:
     """The weights of a dense B, or those of its rows that are here; None where B is of another kind."""
     return projection.weight if type(projection) is Dense or type(projection) is Sharded else None
-
-
-def _of_rows(projection: nn.Module, signal: Tensor) -> Tensor:
-    """Of a signal (2n, d_z) the columns of the rows of B that are here."""
-    return signal[:, projection.rows] if type(projection) is Sharded else signal

@@ -1,4 +1,4 @@
-"""A layer's update from this process's samples alone, where negatives may be other processes' samples."""
+"""The batches of several processes that share one: all samples in each, or each with its own."""
 
 from __future__ import annotations
 
@@ -35,8 +35,22 @@ def sizes(rule: Rule, projections: Projections, lengths: Sequence[int], images: 
     return traffic.Sizes(tuple(found), 2 * images, processes, rule.negatives == "random")
 
 
-class AmongAll(Among):
-    """The samples of the whole batch: a negative comes from its process, and what is said to it goes there."""
+class Gathered(Among):
+    """The samples of the whole batch, which this process has."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+
+    @override
+    def own(self, signal: Tensor) -> Tensor:
+        return self.processes.own(signal)
+
+
+class Apart(Among):
+    """The samples of the whole batch, of which this process has its own.
+
+    A negative comes from its process, and what is said to it goes there.
+    """
 
     def __init__(self, processes: Processes):
         self.processes = processes
@@ -59,3 +73,7 @@ class AmongAll(Among):
     @override
     def give(self, negatives: Tensor, rows: Tensor, signal: Tensor) -> None:
         self.route.give(rows, signal)
+
+    @override
+    def mean(self, loss: Tensor) -> Tensor:
+        return self.processes.sum(loss) / self.processes.size

@@ -14,8 +14,9 @@ from localssl.credit import Step
 from localssl.credit.local import Local
 from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
+from localssl.engine.factors import Among
 from localssl.engine.passes import Passed, learn, run
-from localssl.engine.spread import AmongAll, sources
+from localssl.engine.spread import Apart, Gathered, sources
 from localssl.rules.base import Batch, Projections, ScoreRule
 
 
@@ -129,16 +130,15 @@ def learn_block(
         layer: which it is among all.
     """
     here = known[layer] if layer in known else _read(step, passed.z, layer)
-    read, processes, apart = {**known, layer: here}, step.processes, layer in step.matrices
-    if processes is not None and apart:  # its own samples, also of readouts that all processes have
+    read, processes, among = {**known, layer: here}, step.processes, Among()
+    if processes is not None and layer in step.matrices:  # its own samples, also of readouts that all processes have
         read = {i: processes.own(z) if i in _gathered(step) else z for i, z in read.items()}
+        among = Apart(processes)
+    elif processes is not None:
+        among = Gathered(processes)
     nothing = read[layer][:, :0]  # in place of readouts that no reference of this layer takes
     z = [read.get(i, nothing) for i in range(len(step.patches))]
-    among = AmongAll(processes) if processes is not None and apart else None
     batch = Batch(z, step.negatives, drawn=step.drawn)
     loss, soma, changes = factors.learn(rule, batch, layer, step.projections, among=among)
-    if processes is not None:
-        soma = soma if apart else processes.own(soma)
-        loss = processes.sum(loss) / processes.size if apart else loss
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
     return loss, changes
