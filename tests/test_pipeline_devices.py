@@ -182,6 +182,8 @@ def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
         {"engine": "autograd", "encoder_options": ("norm=batch",), "split": (1, 4), "align_every": 1},
         {"rule": "clapp++dfb", "across": "process", **RANDOM},
         {"rule": "clapp++dfb", "staleness": 1},
+        {"rule": "clapp++both", "exchange": "matrices", **RANDOM},
+        {"rule": "clapp++", "exchange": "rows"},
     ],
 )
 def test_the_same_run_without_pipeline(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -275,6 +277,7 @@ def test_a_stage_without_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"split": (2, 2)}, "--split 2 2: give 2 numbers"),
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"on_nan": "skip"}, "--on-nan skip and --pipeline do not go together"),
+        ({"shard_b": True}, "--shard-b and --pipeline do not go together"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ class TrainConfig:
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
     across: Literal["all", "process"] = "all"
     """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
+    exchange: Literal["auto", "rows", "matrices"] = "auto"
+    """With --devices: how changes of B come about. rows: readouts go to all, each process makes all of the change;
+    matrices: each makes its samples' part, parts are summed; auto: layer by layer what sends less."""
+    shard_b: bool = False
+    """With --devices: every process keeps some rows of every dense B, with their optimiser's state. Same numbers."""
     pipeline: int | None = None
     """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
     split: tuple[int, ...] | None = None
@@ -161,6 +166,8 @@ class TrainConfig:
             "checkpoint_every",
             "devices",
             "nodes",
+            "exchange",
+            "shard_b",
             "pipeline",
             "split",
             "trackers",
@@ -168,7 +175,8 @@ class TrainConfig:
         ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+                values = value if isinstance(value, tuple) else () if value is True else (value,)
+                words += [f"--{flag.replace('_', '-')}", *map(str, values)]
         if files := self.own_files():
             words += ["--own", *files]
         return f"{program()} {in_shell(words)}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding, sharing
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data import order
@@ -49,25 +49,23 @@ class Loop:
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.trackers = options.trackers
         self.saved_at = time.monotonic()
-        self.prepared = prepare(config, options.device, number)
+        shared = processes if options.shard_b else None
+        self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
-        self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
+        self.learner = learner = self.prepared.learner
         if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
+        self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
-        self.across = processes if config.across == "all" else None  # where samples are compared across processes
-        if self.across is not None and (why := learner.not_spread()):
-            report(f"every process compares its own samples only ({why})")
-            self.across = None
+        self.across = sharing.across(processes, learner, config, options.exchange, report)
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
         if state is not None:  # after they were prepared, which may have made them float64
-            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
-            optimizer.load_state_dict(state["optimizer"])
+            self.prepared.load(state, f"the checkpoint in {self.out}")
         self.resumed = state is not None
         self.step: int = 0 if state is None else state["step"]
         self.seconds: float = 0.0 if state is None else state["seconds"]
@@ -76,8 +74,8 @@ class Loop:
         self.steps_per_epoch = len(images) // config.batch_size
         self.last_step = self.steps_per_epoch * config.epochs
         self.log_every = max(STEPS_PER_ROW, self.steps_per_epoch // 10)
-        size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
-        self.small = size <= SMALL
+        size = sum(p.numel() * p.element_size() for p in learner.parameters()) + sharding.elsewhere(learner)
+        self.small = 3 * size <= SMALL
         self.loss_names = _loss_names(learner)
         # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
         checkpoint.seed_rng(config.seed + 1)
@@ -291,6 +289,8 @@ class Loop:
         self.guard()
         if shown is not None:
             self.row(shown, observes, aligns)
+        elif self.together:
+            _ = observes and self.observe(), aligns and self.align()
         if measures:  # now that none of them has failed
             self.settle(row=True)
         self.sum.zero_()
@@ -366,9 +366,10 @@ class Loop:
         """Write a checkpoint and the encoder."""
         self.settle(states=True)
         self.guard()
+        state = self.state()
         if not self.speaks:
             return
-        checkpoint.save(self.out, self.state())
+        checkpoint.save(self.out, state)
         if self.first is not None:
             self.first.forget()
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
@@ -379,8 +380,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
-            "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.prepared.state(),
             "rng": checkpoint.rng_state(),
             "sum": self.sum.cpu(),
             "count": self.count,

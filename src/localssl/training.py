@@ -63,6 +63,8 @@ def _share(config: TrainConfig, named: list[str] | None, processes: Processes, n
     assert config.out is not None
     said: list[str] = []
     place = pipeline.place(processes, config.pipeline or 1)
+    if place.peers is not None:
+        place.peers.exchange = config.exchange
     try:
         with own.only_named(named):
             if place.stage == 0:

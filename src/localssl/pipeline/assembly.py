@@ -87,13 +87,15 @@ class Setup:
 
 def stage(prepared: Prepared, setup: Setup, place: Place) -> Stage:
     """The stage of this process."""
-    link = None if place.stages == 1 else _link(prepared, setup, place)
-    made = Stage(prepared, setup.layers(place.stage), setup.step, setup.last_step, link, setup.images, place.peers)
+    made = Stage(prepared, setup.layers(place.stage), setup.step, setup.last_step, None, setup.images, place.peers)
+    if place.stages > 1:
+        made.link = _link(prepared, setup, place, made.count - 1 in made.gathered)
     made.sums += torch.tensor([setup.sums[layer] for layer in made.layers], device=prepared.device)
     return made
 
 
-def _link(prepared: Prepared, setup: Setup, place: Place) -> Link:
+def _link(prepared: Prepared, setup: Setup, place: Place, whole: bool) -> Link:
+    """``whole``: whether the last layer's readout is that of the whole batch."""
     learner, rule = prepared.learner, prepared.learner.rule
     assert isinstance(rule, ScoreRule)
     samples, compared = place.samples(prepared.config)
@@ -110,7 +112,7 @@ def _link(prepared: Prepared, setup: Setup, place: Place) -> Link:
 
     own = setup.layers(place.stage)
     dim = readout.dim(tuple(outputs[-1].shape[1:]), learner.patches[-1])
-    context = Shapes((), (compared, dim), outputs[-1].dtype) if above(rule, blocks) else None
+    context = Shapes((), (compared if whole else samples, dim), outputs[-1].dtype) if above(rule, blocks) else None
     return Link(
         place,
         groups(prepared.device, place),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from localssl import divergence, readout
 from localssl.credit import Step
 from localssl.data import order
 from localssl.encoders import run_block
-from localssl.engine import passes
+from localssl.engine import factors, passes
 from localssl.engine.blocks import plan
+from localssl.engine.spread import gathered
 from localssl.engine.three_factor import above, learn_block
 from localssl.errors import RunError
 from localssl.learner import Learner
@@ -80,14 +81,18 @@ class Stage:
         self.learner = prepared.learner
         self.step, self.last_step, self.images = step, last_step, images
         self.across, self.apart = (peers, None) if prepared.config.across == "all" else (None, peers)
+        self.count = len(self.learner.encoder.blocks)
         parameters = dict(prepared.learner.named_parameters())
         own = {layer: [name for name in names(prepared, layer) if name in parameters] for layer in layers}
         self.named = {layer: [(name, parameters[name]) for name in found] for layer, found in own.items()}
-        self.count = len(self.learner.encoder.blocks)
         self.waits = bool(above(rule, self.count))
         self.lean = self.waits and self.learner.engine == "hebbian-lean"
         found = "autograd" if self.learner.engine == "autograd" else plan(self.learner.encoder)
         self.blocks = None if isinstance(found, str) else found
+        self.matrices: frozenset[int] = frozenset()  # layers whose changes of B are sums of what each process makes
+        if self.across is not None and self.blocks is not None:
+            self.matrices = self.learner.matrices(self.across, prepared.config.batch_size // self.across.size)
+        self.gathered = gathered(rule, self.count, self.matrices)
         self.waiting: deque[Waiting] = deque()
         self.sums = torch.zeros(len(layers), device=prepared.device)
 
@@ -175,12 +180,11 @@ class Stage:
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
         else:
             assert self.blocks is not None
-            step = Step(
-                learner.encoder, self.rule, learner.parts, x, learner.patches, drawn=drawn, processes=self.across
-            )
+            step = Step(learner.encoder, self.rule, learner.parts, x, learner.patches, drawn=drawn)
+            step = replace(step, processes=self.across, matrices=self.matrices)
             loss, changes = learn_block(step, self.rule, self.blocks[layer], kept, known, layer)
-            for change in changes:
-                change.add(p.factored and self.apart is None)  # a mean is taken of gradients, not of factors
+            for change in changes:  # a sum or mean is taken of gradients, not of factors
+                change.add(p.factored and self.apart is None and layer not in self.matrices)
         self._join(layer)
         if bad := divergence.not_finite(self.named[layer], loss[None], [f"loss_{layer + 1}"]):
             raise self._failed(layer, kept.z, bad)
@@ -190,8 +194,10 @@ class Stage:
 
     def _join(self, layer: int) -> None:
         """Make the gradients of a block's own part of the batch those of the whole, or the mean over all parts."""
-        if self.across is not None:  # a projection's are whole already
+        if self.across is not None:  # a projection's are whole already, where they are made of rows
             self.across.add_up(self.learner.encoder.blocks[layer].parameters())
+            if layer in self.matrices:
+                self.across.add_up(factors.parameters(self.rule, self.learner.parts, layer))
         elif self.apart is not None:
             self.apart.average(p for _, p in self.named[layer])
 
@@ -210,9 +216,9 @@ class Stage:
         return Batch(z, drawn=drawn)
 
     def _read(self, z: Tensor, layer: int) -> Tensor:
-        """A block's readout, of all samples that are compared."""
+        """A block's readout, of all samples where it goes to all processes."""
         read = readout.readout(z, self.learner.patches[layer])
-        return read if self.across is None else self.across.gather(read)
+        return read if self.across is None or layer not in self.gathered else self.across.gather(read)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.prepared.fabric.autocast()
