@@ -141,3 +141,11 @@ def test_bad_input(words: str, capsys: Capture) -> None:
     said = capsys.readouterr().err
     assert said.startswith("localssl: --completion takes one of bash, zsh, tcsh")
     assert said.count("\n") == 1
+
+
+def test_an_unknown_flag_is_one_line_with_the_nearest(capsys: Capture) -> None:
+    assert main(["train", "--rule", "clapp++", "--data", "digits", "--out", "x", "--epoch", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said == "localssl: train has no flag --epoch: did you mean --epochs? localssl train --help-all shows them\n"
+    assert main(["certify", "--epochs=2"]) == 2
+    assert "certify has no flag --epochs: localssl certify --help-all" in capsys.readouterr().err

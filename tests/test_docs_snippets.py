@@ -178,6 +178,10 @@ def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run_page(DOCS / "many-machines.md", "Images on disk") == 1
 
 
+def test_the_rule_with_a_running_rate() -> None:
+    assert run_page(DOCS / "your-own-rule.md", "Three factors, and a running rate") == 1
+
+
 def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nassert 1 == 2\n```\n", encoding="utf-8")
