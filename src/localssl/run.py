@@ -287,8 +287,8 @@ def check(config: TrainConfig) -> None:
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
     for flag, given in (("shard-b", c.shard_b), (f"exchange {c.exchange}", c.exchange != "auto")):
-        if given and (not several or c.across != "all"):
-            raise UsageError(f"--{flag} goes with --devices and --across all, for instance --devices 2 --{flag}")
+        if given and (not several or c.across != "all" or (c.pipeline or 1) > 1):
+            raise UsageError(f"--{flag} goes with --devices and --across all, without --pipeline; or leave it out")
     if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
         flag = "--staleness" if c.staleness else "--pipeline"
         raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")
