@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from localssl import engine, rules, sharding, traffic
+from localssl import engine, parallel, rules, sharding, traffic
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
@@ -150,6 +150,7 @@ def held(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, int]:
 
 def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
     torch.set_num_threads(1)
+    parallel.LARGE = 200  # some gradients are summed where they lie
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
     try:
         processes = Processes()

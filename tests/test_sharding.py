@@ -18,7 +18,7 @@ from localssl.training import train
 from .test_divergence import spoil
 from .train_util import last_state, rows, run_tiny, steps, tiny
 
-EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_every": 1}
+EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_every": 1, "optimizer": "adam-factored"}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_same_run_same_files_and_resumed_with_one_process_and_back(
 
 
 def test_matrices_in_place_of_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    few: dict[str, Any] = {**EXACT, "align_every": 0, "devices": 2}
+    few: dict[str, Any] = {**EXACT, "align_every": 0, "optimizer": "adam", "devices": 2}
     rows_ = run_tiny(tmp_path / "rows", exchange="rows", **few).path
     matrices = run_tiny(tmp_path / "matrices", exchange="matrices", **few).path
     said = capfd.readouterr().out
@@ -123,6 +123,7 @@ def test_all_save_when_one_clock_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ({"devices": 1}, "--shard-b goes with --devices and --across all"),
         ({"across": "process"}, "--shard-b goes with --devices and --across all"),
+        ({"pipeline": 2}, "(--shard-b goes with .*, without --pipeline)|(do not go together)"),
         ({"exchange": "matrices"}, "--exchange matrices: of a sharded B they are made from rows only"),
         ({"rule": "ff"}, "--shard-b: rule 'ff' does not compare samples across processes"),
         ({"rule": "lpl"}, "--shard-b: rule 'lpl' has no B of a score"),

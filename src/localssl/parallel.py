@@ -22,6 +22,7 @@ from localssl.errors import RunError, UsageError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
+LARGE = 2**18  # numbers of a gradient
 
 
 class Lost(RunError):
@@ -160,7 +161,10 @@ class Processes:
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes; all must have gradients for the same parameters."""
-        for same in _by_kind([p.grad for p in parameters if p.grad is not None]):
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for large in filter(_is_large, gradients):
+            self.sum(large)
+        for same in _by_kind([g for g in gradients if not _is_large(g)]):
             flat = self.sum(torch.cat([g.flatten() for g in same]))
             for g, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
                 g.copy_(part.view_as(g))
@@ -226,6 +230,11 @@ class Route:
     def give(self, rows: Tensor, into: Tensor) -> None:
         """Add each of the rows (2n, ...), one a sample of this process, to what it uses, in that process's ``into``."""
         into.index_add_(0, self.places, self.processes.swap(rows[self.order], self.of, self.to))
+
+
+def _is_large(gradient: Tensor) -> bool:
+    """Whether a gradient is summed where it lies, in a message of its own: a copy of it would be too much."""
+    return gradient.numel() >= LARGE and gradient.is_contiguous()
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -50,8 +50,9 @@ def refusal(learner: Learner, optimizer: str) -> str | None:
     rule = learner.rule
     if reason := learner.not_spread():
         return f"rule {rule.name!r} does not compare samples across processes ({reason})"
-    if not isinstance(rule, ScoreRule) or type(rule).scores is not ScoreRule.scores:
-        return f"rule {rule.name!r} has no B of a score z.Bc"
+    methods = ("losses", "layer_loss", "scores")
+    if not isinstance(rule, ScoreRule) or any(getattr(type(rule), m) is not getattr(ScoreRule, m) for m in methods):
+        return f"rule {rule.name!r} has no B of a score z.Bc, or losses of its own"
     if not any(type(module) is Dense for key in rule.references for module in learner.parts[key]):
         return f"no B of projection {rule.projection!r} is a dense matrix"
     if boxes := black_boxes(learner.encoder.blocks):
