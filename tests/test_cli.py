@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,24 @@ def test_citation(capsys: Capture) -> None:
     assert said.count("{") == said.count("}")
 
 
+@pytest.mark.parametrize("words", ["--version", "--citation", "train --help-all"])
+def test_nobody_reads_what_is_printed(words: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "localssl", *words.split()]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_no_room_for_what_is_printed() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "localssl", "--citation"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "localssl: No space left on device (standard output)\n")
+
+
 def test_changelog_knows_the_version() -> None:
     assert f"\n## {localssl.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
@@ -121,3 +141,11 @@ def test_bad_input(words: str, capsys: Capture) -> None:
     said = capsys.readouterr().err
     assert said.startswith("localssl: --completion takes one of bash, zsh, tcsh")
     assert said.count("\n") == 1
+
+
+def test_an_unknown_flag_is_one_line_with_the_nearest(capsys: Capture) -> None:
+    assert main(["train", "--rule", "clapp++", "--data", "digits", "--out", "x", "--epoch", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said == "localssl: train has no flag --epoch: did you mean --epochs? localssl train --help-all shows them\n"
+    assert main(["certify", "--epochs=2"]) == 2
+    assert "certify has no flag --epochs: localssl certify --help-all" in capsys.readouterr().err

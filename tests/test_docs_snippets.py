@@ -1,21 +1,51 @@
-"""Every snippet of some pages runs: Python as it stands, one page one session; commands with tiny sizes."""
+"""Every snippet runs: Python as it stands, one page one session; commands with tiny sizes where that takes seconds.
+
+What would take minutes or other machines (``PARSED``) is read as the command line reads it, and no more; its own tests
+run it. So are the commands that stand in the text.
+"""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
+import localssl
+from localssl import flagfile, flags, usage
 from localssl.cli import main
+from localssl.experiments import EXPERIMENTS
 from localssl.rules import own
 
 from .sources_util import encoded, pictures, write_shards
 from .train_util import run_tiny
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+RUN = ("index", "first-hour", "alignment", "certificate", "report", "hardware", "neuroscience", "networks", "own-data")
+PARSED = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("compare", "engine", "many-machines", "your-own-rule")),
+)
+OTHERS = ("docs/cite.md",)  # no command and no program: tests/test_site.py
+LATER = ("reproduce", "certify", "compare", "theory")  # commands that are parsed alone; so is --dry-run, ten seconds
+GIVEN = """
+import torch, localssl
+from torch import nn
+stage1, stage2, stage3 = (nn.Sequential(nn.Conv2d(c, 4, 3, 2, 1), nn.ReLU()) for c in (3, 4, 4))
+view_a, view_b = torch.randn(2, 8, 3, 32, 32)
+images = view_a
+batches = training_batches = pairs = [(view_a, view_b), (view_b, view_a)]
+images_uint8 = torch.randint(256, (2, 1, 16, 16), dtype=torch.uint8)
+encoder = localssl.encoders.Encoder.from_blocks([stage1, stage2, stage3])
+learner = localssl.Learner(encoder, localssl.rules.get("clapp++"), input_shape=(3, 32, 32), patches=(4, 4, 2))
+optimiser = torch.optim.Adam(learner.parameters())
+"""  # what the reader has at these places
 FENCE = re.compile(r"^```(\w*)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(localssl|make|torchrun|python|import|[\w.]+ = |localssl\.)", re.MULTILINE)
 TINY = "--epochs 1 --batch-size 16 --limit-images 64 --threads 1"
 ADDED = {
     "train": TINY,
@@ -30,6 +60,7 @@ ADDED = {
 def run_page(page: Path, section: str = "") -> int:
     """Run a page's snippets, or those of one section, in the present folder; returns how many there were."""
     session: dict[str, object] = {"__name__": "snippet"}
+    exec(GIVEN, session)
     text = page.read_text(encoding="utf-8")
     if section:
         text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
@@ -39,26 +70,64 @@ def run_page(page: Path, section: str = "") -> int:
             Path(file).write_text(text, encoding="utf-8")
         elif language == "python":
             exec(compile(text, str(page), "exec"), session)
+        elif language == "yaml":
+            Path("flags.yaml").write_text(text, encoding="utf-8")
+            assert flagfile.read(Path("flags.yaml"), flags.TrainConfig)
         else:
             assert not language, language
             for line in filter(None, text.splitlines()):
                 words = shlex.split(line, comments=True)
-                assert words[0] == "localssl", line
-                if words[1] == "reproduce":  # hours: its own tests run it
-                    from localssl.experiments import EXPERIMENTS
-
-                    assert words[2] in EXPERIMENTS
-                    continue
-                assert main([*words[1:], *ADDED[words[1]].split()]) == 0, line
+                read(line)
+                if words[0] == "localssl" and words[1] not in LATER and not {"…", "--dry-run"} & set(words):
+                    assert main([*words[1:], *ADDED[words[1]].split()]) == 0, line
     return len(found)
 
 
-@pytest.mark.parametrize("page", ["index.md", "hardware.md", "neuroscience.md", "networks.md", "own-data.md"])
+def read(line: str) -> None:
+    """A line of a shell: its flags are there, or its target of make, or its program."""
+    words = shlex.split(line, comments=True)
+    if "localssl" in words:  # torchrun and variables of the environment may stand before
+        words = words[words.index("localssl") :]
+        gaps = ("x" if before.startswith("--") else "" for before in words)  # what "…" stands for after each word
+        arguments = [
+            gap if word == "…" else word for word, gap in zip(words[1:], gaps, strict=False) if gap or word != "…"
+        ]
+        if {"--help", "--help-all"} & set(arguments):
+            assert arguments[0] in usage.commands()
+            return
+        if "--config" in arguments:  # names a file that the reader has
+            place = arguments.index("--config")
+            del arguments[place : place + 2]
+        if arguments[0] in ("train", "compare") and "--out" not in arguments:
+            arguments += ["--out", "x"]
+        command = flags.parse(arguments)
+        if isinstance(command, flags.Reproduce):
+            assert set(command.names) <= set(EXPERIMENTS), line
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert words[1] in targets, line
+    else:
+        assert words[0] == "python", line
+        assert (ROOT / words[1]).is_file(), line
+
+
+def test_every_page_with_snippets_is_here() -> None:
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md"]
+    with_some = {str(page.relative_to(ROOT)) for page in pages if COMMAND.search(_fenced(page))}
+    assert with_some == {*(f"docs/{name}.md" for name in RUN), *PARSED}
+    assert [page for page in OTHERS if COMMAND.search(_fenced(ROOT / page))] == []
+
+
+def _fenced(page: Path) -> str:
+    return "\n".join(text for _, _, text in FENCE.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if page != "index.md":  # begins with nothing
+    if page not in ("index", "first-hour", "report"):  # begin with nothing
         run_tiny(Path("runs/x"))
-    assert run_page(DOCS / page) >= 2
+    assert run_page(DOCS / f"{page}.md") >= 1
     for name in ("net.py", "mine.py"):
         own._LOADED.pop(tmp_path / name, None)
 
@@ -70,11 +139,47 @@ def test_parts_of_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_page(DOCS / "many-machines.md", "B in parts") == 1
 
 
+@pytest.mark.parametrize("page", PARSED)
+def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # files of one's own are named from here
+    commands = 0
+    for language, _, text in FENCE.findall((ROOT / page).read_text(encoding="utf-8")):
+        for line in filter(None, text.splitlines()):
+            if not language:
+                read(line)
+                commands += 1
+            elif language == "python":
+                compile(text, page, "exec")
+    assert commands >= 1
+
+
+def test_a_rule_of_ones_own() -> None:
+    """The Python of that page, about the class that it shows."""
+    mine = runpy.run_path(str(ROOT / "examples" / "my_rule.py"))["MyRule"]
+    session: dict[str, object] = {"localssl": localssl, "MyRule": mine}
+    page = (DOCS / "your-own-rule.md").read_text(encoding="utf-8")
+    for text in [text for language, _, text in FENCE.findall(page) if language == "python"]:
+        exec(compile(text, "your-own-rule.md", "exec"), session)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_commands_in_the_text(page: str) -> None:
+    text = FENCE.sub("", (DOCS / page).read_text(encoding="utf-8"))
+    for found in re.findall(r"`(localssl [a-z]+ [^`]*)`", text):
+        line = " ".join(found.split())
+        if not re.search(r"…|\b[A-Z]{2,}\b|\bX\b|\\|\.\.\.", line):  # with a gap to be filled
+            read(line)
+
+
 def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("localssl.launch.START", "fork")  # nothing to import anew
     write_shards(tmp_path / "shards", [encoded(picture) for picture in pictures(100)], list(range(10)) * 10)
     assert run_page(DOCS / "many-machines.md", "Images on disk") == 1
+
+
+def test_the_rule_with_a_running_rate() -> None:
+    assert run_page(DOCS / "your-own-rule.md", "Three factors, and a running rate") == 1
 
 
 def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def test_rules_from_their_declarations() -> None:
         "| `clapp++both` | local | lateral: own layer, feedback: last layer | trained | hinge; type 2 | two views |  | "
     )
     assert lines["bp-infonce"].startswith("| `bp-infonce` | backprop | other view, with gradient | HᵀH, H trained | ")
+    assert lines["clapp++both"].count("](results/") >= 3
+    for line in lines.values():
+        linked = re.findall(r"\]\(([^)]+)\)", line)
+        assert linked[0].startswith("../src/localssl/rules/")
+        assert all((DOCS / link).exists() for link in linked), line
+        assert (len(linked) == 1) == line.endswith("| not yet |")
     assert "| local | ξ, fixed and random | I | softplus(−θx), z of length one; type 1 | " in lines["phyll"]
     place = docs_tables.HEADER.index("f, type") + 1
     for name, line in lines.items():

@@ -11,12 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 import localssl
 from localssl import engine, evaluate, metrics, rules
+from localssl.blocks import BlackBox
 from localssl.credit.hebbian import weighted
 from localssl.encoders import Encoder, vgg5
-from localssl.engine.integer import KEY
+from localssl.engine import narrow, passes
+from localssl.engine.integer import ABLE, KEY, refused
 from localssl.engine.synapses import FRACTION, PARTS, Device, Numbers, Synapses, Writes
 from localssl.grids import Grid
 from localssl.rules.base import ScoreRule
@@ -197,6 +200,57 @@ def test_two_losses_add_up_on_their_grids() -> None:
     assert all(p.grad is not None and bool(p.grad.any()) for p in learner.parameters())
 
 
+def learnt(rule: str, bits: int, pool: nn.Module) -> list[torch.Tensor]:
+    """Losses and updates of three steps, with weights of float32, on more positions than a part of ΔW holds."""
+    torch.manual_seed(1)
+    first = nn.Sequential(Grid(bits), nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), pool, Grid(bits))
+    second = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), Grid(bits))
+    third = nn.Sequential(nn.Flatten(), nn.Linear(16 * 8 * 8, 8), nn.ReLU(), Grid(bits))
+    patches = (2, 2, None) if rule != "softhebb" else None
+    learner = localssl.Learner(Encoder.from_blocks([first, second, third]), rules.get(rule), (2, 16, 16), patches)
+    found: list[torch.Tensor] = []
+    a = torch.randn(12, 2, 16, 16)
+    for seed in range(3):  # the first chooses the grids
+        learner.zero_grad()
+        torch.manual_seed(seed)
+        found.append(learner.accumulate_grads(a, a + 0.5 * torch.randn_like(a)).double())
+        found += [p.grad.clone() for p in learner.parameters() if p.grad is not None]
+    return found
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)])
+@pytest.mark.parametrize("bits", [3, 6, 8, 12])
+@pytest.mark.parametrize("rule", ["clapp++both", "ff", "softhebb"])
+def test_sums_in_float32_are_those_of_float64(
+    rule: str, bits: int, pool: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.dtype] = []
+    drive_of = passes.drive_of
+    monkeypatch.setattr(passes, "drive_of", lambda layer, x, *rest: used.append(x.dtype) or drive_of(layer, x, *rest))
+    mine = learnt(rule, bits, pool)
+    if rule != "softhebb":
+        assert (torch.float32 in used) == (bits < 12)
+    monkeypatch.setattr(narrow, "HELD", 0)
+    used.clear()
+    wide = learnt(rule, bits, pool)
+    assert set(used) == {torch.float64}
+    assert len(mine) == len(wide) >= 12
+    for a, b in zip(mine, wide, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("held", [2**24, 2**27])
+def test_sums_at_their_largest(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Odd numbers near the largest: one bit more than float32 holds would be seen."""
+    monkeypatch.setattr(narrow, "HELD", held)
+    layer, top = nn.Conv2d(4, 4, 3, padding=1, bias=False), 127
+    x, at_a = (top - 2 * torch.randint(2, (40, 4, 12, 12)) for _ in range(2))
+    found, _ = narrow.change_of(layer, x.double(), at_a.double(), (True, False), top**2)
+    want = conv2d_weight(x.double(), layer.weight.shape, at_a.double(), padding=1)
+    assert found is not None
+    assert torch.equal(found.double(), want) == (held == 2**24)
+
+
 BOUND = 2.0**-7  # of an update at 16 bits, beside its length; docs/hardware.md states it
 
 
@@ -338,6 +392,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     stopped = run_tiny(tmp_path / "part", bits=4, lr=None, epochs=1)
     assert int(last_state(stopped.path)["step"]) == 4
     assert_same_run(run.path, localssl.train(rule=None, data=None, out=tmp_path / "part", resume=True, epochs=2).path)
+
+
+def test_the_rules_that_can_are_named() -> None:
+    ours = [name for name in rules.names() if type(rules.get(name)).__module__.startswith("localssl.")]
+    able = [name for name in ours if refused(rules.get(name)) is None]
+    assert sorted(able) == sorted(ABLE.replace(" and ", ", ").split(", "))
+
+
+def test_blocks_that_changed_since_are_refused() -> None:
+    learner = small(8)
+    learner.encoder.blocks[0].register_forward_hook(lambda *_: None)
+    with usage_error("cannot now: block 1: it has hooks"):
+        learner.accumulate_grads(*views())
+
+
+def test_an_encoder_that_cannot_is_not_blamed_on_the_rule() -> None:
+    box = BlackBox(lambda x: x, (2, SIDE, SIDE))
+    block = nn.Sequential(box, Grid(8), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Grid(8))
+    with usage_error("this encoder cannot learn in integers: a black box"):
+        localssl.Learner(Encoder.from_blocks([block]), rules.get("clapp++"), (2, SIDE, SIDE), PATCH, engine="integer")
 
 
 def test_saturation_is_counted() -> None:

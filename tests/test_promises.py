@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ import torch
 from torch import nn
 
 import localssl
-from localssl import cli, nir_graph, rulefile
+from localssl import api, cli, errors, nir_graph, rulefile, usage
 from localssl.config import TrainConfig
 from localssl.encoders import Encoder
 from localssl.rules import Rule
 
+ROOT = Path(__file__).resolve().parents[1]
 CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.vgg6, "width in_channels"),
     (localssl.encoders.mlp, "in_features widths bias"),
@@ -99,22 +102,32 @@ PROJECTIONS = {
     "bp-simclr": {"hidden": 1, "head": 1},
 }
 
-COMMANDS = {
-    "train": "rule data data-root config views epochs width seed out encoder lr batch-size weight-decay optimizer "
-    "schedule device precision threads devices nodes across exchange shard-b pipeline split staleness "
-    "probe-every align-every limit-images trackers on-nan expect own resume skip-bad memory download dry-run bits "
+COMMANDS = {  # all ten, each with all that it takes; in capitals what has its place on the line
+    "train": "rule rule-options data data-root download config views view-strength image-size epochs width seed out "
+    "encoder encoder-options patches engine lr batch-size weight-decay optimizer schedule device precision threads "
+    "devices nodes across exchange shard-b pipeline split staleness probe-every align-every checkpoint-every "
+    "limit-images trackers on-nan expect own resume skip-bad memory dry-run bits weight-noise dead mismatch",
+    "probe": "RUN protocol labels draws epochs data data-root limit-images device threads skip-bad own",
+    "align": "RUN data data-root batches batch-size fit-batches reference threads skip-bad own",
+    "compare": "rules data data-root epochs seeds out config jobs threads encoder encoder-options own width patches "
+    "precision batch-size limit-images search-lr search-epochs labels probe-images align-batches report bits "
     "weight-noise dead mismatch",
-    "probe": "protocol labels data data-root own",
-    "align": "data data-root batches reference own",
-    "compare": "rules data epochs seeds out config jobs encoder encoder-options own width labels report bits "
-    "weight-noise dead mismatch",
-    "theory": "full",
+    "theory": "full cases",
     "certify": "rule rule-options encoder width image-size out",
-    "reproduce": "out data-root seeds",
+    "reproduce": "NAMES out data-root seeds jobs threads scale",
     "doctor": "data-root quick",
-    "report": "images units data data-root own",
-    "export": "onnx nir nir-activation rule embeddings data data-root own out",
+    "report": "RUNS images units data data-root threads skip-bad own",
+    "export": "RUN onnx nir nir-activation rule embeddings split data data-root skip-bad own out",
 }
+BESIDE = "--help --version --citation --completion"  # what the command line takes before a command
+NAMES = (
+    "Learner __version__ alignment blocks callbacks certificate encoders load open_run represent rules testing theory "
+    "train"
+)
+FUNCTIONS = (
+    "train dry_run open_run probe align compare certify theory reproduce report export doctor"  # of localssl.api
+)
+ERRORS = "UsageError RunError"  # exit status 2 and 1
 
 
 @pytest.mark.parametrize(("function", "names"), CALLS, ids=lambda value: getattr(value, "__qualname__", ""))
@@ -202,9 +215,33 @@ def test_a_rule_of_ones_own_is_known_everywhere() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help-all"]) == 0
-    shown = capsys.readouterr().out.split()
-    for flag in COMMANDS[command].split():
-        assert f"--{flag}" in shown, flag
+    shown = re.findall(r"^  (?:--([a-z-]+)|([A-Z]+)  )", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(flag or place for flag, place in shown) == sorted(COMMANDS[command].split())
+
+
+def test_commands_and_what_stands_beside_them() -> None:
+    assert sorted(usage.commands()) == sorted(COMMANDS)
+    assert [flag for flag in BESIDE.split() if flag not in usage.overview()] == []
+
+
+def test_names() -> None:
+    assert localssl.__all__ == sorted(NAMES.split())
+    for name in [name for name in NAMES.split() if name != "__version__"]:
+        assert inspect.getdoc(getattr(localssl, name)), name
+    for name in FUNCTIONS.split():
+        assert inspect.getdoc(getattr(api, name)), name
+    assert issubclass(errors.UsageError, Exception)
+    assert [name for name in ERRORS.split() if not inspect.getdoc(getattr(errors, name))] == []
+
+
+def test_what_is_promised_is_documented() -> None:
+    """A docstring of its own, and a place on the site's page about the API."""
+    pages = re.findall(r'"(localssl[\w.]*)"', (ROOT / "website" / "hook.py").read_text(encoding="utf-8"))
+    for function, _ in CALLS:
+        assert inspect.getdoc(function), function
+        module, name = function.__module__, function.__qualname__.partition(".")[0]
+        shown = {page for page in pages if module == page or module.startswith(f"{page}.")}
+        assert shown or f"{module}.{name}" in pages, f"{module}.{name}"
 
 
 def test_train_needs_three_flags_only() -> None:

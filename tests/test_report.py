@@ -147,6 +147,13 @@ def test_rules_of_other_kinds(rule: str, tmp_path: Path) -> None:
     assert ("The rule has no projection" in said) == (rule != "clapp++both")
 
 
+def test_what_integers_clipped(run: Path, tmp_path: Path) -> None:
+    out = run_tiny(tmp_path / "x", bits=4, lr=None, epochs=1).path
+    assert main(["report", str(out), "--images", "0"]) == 0
+    assert "Numbers that were clipped" in part(text_of(out), "losses")
+    assert "clipped" not in part(text_of(run), "losses")
+
+
 def test_untrained_run(tmp_path: Path) -> None:
     out = run_tiny(tmp_path / "x", epochs=0).path
     assert main(["report", str(out), "--images", "0"]) == 0
@@ -373,6 +380,12 @@ def test_a_long_run_in_a_browser(long_run: Path) -> None:
         keep_screenshot(driver, "long-375")
         assert complaints(driver) == []
         assert requests(driver) == []
+        opened_in = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+        took = []
+        for _ in range(3):  # the best of three: tests share their machine
+            driver.get(driver.current_url)
+            took.append(driver.execute_script(opened_in))
+        assert 0 < min(took) < 2000  # milliseconds, charts drawn
 
 
 def test_maps_of_floats(tmp_path: Path) -> None:

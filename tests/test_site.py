@@ -64,6 +64,9 @@ def test_what_lies_outside_docs_has_a_page(site: Path) -> None:
     )
     notebook = (site / "source/examples/notebooks/own_rule.ipynb.html").read_text(encoding="utf-8")
     assert 'href="../../../your-own-rule.html"' in notebook
+    promises = (site / "source/benchmarks/reliability.md.html").read_text(encoding="utf-8")
+    assert "<table>" in promises
+    assert 'href="../../many-machines.html#what-is-supported-and-what-was-seen"' in promises
     assert 'href="results/demo/cells/index.html"' in (site / "results.html").read_text(encoding="utf-8")
 
 

@@ -26,15 +26,18 @@ LANGUAGES = {".py": "python", ".json": "json"}
 API = {  # titles and modules
     "Commands as functions": ["localssl.api"],
     "Flags": ["localssl.config.TrainConfig", "localssl.flags", "localssl.flagfile"],
+    "Opening what was trained": ["localssl.checkpoint.load", "localssl.run.Run"],
     "Encoders": ["localssl.encoders", "localssl.networks", "localssl.blocks"],
     "Rules": ["localssl.rules", "localssl.rules.base", "localssl.losses", "localssl.references"],
     "Projections and readout": ["localssl.projections", "localssl.readout"],
     "Learner": ["localssl.learner"],
+    "Callbacks": ["localssl.callbacks"],
     "Alignment": ["localssl.alignment"],
     "Theory": ["localssl.theory"],
     "Certificates": ["localssl.certificate"],
     "Checks of a rule": ["localssl.testing"],
     "Activities and their similarity": ["localssl.represent"],
+    "Rules as data, encoders as graphs": ["localssl.rulefile.document", "localssl.nir_graph"],
     "Errors": ["localssl.errors"],
 }
 
@@ -70,7 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if (place := _place(target, here)) is not None:
             target = posixpath.relpath(_page_of(place), posixpath.dirname(here) or ".")
             after = ")"
-        elif posixpath.basename(target) in AT_THE_TOP:
+        elif "://" not in target and posixpath.basename(target) in AT_THE_TOP:
             target = posixpath.basename(target)
         return f"{before}{target}{after}"
 
@@ -116,7 +119,10 @@ def _shown(place: Path) -> str:
             p if c["cell_type"] == "markdown" else f"```python\n{p}\n```" for p, c in zip(parts, cells, strict=True)
         ]
         return "\n\n".join([*shown, f"The notebook: `{name}`"])
-    text = place.read_text(encoding="utf-8").replace("````", "``` `")
+    text = place.read_text(encoding="utf-8")
+    if place.suffix == ".md":
+        return text
+    text = text.replace("````", "``` `")
     return f"# {name}\n\n````{LANGUAGES.get(place.suffix, 'text')}\n{text}\n````\n"
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localssl import alignment, blocks, certificate, encoders, represent, rules, testing, theory
+    from localssl import alignment, blocks, callbacks, certificate, encoders, represent, rules, testing, theory
     from localssl.api import open_run, train
     from localssl.checkpoint import load
     from localssl.learner import Learner
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "alignment",
     "blocks",
+    "callbacks",
     "certificate",
     "encoders",
     "load",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,17 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def aside(seed: int) -> Generator[None]:
+    """Measurements: random numbers that are the same every time, the run's own left as they were."""
+    before = rng_state()
+    seed_rng(seed)
+    try:
+        yield
+    finally:
+        set_rng_state(before)
 
 
 def save(run: Path, state: dict[str, Any]) -> Path:

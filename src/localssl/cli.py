@@ -17,8 +17,17 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the run could not go on, 2 bad input, 130 stopped by the user."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     _printable()
+    try:
+        status = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()  # here, or whoever stopped reading is met while the interpreter ends
+    except OSError as error:  # of what is printed; those of files are met below
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it ends
+        return 1 if isinstance(error, BrokenPipeError) else _say(f"{error.strerror} (standard output)", 1)
+    return status
+
+
+def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(localssl.__version__)
         return 0
@@ -41,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(usage.page(arguments[0], "--help-all" in asked))
             return 0
         try:
+            usage.refuse_unknown(arguments)
             command = flags.parse(arguments)
         except UsageError as error:
             return _say(str(error), 2)
@@ -56,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it ends
-        return 1
+        raise
     except Exception as error:
         place = own.where(error)
         if place is not None:  # a bug in a rule of the user's own

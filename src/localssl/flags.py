@@ -138,7 +138,7 @@ class Compare:
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
     """Labels per class of the probe (fast protocol)."""
     limit_images: int | None = None
-    """Train on this many images, drawn once with a fixed seed."""
+    """Train on this many images, drawn once with a fixed seed. The probe uses all, or --probe-images."""
     probe_images: int | None = None
     """The probe fits on this many training images. Default: all."""
     batch_size: int = 64

@@ -79,6 +79,11 @@ class Learner(nn.Module):
         dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
         built = rule.build(dims)
+        if not isinstance(built, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"rule {rule.name or type(rule).__name__!r}: build returned a {type(built).__name__}; return a dict of "
+                f"lists, one module per layer in each, {{'key': [...]}}"
+            )
         built |= self.credit.build(encoder, rule, dims, built)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
@@ -215,7 +220,7 @@ class Learner(nn.Module):
 
     def read(self, z: Sequence[Tensor], negatives: Tensor | None = None, labels: Tensor | None = None) -> Batch:
         """What the rule sees of the block outputs z^l, (2n, ...), view a above view b."""
-        return Batch.read(z, self.patches, negatives, labels)
+        return self.rule.with_negatives(Batch.read(z, self.patches, negatives, labels))
 
     def step(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

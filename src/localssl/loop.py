@@ -328,13 +328,8 @@ class Loop:
     @contextmanager
     def aside(self) -> Generator[None]:
         """Measurements: random numbers that are the same every time, the run's own left as they were."""
-        before = checkpoint.rng_state()
-        checkpoint.seed_rng(self.config.seed)
-        try:
-            with self.fabric.autocast():
-                yield
-        finally:
-            checkpoint.set_rng_state(before)
+        with checkpoint.aside(self.config.seed), self.fabric.autocast():
+            yield
 
     def align(self) -> dict[str, float]:
         """Cosine with backpropagation, block by block, on the same batches of training images every time."""

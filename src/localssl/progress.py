@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -22,10 +23,13 @@ class Progress:
         self.first, self.step, self.last_step, self.batch_size = step, step, last_step, batch_size
         self.began = time.monotonic()
         self.said = 0.0
-        console = Console()
-        self.live = console.is_terminal
+        # Rich believes FORCE_COLOR and a CI's variables; a log with control characters in it is no good to anyone.
+        terminal = sys.stdout.isatty()
+        console = Console(force_terminal=None if terminal else False)
+        self.live = terminal and console.is_interactive
+        width = len(f"step {last_step}/{last_step}")  # where it is narrow, the note gives way
         self.bar = bar.Progress(
-            bar.TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            bar.TextColumn("step {task.completed}/{task.total}", table_column=Column(min_width=width, no_wrap=True)),
             bar.BarColumn(bar_width=8),
             bar.TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             bar.TextColumn("left, {task.fields[note]}", table_column=Column(no_wrap=True)),  # cut to fit

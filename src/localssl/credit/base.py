@@ -44,10 +44,10 @@ class Step:
     def read(self, outputs: Sequence[Tensor]) -> Batch:
         """What the rule sees of the block outputs."""
         batch = Batch.read(outputs, self.patches, self.negatives, self.labels)
-        if self.processes is None:
-            return batch
-        labels = None if self.labels is None else self.processes.gather(self.labels, views=1)
-        return Batch([self.processes.gather(z) for z in batch.z], self.negatives, labels)
+        if self.processes is not None:
+            labels = None if self.labels is None else self.processes.gather(self.labels, views=1)
+            batch = Batch([self.processes.gather(z) for z in batch.z], self.negatives, labels)
+        return self.rule.with_negatives(batch)
 
     def losses(self, outputs: Sequence[Tensor]) -> Tensor:
         """The rule's losses of some block outputs."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ from localssl.credit import Step
 from localssl.credit.hebbian import weighted
 from localssl.credit.local import Local
 from localssl.encoders import Encoder
-from localssl.engine import factors, passes
-from localssl.engine.blocks import Block, leaves, plan
+from localssl.engine import factors, narrow, passes
+from localssl.engine.blocks import Block, Pool, leaves, plan
 from localssl.engine.synapses import PARTS, PERFECT, Device, Numbers, Synapses
 from localssl.errors import UsageError
 from localssl.grids import Grid
@@ -33,6 +34,8 @@ from localssl.rules.forward_forward import Goodness
 from localssl.rules.softhebb import HebbianRule, SoftHebb
 
 EXACT = 53  # bits that float64 holds
+STILL = (nn.Flatten, nn.Identity, nn.ReflectionPad2d)  # heads that leave numbers as they are
+ABLE = "clapp, clapp++, clapp++dfb, clapp++both, ff, ff-supervised and softhebb"  # as their defaults are
 KEY = "integer"  # under which the projections hold every layer's ``Numbers``
 
 
@@ -52,8 +55,8 @@ def refused(rule: Rule) -> str | None:
     if isinstance(rule, SoftHebb):
         return None
     if rule.credit != "local":
-        return f"its credit assignment ({rule.credit}) is not local"
-    return "its update is not made of three factors"
+        return f"its credit assignment ({rule.credit}) is not local; {ABLE} can"
+    return f"its update is not made of three factors; {ABLE} can"
 
 
 def refused_encoder(encoder: Encoder, rule: Rule) -> str | None:
@@ -173,7 +176,8 @@ def _scores(step: Step, rule: ScoreRule) -> Tensor:
         loss, soma, changes = factors.learn(
             rule, batch, layer, step.projections, lambda key, g, own=own: own.fit(f"g_{key}", g)
         )
-        passes.learn(block, passed, own.fit("signal", soma), readout.kernel(passed.z.shape[2:], step.patches[layer]))
+        kernel = readout.kernel(passed.z.shape[2:], step.patches[layer])
+        passes.learn(block, passed, own.fit("signal", soma), kernel, _summed(own, block.pool))
         for change in changes:
             change.add()
         losses.append(loss)
@@ -192,7 +196,7 @@ def _goodness(step: Step, rule: Goodness) -> Tensor:
         gamma = torch.floor(gamma * 2 ** (bits - 1) + 0.5) / 2 ** (bits - 1)
         gamma[:m] *= -1
         soma = own.fit("signal", 2 * gamma[:, None] * flat / len(flat))
-        passes.learn(block, passed, soma, (1,) * (z.ndim - 2))
+        passes.learn(block, passed, soma, (1,) * (z.ndim - 2), _summed(own, block.pool))
         outputs.append(z)
     return step.losses(outputs)
 
@@ -223,7 +227,7 @@ def _compete(rule: HebbianRule, layer: int, own: Numbers, synapse: nn.Conv2d | n
     u = own.fit("readout", drive)
     y = own.fit("signal", rule.activity(u, layer))
     yu = (y * u).transpose(0, 1).flatten(1).sum(1)
-    yx, _ = passes.change_of(synapse, x, y, (True, False))
+    yx, _ = _summed(own, None)(synapse, x, y, (True, False))
     assert yx is not None
     rows = (-1, *[1] * (weight.ndim - 1))
     change = yx - yu.view(rows) * weight
@@ -236,17 +240,27 @@ def _compete(rule: HebbianRule, layer: int, own: Numbers, synapse: nn.Conv2d | n
 def _ran(step: Step) -> Iterator[tuple[Block, passes.Passed, Tensor]]:
     """Every block in turn: what is kept of it (gates: 1 where the sum was above 0), and its output of b bits."""
     blocks = plan(step.encoder)
-    assert not isinstance(blocks, str)
-    x = step.x.double()
+    if isinstance(blocks, str):  # since the learner was built, hooks for instance
+        raise UsageError(f"learning in integers runs the layers of a block by itself, and cannot now: {blocks}")
+    x, at = step.x.double(), 0.0
     for block, own in zip(blocks, _numbers(step), strict=True):
         for module in block.head:
+            at = float(module.step) if isinstance(module, Grid) else at if isinstance(module, STILL) else 0.0
             x = own.fit(module, x) if isinstance(module, Grid) else module(x)
-        passed = passes.run(replace(block, head=()), x)
+        weights = own.store("layer")
+        known = 0.0 if weights.device.noise else at  # with noise the weights are not on their grid
+        passed = narrow.run(replace(block, head=()), x, weights.grid.top, float(weights.grid.step), known)
         fan_in, positions = block.layer.weight[0].numel(), len(x) * math.prod(passed.drive[1:])
         _fits(own, positions, fan_in)
         assert block.grid is not None
+        at = float(block.grid.step)  # before ``fit``, which may double it for the next batch; 0 in the first
         x = own.fit(block.grid, passed.z)
         yield block, passed, x
+
+
+def _summed(own: Numbers, pool: Pool | None) -> passes.Change:
+    """ΔW from activities and signals of this layer's bits."""
+    return partial(narrow.change_of, largest=own.of("signal").top ** 2 * narrow.windows_of_a_unit(pool))
 
 
 def _fits(own: Numbers, samples: int, terms: int) -> None:

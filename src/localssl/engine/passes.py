@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,13 +76,17 @@ def _put(whole: Tensor | None, part: Tensor, first: int, count: int) -> Tensor:
     return whole
 
 
-def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -> None:
+Change = Callable[[nn.Module, Tensor, Tensor, Sequence[bool]], tuple[Tensor | None, Tensor | None]]
+
+
+def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...], change_by: Change | None = None) -> None:
     """Add dL/dW (and of the bias) to ``.grad``: pre x gate x dendritic signal, summed over samples and positions.
 
     Args:
         block, passed: the block, and what is kept of its run.
         soma: dL/d(readout), (N, d): the dendritic signal at every unit of the readout.
         kernel: the readout's patch on the map; () where there is no map.
+        change_by: in place of ``change_of``.
     """
     layer = block.layer
     wanted = (layer.weight, _bias(layer))
@@ -95,7 +99,7 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...]) -
         part = slice(first, first + count)
         route = None if passed.route is None else passed.route[part]
         at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, route, passed.drive)
-        for p, change in zip(wanted, change_of(layer, passed.x[part], at_a, mask), strict=True):
+        for p, change in zip(wanted, (change_by or change_of)(layer, passed.x[part], at_a, mask), strict=True):
             if p is not None and change is not None:
                 add_grad(p, change)
 
@@ -137,7 +141,7 @@ def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         return pool(a.relu_()), (a > 0) if keep else None
     if not keep:
         return pool(a).relu_(), None
-    z, index = F.max_pool2d_with_indices(_map(a), *_windows(pool), ceil_mode=pool.ceil_mode)
+    z, index = F.max_pool2d_with_indices(_map(a), *windows(pool), ceil_mode=pool.ceil_mode)
     z, index = (_unmapped(part, a.ndim) for part in (z, index))
     units = math.prod(a.shape[2:])
     smallest = torch.uint8 if units <= 2**8 else torch.int16 if units <= 2**15 else torch.int32
@@ -178,10 +182,10 @@ def _at_drive(
     if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
         divisor = pool.divisor_override if isinstance(pool, nn.AvgPool2d) else None
         counting = (pool.ceil_mode, pool.count_include_pad, divisor)
-        aten.avg_pool2d_backward.grad_input(_map(spread), into, *_windows(pool), *counting, grad_input=into)
+        aten.avg_pool2d_backward.grad_input(_map(spread), into, *windows(pool), *counting, grad_input=into)
         return _unmapped(into, z.ndim).mul_(route)
     aten.max_pool2d_with_indices_backward.grad_input(
-        _map(spread), into, *_windows(pool), pool.ceil_mode, _map(route.to(torch.int64)), grad_input=into
+        _map(spread), into, *windows(pool), pool.ceil_mode, _map(route.to(torch.int64)), grad_input=into
     )
     return _unmapped(into, z.ndim)  # looked at anew: whoever writes the rule down follows what was written there
 
@@ -196,7 +200,7 @@ def _unmapped(x: Tensor, ndim: int) -> Tensor:
     return x.squeeze(2) if ndim == 3 else x
 
 
-def _windows(pool: Pool) -> list[list[int]]:
+def windows(pool: Pool) -> list[list[int]]:
     """Kernel, stride and padding, and of a max-pool the dilation, on a map; a sequence is one of one row."""
     found: list[tuple[Any, int]] = [(pool.kernel_size, 1), (pool.stride, 1), (pool.padding, 0)]
     if isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from localssl import rules, testing
@@ -16,14 +16,18 @@ from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
 
-HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does")
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+STUDIES = {"ff-supervised": "ff-mnist", "scff": "scff-mnist"}  # of one rule, whose files do not name it
+HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does",
+          "code", "measured here")  # fmt: skip
 
 
 def rules_table() -> str:
-    """Every built-in rule by what it declares (Table 1 of the paper, with credit and inputs)."""
+    """Every built-in rule by what it declares (Table 1 of the paper, with credit and inputs), its file and results."""
     found = [rules.get(name) for name in sorted(rules.names())]
+    found_in = _results()
     built_in = [rule for rule in found if type(rule).__module__.startswith("localssl.rules.")]
-    lines = [HEADER, ("---",) * len(HEADER), *(_row(rule) for rule in built_in)]
+    lines = [HEADER, ("---",) * len(HEADER), *(_row(rule, found_in) for rule in built_in)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -77,8 +81,19 @@ def _form(rule: Rule) -> Form:
     return Form(rule.f, rule.loss_type, ", ".join(f"{k}: {name} layer" for k, name in names.items()), "trained")
 
 
-def _row(rule: Rule) -> tuple[str, ...]:
+def _results() -> dict[str, list[str]]:
+    """The folders of docs/results that hold runs of a rule, by rule."""
+    found = {rule: [study] for rule, study in STUDIES.items()}
+    for folder in sorted(path for path in RESULTS.glob("*") if (path / "cells").is_dir()):
+        texts = (path.read_text(encoding="utf-8") for path in (folder / "cells").glob("*.json"))
+        for rule in sorted({name for text in texts for name in re.findall(r'"(?:rule|row)": "([^"]+)"', text)}):
+            found.setdefault(rule, []).append(folder.name)
+    return found
+
+
+def _row(rule: Rule, found_in: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     form, inputs = _form(rule), rule.inputs()
+    file = type(rule).__module__.removeprefix("localssl.rules.") + ".py"
     return (
         f"`{rule.name}`",
         rule.credit,
@@ -90,6 +105,8 @@ def _row(rule: Rule) -> tuple[str, ...]:
         str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",
         ", ".join(f"{key}: {value}" for key, value in rule.encoder_options.items()),
         (type(rule).__doc__ or "").splitlines()[0].replace("|", "\\|"),
+        f"[{file}](../src/localssl/rules/{file})",
+        ", ".join(f"[{name}](results/{name})" for name in found_in.get(rule.name, ())) or "not yet",
     )
 
 

@@ -61,7 +61,8 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     """The content of rule.json for a run of this configuration and its learner."""
     if config.bits is not None:
         raise UsageError(
-            "export --rule: a manifest rounds nothing, --bits does; export a run of the same rule in floats"
+            "export --rule: a manifest rounds nothing, --bits does; export a run of the same rule in floats, or see "
+            "examples/integer_update.py"
         )
     if config.optimizer == "shift-sgd":
         raise UsageError("export --rule: a manifest has adam, sgd and their kin as optimisers, not shift-sgd")

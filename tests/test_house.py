@@ -1,0 +1,31 @@
+"""No file over 400 lines without a reason, which stands here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST = 400
+PLACES = ("src", "tests", "benchmarks", "examples", "website")
+LONG = {  # to be split where they grow further
+    "tests/test_certificate.py": "one honest and one cheating rule after the other; most of it is those rules",
+    "tests/test_check_rule.py": "one broken rule for every check; most of it is those rules",
+    "tests/test_compare.py": "one study is trained once and looked at from all sides",
+    "tests/test_integers.py": "the slow integer oracle stands beside what it is compared with",
+    "tests/test_rules_goodness.py": "two rules with their slow references and one study in small",
+    "tests/test_rules_peers.py": "three peers with their inputs, encoders and runs, in one form",
+    "tests/test_theory.py": "every statement, and a wrong sign in every statement, on the same random cases",
+    "tests/test_train.py": "what one run leaves behind, read from one run",
+}
+
+
+def lengths() -> dict[str, int]:
+    """Lines of every Python file of this repository."""
+    files = (path for place in PLACES for path in (ROOT / place).rglob("*.py"))
+    return {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+
+
+def test_no_file_is_too_long_without_a_reason() -> None:
+    found = lengths()
+    assert len(found) > 200
+    assert {name for name, lines in found.items() if lines > MOST} == set(LONG)

@@ -1,0 +1,65 @@
+"""The README: two commands, one figure, and claims that are the results' numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+CLAIMS = " ".join(re.findall(r"^- (\*\*.*?)(?=\n- |\n\n)", TEXT, re.MULTILINE | re.DOTALL)).replace("\n ", "")
+
+
+def only(name: str, **wanted: Any) -> dict[str, Any]:
+    """The one row of a benchmark's results that has these values."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    (found,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def with_interval(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def test_two_commands_and_one_figure() -> None:
+    assert re.findall(r"^make \w+", TEXT, re.MULTILINE) == ["make demo", "make test"]
+    (figure,) = re.findall(r"^!\[[^]]+\]\(([^)]+)\)", TEXT, re.MULTILINE)
+    assert (ROOT / figure).is_file()
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_three_claims_with_their_commands() -> None:
+    assert CLAIMS.count("**") == 2 * 3
+    for command in ("`make bench`", "`python benchmarks/pipeline.py`", "`localssl reproduce fig3b`"):
+        assert f"({command};" in CLAIMS
+
+
+def test_a_step_is_as_fast_and_as_small_as_measured() -> None:
+    rule = {"rule": "clapp++dfb", "width": 0.25, "engine": "hebbian"}
+    assert f"takes {with_interval(only('step', **rule, layout='ours', views=False))} of the time" in CLAIMS
+    small = only("memory", **rule, depth=6, projection="low-rank-frozen")["total_ratio"]
+    dense = only("memory", **rule, depth=6, projection="dense")["total_ratio"]
+    assert f"whole memory is {small:.2f} of backpropagation's, with a dense one {dense:.2f}" in CLAIMS
+
+
+def test_two_processes_are_as_fast_as_measured() -> None:
+    plain, feedback = (only("pipeline", rule=f"clapp++{end}", staleness=0, processes=2) for end in ("", "dfb"))
+    assert f"reach {with_interval(plain)} times the throughput" in CLAIMS
+    assert f"[with feedback {feedback['ratio']:.2f}]" in CLAIMS
+
+
+def test_updates_are_as_close_as_measured() -> None:
+    lines = (ROOT / "docs/results/fig3b/fig3b.csv").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in csv.DictReader(line for line in lines if line[0] != "#") if int(row["layer"]) < 6]
+    last = max(rows, key=lambda row: int(row["epoch"]))["epoch"]
+
+    def span(name: str) -> str:
+        found = [float(row["mean"]) for row in rows if (row["epoch"], row["line"]) == (last, name)]
+        return f"{min(found):.2f} to {max(found):.2f}"
+
+    assert f"a cosine of {span('local-SSL DFB')} with" in CLAIMS
+    assert f"with feedback that stays random {span('DFB, fixed random B')}" in CLAIMS
