@@ -132,6 +132,13 @@ def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         own._LOADED.pop(tmp_path / name, None)
 
 
+def test_parts_of_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localssl.launch.START", "fork")
+    assert run_page(DOCS / "many-machines.md", "What is sent") == 1
+    assert run_page(DOCS / "many-machines.md", "B in parts") == 1
+
+
 @pytest.mark.parametrize("page", PARSED)
 def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # files of one's own are named from here

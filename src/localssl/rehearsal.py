@@ -115,7 +115,9 @@ def _measured(loop: Loop, images: int) -> Estimate:
         if loop.small:
             seconds += epochs * _seconds(loop.save)
     learner = loop.learner
-    moments = sum(v.numel() for group in loop.optimizer.state.values() for v in group.values() if torch.is_tensor(v))
+    moments = sum(
+        v.numel() for group in loop.prepared.optimizer.state.values() for v in group.values() if torch.is_tensor(v)
+    )
     weights = sum(p.numel() * p.element_size() for p in learner.state_dict().values())
     return Estimate(
         config,

@@ -282,11 +282,14 @@ def check(config: TrainConfig) -> None:
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
     several = c.devices * c.nodes > 1
-    for flag, given in (("pipeline", (c.pipeline or 1) > 1), ("staleness", c.staleness)):
-        if several and given:
-            raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
+    for flag, given in (("shard-b", c.shard_b), (f"exchange {c.exchange}", c.exchange != "auto")):
+        if given and (not several or c.across != "all"):
+            raise UsageError(f"--{flag} goes with --devices and --across all, for instance --devices 2 --{flag}")
+    if c.shard_b and ((c.pipeline or 1) > 1 or c.staleness):
+        flag = "--staleness" if c.staleness else "--pipeline"
+        raise UsageError(f"--shard-b and {flag} do not go together yet; leave one of them out")
     if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
         flag = "--staleness" if c.staleness else "--pipeline"
         raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")
