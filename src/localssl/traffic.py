@@ -18,8 +18,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-EXCHANGES = ("auto", "rows", "matrices")
-
 
 class Layer(NamedTuple):
     """A layer's sizes.
