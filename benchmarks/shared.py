@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import localssl
 from localssl import encoders, rules
-from localssl.encoders import Encoder
+from localssl.encoders import Encoder, nets
 from localssl.files import write_text
 from localssl.optimizer import FactoredAdamW
 from localssl.prepared import parameter_groups
@@ -61,7 +61,7 @@ def make(
 def deep(width: float, depth: int) -> tuple[Encoder, tuple[int, ...]]:
     """vgg6 with ``depth`` - 6 further blocks behind its third, and its patches."""
     blocks = list(encoders.vgg6(width).blocks)
-    channels = round(width * encoders.VGG6_CHANNELS[2])
+    channels = round(width * nets.VGG6_CHANNELS[2])
     blocks[3:3] = [encoders.conv_block(channels, channels, False) for _ in range(depth - 6)]
     return Encoder.from_blocks(blocks), (*PATCHES[:3], *[PATCHES[2]] * (depth - 6), *PATCHES[3:])
 

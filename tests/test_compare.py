@@ -24,7 +24,7 @@ from localssl import api, cli, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.devices import peak_memory
-from localssl.encoders import VGG6_CHANNELS
+from localssl.encoders.nets import VGG6_CHANNELS
 from localssl.errors import RunError, UsageError
 from localssl.experiments import EXPERIMENTS, comparison, published, rows, summary, tables
 from localssl.experiments.apart import FAILED, reason_of, run_apart

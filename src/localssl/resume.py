@@ -14,6 +14,7 @@ from localssl import checkpoint, encoders, own, rules
 from localssl.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
+from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.optimizer import power_of_two
 from localssl.run import (
@@ -137,7 +138,7 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
         changes["augmentation"] = own_views.scaled(typed.view_strength)
     config = dataclasses.replace(stored, **changes)
     name = own.full_name(typed.encoder or str(stored.encoder.get("name")))
-    encoders.check_name(name)
+    registry.check_name(name)
     images = Run(run.path, config).images(
         train_split(config.data), typed.data_root, typed.data, config.limit_images, **memory_of(typed)
     )
@@ -145,7 +146,7 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
     if {"width", "encoder_options"} & flags.keys() or name != encoder.get("name"):
         asked = wished(get_rule(config.rule, config.rule_options), config.bits)
         options = parse_options(typed.encoder_options, "--encoder-options")
-        with encoders.sketched(name):
+        with registry.sketched(name):
             encoder = encoders.build(name, images.shape, typed.width, options, asked).config or {}
     return dataclasses.replace(config, encoder=encoder), images
 

@@ -20,6 +20,7 @@ from localssl.data import arrays
 from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
 from localssl.data.views import Normalise, OwnView, Views, check_shades
+from localssl.encoders import others, registry
 from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
@@ -160,7 +161,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     spec.augmentation.scaled(config.view_strength)
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     if config.encoder is not None:
-        encoders.check_name(config.encoder)
+        registry.check_name(config.encoder)
     view = None if config.views is None else OwnView(own.full_name(config.views))
     images = open_images(
         config.data,
@@ -178,7 +179,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     spec = spec_of_arrays(images.shape) if plain else spec
     if plain and config.views is None and spec.augmentation.kind == "simclr":
         check_shades(config.data, (images.batch(part) for part in torch.arange(len(images)).split(1000)))
-    if integers and ((config.encoder or spec.encoder) == "cnn1d" or encoders.is_other_peoples(config.encoder or "")):
+    if integers and ((config.encoder or spec.encoder) == "cnn1d" or others.is_other_peoples(config.encoder or "")):
         raise UsageError(f"--bits: encoder {config.encoder or spec.encoder!r} has no grids; use vgg6, vgg5 or mlp")
     augmentation = spec.augmentation.scaled(config.view_strength)
     encoder_name = config.encoder or spec.encoder
@@ -190,7 +191,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     if "classes" in {field.name for field in dataclasses.fields(rule)} and images.classes:
         options = {"classes": len(images.classes)} | options
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else measure_mean_std(images)
-    with encoders.sketched(encoder_name):  # only its configuration is wanted
+    with registry.sketched(encoder_name):  # only its configuration is wanted
         encoder = encoders.build(encoder_name, images.shape, config.width, typed, wished(rule, config.bits))
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
@@ -368,7 +369,7 @@ def check_memory(config: RunConfig) -> None:
     Raises:
         UsageError: says how large it would be.
     """
-    with encoders.sketched(str(config.encoder.get("name"))):  # shapes only
+    with registry.sketched(str(config.encoder.get("name"))):  # shapes only
         learner = build(config)
     need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer.startswith("adam") else 3)
     memory = devices.memory()

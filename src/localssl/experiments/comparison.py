@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from localssl import encoders, evaluate, own, rules
+from localssl import evaluate, own, rules
 from localssl.config import TrainConfig
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
 from localssl.devices import peak_gpu_memory, peak_memory
+from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.apart import read as read_cell
@@ -71,8 +72,8 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
     for row in rows:
         check(_config(study, row, settings, settings.out))
     if study.encoder is not None:
-        encoders.check_name(study.encoder)
-        encoders.granted(study.encoder, {})  # what is wrong with a file of the user's is said at once
+        registry.check_name(study.encoder)
+        registry.granted(study.encoder, {})  # what is wrong with a file of the user's is said at once
     plain = options_of_encoder(study.encoder_options)
     of_row = {row.label: encoder_options(row, study) for row in rows}
     untrained = {o: untrained_row(o, o == plain) for o in dict.fromkeys([plain, *of_row.values()])}

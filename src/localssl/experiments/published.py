@@ -14,7 +14,7 @@ from typing import Any
 
 from localssl import own
 from localssl.data.specs import spec_for
-from localssl.encoders import VGG6_CHANNELS
+from localssl.encoders.nets import VGG6_CHANNELS
 from localssl.stats import t_interval
 
 Recipe = tuple[int, int, float]  # epochs, images in a batch, learning rate

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from localssl import encoders, rules
+from localssl import rules
 from localssl.config import parse_options
+from localssl.encoders import registry
 from localssl.run import get_rule, train_split
 
 UNTRAINED = "untrained"
@@ -117,7 +118,7 @@ def encoder_options(row: Row, study: Study) -> tuple[str, ...]:
     """
     wished = get_rule(row.rule, dict(row.options)).encoder_options
     if study.encoder is not None:
-        wished = encoders.granted(study.encoder, wished)
+        wished = registry.granted(study.encoder, wished)
     return options_of_encoder([*spelt(wished), *row.changes.get("encoder_options", study.encoder_options)])
 
 
