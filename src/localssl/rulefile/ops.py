@@ -20,6 +20,7 @@ OPS: dict[str, str] = {
     "divide": "a / b",
     "power": "a to the power b",
     "maximum": "the larger of a and b",
+    "minimum": "the smaller of a and b",
     "less": "a < b",
     "less-equal": "a ≤ b",
     "equal": "a = b",
@@ -39,6 +40,10 @@ OPS: dict[str, str] = {
     "concat": "one after the other along `axis`",
     "take": "the entries of a at the indices b along `axis`",
     "scatter-add": "a, with every row of c added to the row that b names",
+    "shift": "whole numbers: a · 2^b, rounded down",
+    "round": "whole numbers: a · 2^-b, rounded to the nearest, halves up, then clipped to ±(2^(`bits` - 1) - 1)",
+    "sumpool": "whole numbers: `avgpool` times the window's size",
+    "sumpool-spread": "whole numbers: its transpose, `avgpool-spread` times the window's size",
 }
 
 Operand = str | int | float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
 from localssl.rulefile.ops import Op, Operand
 from localssl.rulefile.recorder import Recorder
+from localssl.rulefile.rounding import kept, watched
 
 NEAR = 1e-9  # of the largest number: how close an array is to a signal whose name it gets
 
@@ -43,12 +44,14 @@ class Program:
     Args:
         stages: in order.
         constants: arrays that depend on nothing, by name.
-        draws: names of arrays that are drawn at random, inputs beside "x".
+        draws: names of inputs beside "x": arrays that are drawn at random, and the learning rate where it is one.
         updates: by parameter, the name of its update (what the optimiser descends).
         buffers: by buffer that changes, the name of its new value.
         signals: names of drives "u^l", activities "z^l" and readouts "r^l", where the program has them.
         modulators: by parameter, names of the numbers that are one a sample and enter its update.
         values: every array of this step, for shapes and golden vectors.
+        exponents: by array of whole numbers, the power of two that they are multiples of: a number or an array's name.
+        bits: by array, where all its numbers are of so many.
     """
 
     stages: tuple[Stage, ...]
@@ -59,6 +62,8 @@ class Program:
     signals: dict[str, str]
     modulators: dict[str, list[str]]
     values: dict[str, Tensor]
+    exponents: dict[str, int | str] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
 
     @property
     def ops(self) -> list[Op]:
@@ -83,15 +88,14 @@ def record(learner: Learner, x: Tensor, labels: Tensor | None, seed: int) -> Pro
         UsageError: the update needs an operation that a manifest does not have.
     """
     signals = _signals(learner, x)
-    states = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
-    notes = Notes({"x": x, **states})
+    notes = Notes({"x": x, **kept(learner)})
     learner.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    with Recorder(notes):
+    with watched(learner, notes), Recorder(notes):
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
     updates = {n: notes.read(p.grad) for n, p in learner.named_parameters() if p.grad is not None}
-    buffers = {n: notes.read(b) for n, b in learner.named_buffers()}
+    buffers = {n: notes.read(b) for n, b in kept(learner).items() if not isinstance(b, nn.Parameter)}
     buffers = {name: value for name, value in buffers.items() if value != name}
     ops = _folded([op for op in notes.ops if op.out not in notes.constants])
     live = _ancestors([*updates.values(), *buffers.values()], ops)

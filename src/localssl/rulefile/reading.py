@@ -50,9 +50,10 @@ def held(program: Program, bits: int) -> list[dict[str, Any]]:
             "made by block": made.get(name, 0),
             "read by updates of blocks": blocks,
             "shape of a sample": list(program.values[name].shape[1:]),
-            "bits": _bits(program.values[name], bits),
+            "bits": program.bits.get(name) or _bits(program.values[name], bits),
         }
         for name, blocks in wanted.items()
+        if program.values[name].ndim  # exponents, of whole numbers, are no unit's
     ]
 
 

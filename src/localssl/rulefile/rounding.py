@@ -1,0 +1,89 @@
+"""Learning in integers, recorded: what a layer rounds to a grid is one operation, and so is the grid's next step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+from typing_extensions import Any, override
+
+from localssl.engine.synapses import Numbers
+from localssl.errors import UsageError
+from localssl.grids import Grid
+from localssl.learner import Learner
+from localssl.rulefile.notes import Notes
+
+COUNTERS = ("clipped", "seen", "count", "seed")  # of ``Numbers``, of which no update depends
+ROUND, WIDEN = "round", "widen"  # of a recording: an array on a grid; the grid's step afterwards
+
+
+def kept(learner: Learner) -> dict[str, Tensor]:
+    """Every state of a learner by name: parameters and buffers, but for what only counts."""
+    found = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
+    mine = tuple(f"{name}." for name, m in learner.named_modules() if isinstance(m, Numbers))
+    return {n: v for n, v in found.items() if not (n.startswith(mine) and n.rpartition(".")[2] in COUNTERS)}
+
+
+@contextmanager
+def watched(learner: Learner, notes: Notes) -> Generator[None]:
+    """Within, a layer's ``fit`` is written down."""
+    layers = [m for m in learner.modules() if isinstance(m, Numbers)]
+    for own in layers:
+        own.fit = partial(_fit, notes, own)  # of this object alone
+    try:
+        yield
+    finally:
+        for own in layers:
+            del own.fit
+
+
+def _fit(notes: Notes, own: Numbers, grid: Grid | str, x: Tensor) -> Tensor:
+    grid = own.of(grid) if isinstance(grid, str) else grid
+    with _disable_current_modes():
+        operands = notes.read(x), notes.read(grid.step)
+        out = Numbers.fit(own, grid, x)
+        notes.call(out, notes.emit(ROUND, operands, out, bits=grid.bits))
+        step = notes.emit(WIDEN, operands, grid.step, bits=grid.bits, count=x.numel())
+        notes.call(grid.step, step, overwritten=True)
+    return out
+
+
+class Draws(TorchDispatchMode):
+    """Within, random whole numbers are kept in the order in which they are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            with _disable_current_modes():
+                self.found.append(result.clone())
+        return result
+
+
+def exponent(step: Tensor | float) -> int:
+    """Of a power of two.
+
+    Raises:
+        UsageError: it is none, as the step of a grid on which no number has come yet.
+    """
+    mantissa, power = math.frexp(float(step))
+    if mantissa != 0.5:
+        raise UsageError("export --rule: in a small twin of this network some numbers are always 0, and have no grid")
+    return power - 1
+
+
+def unrounded(module: nn.Module) -> nn.Module:
+    """The same layers without grids, under the same names."""
+    if type(module) is not nn.Sequential:
+        return module
+    parts = [unrounded(part) for part in module if type(part) is not Grid or part is not module[-1]]
+    return nn.Sequential(*(nn.Identity() if type(part) is Grid else part for part in parts))
