@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from typing_extensions import Any, override
 
 from localssl.engine.synapses import Numbers
-from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
@@ -70,14 +69,9 @@ class Draws(TorchDispatchMode):
 
 
 def exponent(step: Tensor | float) -> int:
-    """Of a power of two.
-
-    Raises:
-        UsageError: it is none, as the step of a grid on which no number has come yet.
-    """
+    """Of a power of two."""
     mantissa, power = math.frexp(float(step))
-    if mantissa != 0.5:
-        raise UsageError("export --rule: in a small twin of this network some numbers are always 0, and have no grid")
+    assert mantissa == 0.5, step
     return power - 1
 
 

@@ -23,6 +23,7 @@ from localssl.rulefile.rounding import unrounded
 CHANNELS = 4
 SIDE = 16  # of an image, halved until it is no larger, as far as the network goes along
 IMAGES = 3
+WARM = 20  # batches before them, at most
 EVEN = 4  # images of a learner in integers, in which a mean is a shift
 INPUT = -12  # exponent of the numbers that enter a learner in integers
 LARGE = 20_000  # weights of a network that cannot be made smaller
@@ -55,6 +56,7 @@ def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepp
         )
     best: tuple[int, Learner] | None = None
     names: list[str] = []
+    lacking: UsageError | None = None
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         learner = _smallest(encoder, config).double()
@@ -65,11 +67,17 @@ def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepp
                     p.mul_(GAIN)
         _centre(learner)
         _on_grids(learner)
-        silent, names = _faint(learner, stepper)
+        try:
+            silent, names = _faint(learner, stepper)
+        except UsageError as error:  # another seed may have what this one lacks
+            lacking = error
+            continue
         if not names and (best is None or silent < best[0]):
             best = silent, learner
         if best is not None and best[0] == 0:
             break
+    if best is None and lacking is not None:
+        raise lacking
     if best is None:
         raise UsageError(f"export --rule: the update of {', '.join(names)} cancels to rounding noise in a small twin")
     return best[1]
@@ -125,16 +133,23 @@ def images_of(learner: Learner) -> int:
     return EVEN if learner.engine == "integer" else IMAGES
 
 
-def warm(learner: Learner, config: RunConfig, step_on: Stepper, entering: Learner) -> None:
-    """A step before the golden ones, where grids and the sizes of steps are chosen by the first batch."""
-    if config.bits is None and config.optimizer != "shift-sgd":
-        return
-    x, labels = enter(entering, BATCHES)
-    torch.manual_seed(BATCHES)
-    for _ in learner.credit.updates(learner.step_of(x, None, labels)):
-        pass
-    step_on(BATCHES)
-    learner.zero_grad(set_to_none=True)
+def warm(learner: Learner, step_on: Stepper, entering: Learner, ready: Callable[[], bool]) -> None:
+    """Steps before the golden ones, until grids and the sizes of steps are chosen.
+
+    Raises:
+        UsageError: ``WARM`` batches do not choose them all.
+    """
+    for step in range(BATCHES, BATCHES + WARM):
+        if ready():
+            return
+        x, labels = enter(entering, step)
+        torch.manual_seed(step)
+        for _ in learner.credit.updates(learner.step_of(x, None, labels)):
+            pass
+        step_on(step)
+        learner.zero_grad(set_to_none=True)
+    if not ready():
+        raise UsageError("export --rule: in a small twin of this network some numbers are always 0, and have no grid")
 
 
 def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int, list[str]]:

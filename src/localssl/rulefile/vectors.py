@@ -39,7 +39,8 @@ class Golden:
         self.config, self.learner, self.entering = config, learner, entering
         self.whole = learner.engine == "integer"
         self.optimizer = optimizer_of(config, learner)
-        warm(learner, config, self.step_on, entering)
+        if config.bits is not None or config.optimizer == "shift-sgd":
+            warm(learner, self.step_on, entering, self._ready)
 
     def vectors(self) -> tuple[dict[str, Any], Program]:
         """An entry of a manifest's vectors, without its network, and the first step's program."""
@@ -71,6 +72,12 @@ class Golden:
             group["lr"] = lr
         self.optimizer.step()
         return lr
+
+    def _ready(self) -> bool:
+        """Whether all exponents are chosen."""
+        steps = [float(m.step) for m in self.learner.modules() if isinstance(m, Grid)]
+        moments = kept_moments(self.config, self.learner, self.optimizer)
+        return all(steps) and all(bool(moment.any()) for moment in moments.values())
 
     def _in_floats(self, program: Program, step: int) -> tuple[Program, float]:
         lr = self.step_on(step)

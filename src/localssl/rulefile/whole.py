@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from localssl.rulefile.program import Program, Stage
 from localssl.rulefile.rounding import ROUND, WIDEN
 
 WORD = 63  # bits of a whole number of the golden vectors, without the sign
-EARLY = ("less", "less-equal", "maxpool-where")  # what may be done where its operand is made: it needs fewer bits
+EARLY = ("less", "less-equal", "maxpool-where", "reshape")  # done where the operand is made: fewer bits are held then
 PRODUCTS = ("conv", "conv-weight-gradient", "matmul", "multiply")
 LIKE_THE_FIRST = ("sum", "reshape", "transpose", "broadcast", "slice", "embed", "maxpool", "unpool", "take")
 TOGETHER: dict[str, slice] = {  # which operands must have one exponent
@@ -92,12 +92,19 @@ class Whole:
         return self._known[name]
 
     def emit(
-        self, op: str, operands: Sequence[Operand], value: Tensor, width: int | None = None, **how: object
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        value: Tensor,
+        width: int | None = None,
+        early: bool = False,
+        **how: object,
     ) -> str:
-        """Write an operation on arrays; ``value``: what it gives, whole numbers (of ``width`` bits) or truths."""
-        early = op in EARLY and all(o in self._stage for o in operands if isinstance(o, str))
-        at = max((self._stage[o] for o in operands if o in self._stage), default=0) if early else len(self.stages) - 1
-        name = f"v{len(self._stage) + 1}"
+        """Write an operation on arrays; ``value``: what it gives, whole numbers (of ``width`` bits) or truths; ``early``: where its operands are."""
+        at = max((self._stage.get(o, 0) for o in operands if isinstance(o, str)), default=0)
+        if not (early or (op in EARLY and self.stages[at][0].kind == "run")):
+            at = len(self.stages) - 1
+        name = f"v{len(self.values) + 1}"
         self._stage[name] = at
         self.values[name] = value
         self.exponents[name] = 0
@@ -120,6 +127,7 @@ class Whole:
             name = f"e{len(self._scalars) + 1}"
             self._scalars[op, a, b] = name
             self.at[name] = found
+            self._stage[name] = len(self.stages) - 1
             self.stages[-1][1].append(Op(name, op, (a, b)))
         return self._scalars[op, a, b]
 
@@ -160,17 +168,28 @@ class Whole:
         for parameter, name in old.updates.items():
             updates[parameter] = known[name]
             updates[f"{parameter} exponent"] = str(self._known[name].exponent)
+        order = [op.out for _, ops in self.stages for op in ops if op.out not in self.at]
+        new = {name: f"v{i}" for i, name in enumerate(order, start=1)}
+
+        def now(named: Mapping[str, str]) -> dict[str, str]:
+            return {key: new.get(name, name) for key, name in named.items()}
+
+        def op_of(op: Op) -> Op:
+            operands = tuple(new.get(o, o) if isinstance(o, str) else o for o in op.operands)
+            return replace(op, out=new.get(op.out, op.out), operands=operands)
+
+        values = {new.get(name, name): value for name, value in self.values.items()}
         return Program(
-            tuple(Stage(stage.kind, stage.block, tuple(ops), stage.after) for stage, ops in self.stages),
+            tuple(replace(stage, ops=tuple(map(op_of, ops))) for stage, ops in self.stages),
             self.constants,
             (*old.draws, *drawn),
-            updates,
-            {state: known[name] for state, name in old.buffers.items()} | dict(written),
-            {signal: known[name] for signal, name in old.signals.items()},
-            {p: [known[name] for name in found] for p, found in old.modulators.items()},
-            self.values | {name: torch.tensor(value) for name, value in self.at.items()},
-            self.exponents,
-            self.bits,
+            now(updates),
+            now({state: known[name] for state, name in old.buffers.items()} | dict(written)),
+            now({signal: known[name] for signal, name in old.signals.items()}),
+            {p: [new.get(known[name], known[name]) for name in found] for p, found in old.modulators.items()},
+            values | {name: torch.tensor(value) for name, value in self.at.items()},
+            {new.get(name, name): exponent for name, exponent in self.exponents.items()},
+            {new.get(name, name): bits for name, bits in self.bits.items()},
         )
 
     def number(self, x: Exponent) -> int:
@@ -276,31 +295,33 @@ class Whole:
         x, (state, bits) = self._operand(op.operands[0]), (str(op.operands[1]), op.attributes["bits"])
         before = self.program.values[state]
         after = round(math.log2(float(self.program.values[op.out]) / float(before)))
-        limit = Array(2**bits - 1, self.scalar("subtract", state, 1))  # half a step above the largest
-        size = Array(self.size(x), x.exponent)
-        (edge, sizes), _ = self.together([limit, size])
-        assert not isinstance(edge, float)
-        over = self.emit("less-equal", (edge, sizes), self.values[str(sizes)] >= self.number(edge))
-        self._known[op.out] = Array(self.wider(state, [over], op.attributes["count"], bits, after))
+        by = self.scalar("subtract", state, x.exponent or 0)
+        assert isinstance(x.name, str)
+        edge, sizes = float(2**bits - 1) * 2.0 ** self.number(by), 2 * self.values[x.name].abs()
+        over = self.emit("outside", (x.name, by), sizes >= edge, early=True, bits=bits)
+        self._known[op.out] = Array(self.wider(state, [over], op.attributes["count"], bits, after, early=True))
 
     def size(self, x: Array) -> str:
         """|x|."""
         value = self.values[str(x.name)]
         return self.emit("maximum", (x.name, self.emit("multiply", (x.name, -1), -value)), value.abs())
 
-    def wider(self, state: str, over: Sequence[str], count: int, bits: int, after: int) -> str:
+    def wider(
+        self, state: str, over: Sequence[str], count: int, bits: int, after: int, early: bool = False
+    ) -> str:
         """A grid's next exponent, given which numbers of ``count`` were clipped; ``after``: by how much it grows."""
         total: str | None = None
         for each in over:
             value = self.values[each]
-            found = self.emit("sum", (each,), value.sum(), axes=list(range(value.ndim)), keep=False)
+            axes = list(range(value.ndim))
+            found = self.emit("sum", (each,), value.sum(), early=early, axes=axes, keep=False)
             total = found if total is None else self.emit("add", (total, found), self.values[total] + value.sum())
         assert total is not None
         most = count // 2**bits
-        many = self.emit("less", (most, total), self.values[total] > most)
+        many = self.emit("less", (most, total), self.values[total] > most, early=early)
         assert bool(self.values[many]) == bool(after)
-        self.grown = self.emit("cast", (many,), self.values[many].long(), type="int")
-        return self.emit("add", (state, self.grown), torch.tensor(self.at[state] + after))
+        self.grown = self.emit("cast", (many,), self.values[many].long(), early=early, type="int")
+        return self.emit("add", (state, self.grown), torch.tensor(self.at[state] + after), early=early)
 
     def _at(self, value: Tensor, exponent: Exponent | None) -> Tensor:
         return _whole(value, 0 if exponent is None else self.number(exponent))
