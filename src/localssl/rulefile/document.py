@@ -60,9 +60,10 @@ def write(run: Run, path: Path) -> Written:
 
 def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     """The content of rule.json for a run of this configuration and its learner."""
+    images = images_of(config)
 
     def stepper(trial: Learner) -> Callable[[int], object]:
-        return Golden(config, trial, trial).step_on
+        return Golden(config, trial, images).step_on
 
     small = twin(learner.encoder, config, stepper)
     floats = small if config.bits is None else in_floats(small, config)
@@ -74,12 +75,12 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
         )
     cost, layer_costs = certificate.count(learner if config.bits is None else in_floats(learner, config))
     unrounded = dataclasses.replace(config, bits=None)
-    vectors, program = Golden(unrounded, floats, small).vectors()
+    vectors, program = Golden(unrounded, floats, images).vectors()
     entries = [vectors]
     if config.bits is not None:
-        vectors, program = Golden(config, small, small).vectors()
+        vectors, program = Golden(config, small, images).vectors()
         entries.append(vectors)
-    network = {**_network(small), "images": images_of(small)}
+    network = {**_network(small), "images": images}
     return {
         "format": FORMAT,
         "version": VERSIONS[config.bits is not None or config.optimizer == "shift-sgd"],

@@ -15,7 +15,7 @@ from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
 from localssl.rulefile.ops import Op, Operand
 from localssl.rulefile.recorder import Recorder
-from localssl.rulefile.rounding import kept, watched
+from localssl.rulefile.rounding import kept, steps_of, watched
 
 NEAR = 1e-9  # of the largest number: how close an array is to a signal whose name it gets
 
@@ -91,7 +91,7 @@ def record(learner: Learner, x: Tensor, labels: Tensor | None, seed: int) -> Pro
     notes = Notes({"x": x, **kept(learner)})
     learner.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    with watched(learner, notes), Recorder(notes):
+    with watched(learner, notes), Recorder(notes, steps_of(learner)):
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
     updates = {n: notes.read(p.grad) for n, p in learner.named_parameters() if p.grad is not None}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 from typing_extensions import Any, override
 
+from localssl.engine import narrow
 from localssl.engine.synapses import Numbers
 from localssl.grids import Grid
 from localssl.learner import Learner
@@ -28,14 +29,20 @@ def kept(learner: Learner) -> dict[str, Tensor]:
     return {n: v for n, v in found.items() if not (n.startswith(mine) and n.rpartition(".")[2] in COUNTERS)}
 
 
+def steps_of(learner: Learner) -> dict[str, Tensor]:
+    """The step of every grid, by the name of its state."""
+    return {f"{name}.step": m.step for name, m in learner.named_modules() if isinstance(m, Grid)}
+
+
 @contextmanager
 def watched(learner: Learner, notes: Notes) -> Generator[None]:
-    """Within, a layer's ``fit`` is written down."""
+    """Within, a layer's ``fit`` is written down, and all sums are made in float64."""
     layers = [m for m in learner.modules() if isinstance(m, Numbers)]
     for own in layers:
         own.fit = partial(_fit, notes, own)  # of this object alone
     try:
-        yield
+        with narrow.off():
+            yield
     finally:
         for own in layers:
             del own.fit

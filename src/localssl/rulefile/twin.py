@@ -68,7 +68,7 @@ def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepp
         _centre(learner)
         _on_grids(learner)
         try:
-            silent, names = _faint(learner, stepper)
+            silent, names = _faint(learner, stepper, images_of(config))
         except UsageError as error:  # another seed may have what this one lacks
             lacking = error
             continue
@@ -95,7 +95,7 @@ def _centre(learner: Learner) -> None:
         layer.bias -= mean
         return drive - mean.view(-1, *[1] * (drive.ndim - 2))
 
-    x, _ = enter(learner, 0)
+    x, _ = enter(learner, 0, IMAGES)
     weighted = [m for m in learner.encoder.blocks.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(after) for module in weighted]
     learner.encoder(x)
@@ -116,10 +116,9 @@ def _on_grids(learner: Learner) -> None:
                 w.copy_(grid(w))
 
 
-def enter(learner: Learner, step: int) -> tuple[Tensor, Tensor]:
+def enter(learner: Learner, step: int, images: int) -> tuple[Tensor, Tensor]:
     """What enters the first block of a batch of random images, the same every time, and labels in turn."""
     generator = torch.Generator().manual_seed(step)
-    images = images_of(learner)
     shape = (images, *learner.input_shape)
     a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = (torch.arange(images) + step) % int(getattr(learner.rule, "classes", 10))
@@ -128,12 +127,12 @@ def enter(learner: Learner, step: int) -> tuple[Tensor, Tensor]:
     return (torch.round(x * 2.0**-INPUT) * 2.0**INPUT if learner.engine == "integer" else x), labels
 
 
-def images_of(learner: Learner) -> int:
+def images_of(config: RunConfig) -> int:
     """How many images a batch of the small network has."""
-    return EVEN if learner.engine == "integer" else IMAGES
+    return IMAGES if config.bits is None else EVEN
 
 
-def warm(learner: Learner, step_on: Stepper, entering: Learner, ready: Callable[[], bool]) -> None:
+def warm(learner: Learner, step_on: Stepper, images: int, ready: Callable[[], bool]) -> None:
     """Steps before the golden ones, until grids and the sizes of steps are chosen.
 
     Raises:
@@ -142,7 +141,7 @@ def warm(learner: Learner, step_on: Stepper, entering: Learner, ready: Callable[
     for step in range(BATCHES, BATCHES + WARM):
         if ready():
             return
-        x, labels = enter(entering, step)
+        x, labels = enter(learner, step, images)
         torch.manual_seed(step)
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
@@ -152,7 +151,7 @@ def warm(learner: Learner, step_on: Stepper, entering: Learner, ready: Callable[
         raise UsageError("export --rule: in a small twin of this network some numbers are always 0, and have no grid")
 
 
-def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int, list[str]]:
+def _faint(learner: Learner, stepper: Callable[[Learner], Stepper], images: int) -> tuple[int, list[str]]:
     """How many weights are not updated in one of the steps; and whose update is rounding noise of terms that cancel."""
     trial = copy.deepcopy(learner)
     step_on = stepper(trial)
@@ -160,7 +159,7 @@ def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int
     noise: dict[str, None] = {}
     for step in range(BATCHES):
         trial.zero_grad(set_to_none=True)
-        x, labels = enter(trial, step)
+        x, labels = enter(trial, step, images)
         torch.manual_seed(step)
         for _ in trial.credit.updates(trial.step_of(x, None, labels)):
             pass

@@ -12,14 +12,13 @@ from localssl import engine
 from localssl.certificate.cuts import layer_of
 from localssl.config import RunConfig
 from localssl.errors import UsageError
-from localssl.grids import Grid
 from localssl.learner import Learner
 from localssl.prepared import optimizer_of, rate
 from localssl.rulefile import descent
 from localssl.rulefile.ops import Op
 from localssl.rulefile.optimisers import kept_moments
 from localssl.rulefile.program import Program, record
-from localssl.rulefile.rounding import Draws, exponent, kept
+from localssl.rulefile.rounding import Draws, exponent, kept, steps_of
 from localssl.rulefile.twin import BATCHES, INPUT, enter, warm
 from localssl.rulefile.whole import Whole
 
@@ -32,15 +31,15 @@ class Golden:
     Args:
         config: of the run.
         learner: the small network, which learns.
-        entering: where the batches come from, of the same rule and images.
+        images: in a batch.
     """
 
-    def __init__(self, config: RunConfig, learner: Learner, entering: Learner) -> None:
-        self.config, self.learner, self.entering = config, learner, entering
+    def __init__(self, config: RunConfig, learner: Learner, images: int) -> None:
+        self.config, self.learner, self.images = config, learner, images
         self.whole = learner.engine == "integer"
         self.optimizer = optimizer_of(config, learner)
         if config.bits is not None or config.optimizer == "shift-sgd":
-            warm(learner, self.step_on, entering, self._ready)
+            warm(learner, self.step_on, images, self._ready)
 
     def vectors(self) -> tuple[dict[str, Any], Program]:
         """An entry of a manifest's vectors, without its network, and the first step's program."""
@@ -49,7 +48,7 @@ class Golden:
         recorded: list[Program] = []
         steps: list[dict[str, Any]] = []
         for step in range(BATCHES):
-            x, labels = enter(self.entering, step)
+            x, labels = enter(self.learner, step, self.images)
             program = record(self.learner, x, labels, step)
             program, lr = self._in_whole_numbers(program, step) if self.whole else self._in_floats(program, step)
             found = _program(program)
@@ -75,9 +74,8 @@ class Golden:
 
     def _ready(self) -> bool:
         """Whether all exponents are chosen."""
-        steps = [float(m.step) for m in self.learner.modules() if isinstance(m, Grid)]
         moments = kept_moments(self.config, self.learner, self.optimizer)
-        return all(steps) and all(bool(moment.any()) for moment in moments.values())
+        return all(bool(value.any()) for value in (*steps_of(self.learner).values(), *moments.values()))
 
     def _in_floats(self, program: Program, step: int) -> tuple[Program, float]:
         lr = self.step_on(step)
@@ -116,7 +114,7 @@ class Golden:
 
     def _exponents(self) -> dict[str, int]:
         """Every state that is an exponent."""
-        found = {f"{n}.step": exponent(m.step) for n, m in self.learner.named_modules() if isinstance(m, Grid)}
+        found = {name: exponent(step) for name, step in steps_of(self.learner).items()}
         moments = kept_moments(self.config, self.learner, self.optimizer)
         return found | {name: exponent(value) for name, value in moments.items()}
 
