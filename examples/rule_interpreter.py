@@ -65,10 +65,10 @@ def shift(a, by):
 
 LEAST = -(2.0**62)  # less than any number here, and a whole one, too
 MINE = conv, conv_weight_gradient, maxpool_where, sumpool_spread, scatter_add, shift
-PLAIN = "add subtract multiply divide power maximum minimum less less_equal equal where exp log tanh matmul transpose take"
-OPS = {name.replace("_", "-"): getattr(np, name) for name in PLAIN.split()} | {
+PLAIN = "add subtract multiply divide power maximum minimum less equal where exp log tanh matmul transpose take"
+OPS = {name: getattr(np, name) for name in PLAIN.split()} | {
     **{operation.__name__.replace("_", "-"): operation for operation in MINE},
-    "broadcast": np.broadcast_to,
+    **{"less-equal": np.less_equal, "broadcast": np.broadcast_to},
     "round": lambda a, by, bits: np.clip(shift(shift(a, 1 - by) + 1, -1), 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1),
     "outside": lambda a, by, bits: shift(2 * abs(a), np.maximum(-by, 0)) >= (2**bits - 1) * 2 ** np.maximum(by, 0),
     "sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)),
@@ -146,5 +146,5 @@ if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
         rule = json.load(file)
     worst = {v["arithmetic"]: max(deviation(*pair) for pair in steps(rule, v)) for v in rule["vectors"]}
-    print(f"{rule['rule']['name']}, {len(rule['vectors'][0]['steps'])} steps: from the golden vectors at most {worst}")
+    print(f"{rule['rule']['name']}: {len(rule['vectors'][0]['steps'])} steps, at most {worst} from the golden vectors")
     sys.exit(not all(distance <= {"float64": 1e-9, "integer": 0}[kind] for kind, distance in worst.items()))

@@ -7,7 +7,7 @@ vectors; ``document`` puts the file together.
 
 from __future__ import annotations
 
-from localssl.rulefile.document import FORMAT, VERSIONS, manifest, write
+from localssl.rulefile.document import FORMAT, VERSION, WRITING, manifest, write
 from localssl.rulefile.ops import OPS
 
-__all__ = ["FORMAT", "OPS", "VERSIONS", "manifest", "write"]
+__all__ = ["FORMAT", "OPS", "VERSION", "WRITING", "manifest", "write"]

@@ -103,7 +103,8 @@ def bit(name: str) -> str:
 
 def _due(whole: Whole, g: Array, name: str, grid: str, rate: int, shifted: bool) -> str:
     """What is due to a tensor, in 2^-24 of its step, the rest thrown away."""
-    assert isinstance(g.name, str) and g.exponent is not None
+    assert isinstance(g.name, str)
+    assert g.exponent is not None
     down = whole.emit("multiply", (g.name, -1), -whole.values[g.name])
     unit = whole.scalar("subtract", PLACES + rate, grid)
     if not shifted:
@@ -113,7 +114,7 @@ def _due(whole: Whole, g: Array, name: str, grid: str, rate: int, shifted: bool)
     fine = whole.moved(down, by)
     edge = whole.scalar("shift", 1, whole.scalar("add", unit, CLIP))
     if whole.number(edge) < 1:
-        raise UsageError("export --rule: with this learning rate a clipped update is less than 2^-24 of a weight's step")
+        raise UsageError("export --rule: at this rate even a clipped update is less than 2^-24 of a weight's step")
     return _clipped(whole, fine, edge, whole.number(edge), None)
 
 

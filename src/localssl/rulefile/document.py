@@ -28,19 +28,23 @@ from localssl.rulefile.twin import BATCHES, images_of, in_floats, twin
 from localssl.rulefile.vectors import Golden, grids
 from localssl.run import Run
 
-FORMAT = "localssl rule"
-VERSIONS = (1, 2)  # the second: programs write states that are weights, and may be in whole numbers
+FORMAT, VERSION = "localssl rule", 1
+WRITING = 2  # the version of a file whose programs write the weights themselves
 EXPONENT = 8  # bits of one, the sign included: as of float32
 BITS = {"32-true": 32, "64-true": 64, "bf16-mixed": 16}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a rule.json holds, for those who have just written it: operations of a step, steps, and size in bytes."""
+    """What a rule.json holds, for those who have just written it: operations of a step, steps, and size in bytes.
+
+    ``arithmetics``: the golden vectors', the last of which the operations are.
+    """
 
     operations: int
     steps: int
     size: int
+    arithmetics: tuple[str, ...]
 
 
 def write(run: Run, path: Path) -> Written:
@@ -54,8 +58,9 @@ def write(run: Run, path: Path) -> Written:
         found = manifest(run.config, run.learner())
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
     write_text(path, text)
-    program = found["vectors"][0]["programs"][0]
-    return Written(sum(len(stage["ops"]) for stage in program["stages"]), BATCHES, len(text.encode()))
+    program = found["vectors"][-1]["programs"][0]
+    operations = sum(len(stage["ops"]) for stage in program["stages"])
+    return Written(operations, BATCHES, len(text.encode()), tuple(v["arithmetic"] for v in found["vectors"]))
 
 
 def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     network = {**_network(small), "images": images}
     return {
         "format": FORMAT,
-        "version": VERSIONS[config.bits is not None or config.optimizer == "shift-sgd"],
+        "version": VERSION if program.updates.keys().isdisjoint(program.buffers) else WRITING,
         "made by": f"localssl {localssl.__version__}",
         "rule": {
             "name": config.rule,

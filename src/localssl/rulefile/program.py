@@ -140,7 +140,8 @@ def _signals(learner: Learner, x: Tensor) -> dict[str, _Signal]:
 
 
 def _found(signals: Mapping[str, _Signal], ops: Sequence[Op], values: Mapping[str, Tensor]) -> dict[str, str]:
-    """The first array that is equal to each signal; of a block's end, behind a ReLU that happens to change nothing."""
+    """The first array that is equal to each signal; behind a bias of zeros, or of a block's end a ReLU, that happens
+    to change nothing."""
     found: dict[str, str] = {}
     for name, signal in signals.items():
         wanted, at = signal.value, None
@@ -150,7 +151,8 @@ def _found(signals: Mapping[str, _Signal], ops: Sequence[Op], values: Mapping[st
                 continue
             if not torch.allclose(value, wanted, rtol=0, atol=NEAR * float(wanted.abs().max())):
                 continue
-            if at is None or (signal.tail and op.op == "maximum" and op.operands == (at, 0)):
+            still = op.op == "maximum" and op.operands == (at, 0) if signal.tail else op.op == "add" and at in op.reads
+            if at is None or still:
                 at = op.out
         if at is not None:
             found[name] = at

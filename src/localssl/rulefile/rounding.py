@@ -6,11 +6,12 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # pyright: ignore[reportPrivateUsage]
-from typing_extensions import Any, override
+from typing_extensions import override
 
 from localssl.engine import narrow
 from localssl.engine.synapses import Numbers

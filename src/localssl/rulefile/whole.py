@@ -100,10 +100,17 @@ class Whole:
         early: bool = False,
         **how: object,
     ) -> str:
-        """Write an operation on arrays; ``value``: what it gives, whole numbers (of ``width`` bits) or truths; ``early``: where its operands are."""
-        at = max((self._stage.get(o, 0) for o in operands if isinstance(o, str)), default=0)
-        if not (early or (op in EARLY and self.stages[at][0].kind == "run")):
-            at = len(self.stages) - 1
+        """Write an operation on arrays.
+
+        Args:
+            op, operands, how: as in ``Op``.
+            value: what it gives, whole numbers or truths.
+            width: bits of these numbers; None where they may be wide.
+            early: in the stage of the last of its operands.
+        """
+        made = [self._stage[o] for o in operands if o in self._stage]
+        early = early or (op in EARLY and bool(made) and self.stages[max(made)][0].kind == "run")
+        at = max(made) if early else len(self.stages) - 1
         name = f"v{len(self.values) + 1}"
         self._stage[name] = at
         self.values[name] = value
@@ -306,9 +313,7 @@ class Whole:
         value = self.values[str(x.name)]
         return self.emit("maximum", (x.name, self.emit("multiply", (x.name, -1), -value)), value.abs())
 
-    def wider(
-        self, state: str, over: Sequence[str], count: int, bits: int, after: int, early: bool = False
-    ) -> str:
+    def wider(self, state: str, over: Sequence[str], count: int, bits: int, after: int, early: bool = False) -> str:
         """A grid's next exponent, given which numbers of ``count`` were clipped; ``after``: by how much it grows."""
         total: str | None = None
         for each in over:
