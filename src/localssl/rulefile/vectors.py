@@ -22,6 +22,7 @@ from localssl.rulefile.rounding import Draws, exponent, kept, steps_of
 from localssl.rulefile.twin import BATCHES, INPUT, enter, warm
 from localssl.rulefile.whole import Whole
 
+SMALLER = 4.0  # by so much s of every second tensor at the start: its first updates are clipped, and s grows
 RATE = 1e-3  # of golden vectors, at most: larger ones make Adam's rounding noise larger
 
 
@@ -40,6 +41,8 @@ class Golden:
         self.optimizer = optimizer_of(config, learner)
         if config.bits is not None or config.optimizer == "shift-sgd":
             warm(learner, self.step_on, images, self._ready)
+        for state in [state for state in self.optimizer.state.values() if "s" in state][::2]:
+            state["s"] /= SMALLER
 
     def vectors(self) -> tuple[dict[str, Any], Program]:
         """An entry of a manifest's vectors, without its network, and the first step's program."""
