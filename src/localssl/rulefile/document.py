@@ -99,7 +99,7 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
         },
         "locality": {"verdict": found.verdict, "layers": found.distance, "updates": reads(found, program)},
         "network": _network(learner),
-        "state": _state(learner, config),
+        "state": [entry for entry in _state(learner, config) if entry["name"] in vectors["state"]],
         "held": held(program, config.bits or BITS[config.precision]),
         "schedule": _schedule(program, config),
         "optimiser": described(config, learner),

@@ -42,7 +42,7 @@ OPS: dict[str, str] = {
     "scatter-add": "a, with every row of c added to the row that b names",
     "shift": "whole numbers: a · 2^b, rounded down",
     "round": "whole numbers: a · 2^-b, rounded to the nearest, halves up, then clipped to ±(2^(`bits` - 1) - 1)",
-    "outside": "whole numbers: |a| ≥ (2^(`bits` - 1) - 1/2) · 2^b: what `round` clips",
+    "outside": "whole numbers: whether `round` clips it, being (2^(`bits` - 1) - 1/2) · 2^b or more, of either sign",
     "sumpool": "whole numbers: `avgpool` times the window's size",
     "sumpool-spread": "whole numbers: its transpose, `avgpool-spread` times the window's size",
 }

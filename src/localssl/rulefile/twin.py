@@ -133,22 +133,21 @@ def images_of(config: RunConfig) -> int:
 
 
 def warm(learner: Learner, step_on: Stepper, images: int, ready: Callable[[], bool]) -> None:
-    """Steps before the golden ones, until grids and the sizes of steps are chosen.
+    """Steps before the golden ones, one or more, until the grids and the sizes of steps are chosen.
 
     Raises:
         UsageError: ``WARM`` batches do not choose them all.
     """
     for step in range(BATCHES, BATCHES + WARM):
-        if ready():
-            return
         x, labels = enter(learner, step, images)
         torch.manual_seed(step)
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
         step_on(step)
         learner.zero_grad(set_to_none=True)
-    if not ready():
-        raise UsageError("export --rule: in a small twin of this network some numbers are always 0, and have no grid")
+        if ready():
+            return
+    raise UsageError("export --rule: in a small twin of this network some weights are never updated")
 
 
 def _faint(learner: Learner, stepper: Callable[[Learner], Stepper], images: int) -> tuple[int, list[str]]:

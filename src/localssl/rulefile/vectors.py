@@ -18,7 +18,7 @@ from localssl.rulefile import descent
 from localssl.rulefile.ops import Op
 from localssl.rulefile.optimisers import kept_moments
 from localssl.rulefile.program import Program, record
-from localssl.rulefile.rounding import Draws, exponent, kept, steps_of
+from localssl.rulefile.rounding import ROUND, Draws, exponent, kept, steps_of
 from localssl.rulefile.twin import BATCHES, INPUT, enter, warm
 from localssl.rulefile.whole import Whole
 
@@ -76,9 +76,9 @@ class Golden:
         return lr
 
     def _ready(self) -> bool:
-        """Whether all exponents are chosen."""
+        """Whether the sizes of all steps are chosen."""
         moments = kept_moments(self.config, self.learner, self.optimizer)
-        return all(bool(value.any()) for value in (*steps_of(self.learner).values(), *moments.values()))
+        return all(bool(value.any()) for value in moments.values())
 
     def _in_floats(self, program: Program, step: int) -> tuple[Program, float]:
         lr = self.step_on(step)
@@ -89,6 +89,8 @@ class Golden:
 
     def _in_whole_numbers(self, program: Program, step: int) -> tuple[Program, float]:
         found = {name: exponent(program.values.get(name, 2.0**now)) for name, now in self._exponents().items()}
+        if {op.operands[1] for op in program.ops if op.op == ROUND} - found.keys():
+            raise UsageError("export --rule: in a small twin of this network some numbers are always 0")
         held: dict[str, int | str] = {"x": INPUT, **{name: grid for name, (grid, _) in self._grids().items()}}
         whole = Whole(program, held, found, {name: bits for name, (_, bits) in self._grids().items()})
         with Draws() as draws:
@@ -117,7 +119,7 @@ class Golden:
 
     def _exponents(self) -> dict[str, int]:
         """Every state that is an exponent."""
-        found = {name: exponent(step) for name, step in steps_of(self.learner).items()}
+        found = {name: exponent(step) for name, step in steps_of(self.learner).items() if float(step)}
         moments = kept_moments(self.config, self.learner, self.optimizer)
         return found | {name: exponent(value) for name, value in moments.items()}
 
