@@ -16,7 +16,7 @@ from localssl.errors import UsageError
 from localssl.optimizer import ShiftSGD
 from localssl.rulefile.ops import Op, Operand
 from localssl.rulefile.program import Program, Stage
-from localssl.rulefile.whole import Array, Whole
+from localssl.rulefile.whole import Array, Exponent, Whole
 
 PLACES = FRACTION.bit_length() - 1  # bits below a weight's step
 CLIP = int(ShiftSGD.CLIP).bit_length() - 1
@@ -118,7 +118,7 @@ def _due(whole: Whole, g: Array, name: str, grid: str, rate: int, shifted: bool)
     return _clipped(whole, fine, edge, whole.number(edge), None)
 
 
-def _clipped(whole: Whole, x: str, edge: Operand, number: int, bits: int | None) -> str:
+def _clipped(whole: Whole, x: str, edge: Exponent, number: int, bits: int | None) -> str:
     """Between -edge and edge."""
     low = -edge if isinstance(edge, int) else whole.scalar("subtract", 0, edge)
     below = whole.emit("minimum", (x, edge), whole.values[x].clamp(max=number))

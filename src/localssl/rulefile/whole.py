@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ Exponent = int | str
 class Array:
     """An array or a number; its exponent, None where all its numbers are 0."""
 
-    name: Operand
+    name: Exponent
     exponent: Exponent | None = 0
 
 
@@ -98,7 +99,7 @@ class Whole:
         value: Tensor,
         width: int | None = None,
         early: bool = False,
-        **how: object,
+        **how: Any,
     ) -> str:
         """Write an operation on arrays.
 
@@ -138,13 +139,13 @@ class Whole:
             self.stages[-1][1].append(Op(name, op, (a, b)))
         return self._scalars[op, a, b]
 
-    def shifted(self, x: Array, to: Exponent) -> Operand:
+    def shifted(self, x: Array, to: Exponent) -> Exponent:
         """An array, or a number, at another exponent that is not larger."""
         if x.exponent is None or x.exponent == to:
             return x.name
         by = self.scalar("subtract", x.exponent, to)
         if not isinstance(x.name, str):
-            return self.scalar("shift", x.name, by)  # pyright: ignore[reportArgumentType]
+            return self.scalar("shift", x.name, by)
         return x.name if by == 0 else self.moved(x.name, by)
 
     def moved(self, x: str, by: Exponent) -> str:
@@ -155,7 +156,7 @@ class Whole:
         _fits(float(value.abs().max()) * 2.0**places)
         return self.emit("shift", (x, by), value * 2**places)
 
-    def together(self, arrays: Sequence[Array]) -> tuple[list[Operand], Exponent]:
+    def together(self, arrays: Sequence[Array]) -> tuple[list[Exponent], Exponent]:
         """Arrays at the smallest of their exponents, and which that is."""
         exponents = list(dict.fromkeys(x.exponent for x in arrays if x.exponent is not None))
         common: Exponent = exponents[0] if exponents else 0
@@ -289,7 +290,7 @@ class Whole:
             return Array(x.name, self.scalar("add", x.exponent, other.exponent))
         return self._product("multiply", [x, other], value, {})
 
-    def _product(self, op: str, operands: list[Array], value: Tensor, how: Mapping[str, object]) -> Array:
+    def _product(self, op: str, operands: list[Array], value: Tensor, how: Mapping[str, Any]) -> Array:
         a, b = operands
         exponent = None if a.exponent is None or b.exponent is None else self.scalar("add", a.exponent, b.exponent)
         gated = [x for x in operands if isinstance(x.name, str) and self.values[x.name].dtype == torch.bool]
