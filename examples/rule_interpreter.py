@@ -68,11 +68,11 @@ MINE = conv, conv_weight_gradient, maxpool_where, sumpool_spread, scatter_add, s
 PLAIN = "add subtract multiply divide power maximum minimum less equal where exp log tanh matmul transpose take"
 OPS = {name: getattr(np, name) for name in PLAIN.split()} | {
     **{operation.__name__.replace("_", "-"): operation for operation in MINE},
-    **{"less-equal": np.less_equal, "broadcast": np.broadcast_to},
+    **{"less-equal": np.less_equal, "floor-divide": np.floor_divide, "broadcast": np.broadcast_to},
+    **{"below": np.searchsorted, "root": lambda a: (r := np.sqrt(a).astype(int)) - (r * r > a) + ((r + 1) ** 2 <= a)},
     "round": lambda a, by, bits: np.clip(shift(shift(a, 1 - by) + 1, -1), 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1),
     "outside": lambda a, by, bits: shift(2 * abs(a), np.maximum(-by, 0)) >= (2**bits - 1) * 2 ** np.maximum(by, 0),
-    "sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)),
-    "softplus": lambda a: np.logaddexp(0, a),
+    **{"sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)), "softplus": lambda a: np.logaddexp(0, a)},
     "maxpool": lambda x, **how: windows(x, **how, outside=LEAST).max((-2, -1)),
     "avgpool": lambda x, **how: windows(x, **how).mean((-2, -1)),
     "sumpool": lambda x, **how: windows(x, **how).sum((-2, -1)),

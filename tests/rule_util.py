@@ -54,7 +54,7 @@ def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | No
     return json.loads(json.dumps(manifest(config, learner))), learner
 
 
-def in_bits(rule: str, bits: int, **changes: Any) -> Any:
+def in_bits(rule: str, bits: int, encoder: Encoder | None = None, **changes: Any) -> Any:
     """The same of a run of ``bits``: convolutions with a maximum and a mean of their windows, a linear layer."""
     blocks = [
         nn.Sequential(Grid(bits), nn.Conv2d(1, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), Grid(bits)),
@@ -63,7 +63,7 @@ def in_bits(rule: str, bits: int, **changes: Any) -> Any:
     ]
     integers = {"engine": "integer", "precision": "64-true", "weight_decay": 0.0, "schedule": "constant"}
     given = {"lr": 2.0**-6, "optimizer": "shift-sgd", "patches": (2, 1, None), "bits": bits, **integers, **changes}
-    return made(rule, Encoder(blocks), **given)
+    return made(rule, encoder or Encoder(blocks), **given)
 
 
 def worst(rule: dict[str, Any], arithmetic: str = "float64") -> float:

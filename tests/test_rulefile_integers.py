@@ -12,9 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
+from localssl import encoders, rules
 from localssl.cli import main
+from localssl.encoders import Encoder
 from localssl.errors import UsageError
+from localssl.grids import Grid
+from localssl.layers import LengthNorm
 from localssl.rulefile import OPS
 
 from .rule_util import INTERPRETER, READS, in_bits, worst
@@ -211,13 +216,41 @@ def test_other_forms(changes: dict[str, Any]) -> None:
     assert worst(found) < 1e-9
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["ff", "ff-supervised"])
+def test_forward_forward(name: str, bits: int) -> None:
+    """Lengths by a root and a division a sample, sigmoids by a table."""
+    length = rules.get(name).encoder_options
+    layers = [nn.Conv2d(1, 9, 3, padding=1), nn.Conv2d(9, 11, 3, padding=1)]
+    layers += [nn.Sequential(nn.Flatten(), nn.Linear(11 * 16, 8))]
+    encoder = encoders.Options(**length, bits=bits).stack(layers, (True, False, False), {"name": "small"})
+    found, _ = in_bits(name, bits, encoder=encoder)
+    assert worst(found, "integer") == 0
+    assert worst(found) < 1e-9
+    (program,) = whole(found)["programs"]
+    assert len(program["constants"]["sigmoid"]["values"]) == 2 ** (bits - 1)
+    for kind, other in (("root", "shift"), ("below", "less"), ("floor-divide", "subtract")):
+        wrong = copy.deepcopy(found)
+        for op in ops_of(wrong):
+            if op["op"] == kind:
+                op.update({"op": other, "in": [*op["in"], -2] if kind == "root" else op["in"]})
+        assert seen(wrong), kind
+    wrong = copy.deepcopy(found)
+    values = whole(wrong)["programs"][0]["constants"]["sigmoid"]["values"]
+    values[:] = [v + 2**38 for v in values]
+    assert seen(wrong)
+
+
 def test_what_has_no_whole_numbers_is_refused() -> None:
     with pytest.raises(UsageError, match=r"0\.3 is no whole number of 8 bits times a power of two"):
         in_bits("clapp++", 8, options={"margin": 0.3})
+    layer = nn.Sequential(LengthNorm(), Grid(16), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), Grid(16))
+    with pytest.raises(UsageError, match="needs more than 64 bits here; use fewer --bits"):
+        in_bits("ff", 16, encoder=Encoder([layer]), patches=None)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_tiny(tmp_path / "x", epochs=1, bits=6, lr=None, encoder="mlp", width=0.02)
+    run = run_tiny(tmp_path / "x", epochs=1, bits=6, lr=None)
     capsys.readouterr()
     assert main(["export", str(run.path), "--rule"]) == 0
     assert "golden vectors of 3 steps in float64 and integer" in capsys.readouterr().out
@@ -227,7 +260,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     done = subprocess.run([sys.executable, str(INTERPRETER), str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "'integer': 0.0" in done.stdout
-    data = whole(found)["steps"][1]["state"]["encoder.blocks.0.2.weight"]
+    data = whole(found)["steps"][1]["state"]["encoder.blocks.0.1.weight"]
     data["values"][0] += 1
     file.write_text(json.dumps(found), encoding="utf-8")
     assert subprocess.run([sys.executable, str(INTERPRETER), str(file)], capture_output=True, check=False).returncode

@@ -16,7 +16,8 @@ from localssl.errors import UsageError
 from localssl.optimizer import ShiftSGD
 from localssl.rulefile.ops import Op, Operand
 from localssl.rulefile.program import Program, Stage
-from localssl.rulefile.whole import Array, Exponent, Whole
+from localssl.rulefile.whole import Whole
+from localssl.rulefile.writing import Array, Exponent
 
 PLACES = FRACTION.bit_length() - 1  # bits below a weight's step
 CLIP = int(ShiftSGD.CLIP).bit_length() - 1

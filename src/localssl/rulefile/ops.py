@@ -43,6 +43,9 @@ OPS: dict[str, str] = {
     "shift": "whole numbers: a · 2^b, rounded down",
     "round": "whole numbers: a · 2^-b, rounded to the nearest, halves up, then clipped to ±(2^(`bits` - 1) - 1)",
     "outside": "whole numbers: whether `round` clips it, being (2^(`bits` - 1) - 1/2) · 2^b or more, of either sign",
+    "floor-divide": "whole numbers: a / b, rounded down",
+    "root": "whole numbers: the root of a, rounded down",
+    "below": "how many numbers of the row a, which are sorted, are smaller than b",
     "sumpool": "whole numbers: `avgpool` times the window's size",
     "sumpool-spread": "whole numbers: its transpose, `avgpool-spread` times the window's size",
 }

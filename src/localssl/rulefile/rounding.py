@@ -16,11 +16,13 @@ from typing_extensions import override
 from localssl.engine import narrow
 from localssl.engine.synapses import Numbers
 from localssl.grids import Grid
+from localssl.layers import LengthNorm
 from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
 
 COUNTERS = ("clipped", "seen", "count", "seed")  # of ``Numbers``, of which no update depends
 ROUND, WIDEN = "round", "widen"  # of a recording: an array on a grid; the grid's step afterwards
+LENGTH, TABLE = "length-norm", "sigmoid-table"  # samples over their root mean squares; a sigmoid in b bits
 
 
 def kept(learner: Learner) -> dict[str, Tensor]:
@@ -37,16 +39,22 @@ def steps_of(learner: Learner) -> dict[str, Tensor]:
 
 @contextmanager
 def watched(learner: Learner, notes: Notes) -> Generator[None]:
-    """Within, a layer's ``fit`` is written down, and all sums are made in float64."""
+    """Within, what integers round is written down as it is asked for, and all sums are made in float64."""
     layers = [m for m in learner.modules() if isinstance(m, Numbers)]
+    norms = [m for m in learner.modules() if isinstance(m, LengthNorm)] if layers else []
     for own in layers:
         own.fit = partial(_fit, notes, own)  # of this object alone
+        own.sigmoid = partial(_sigmoid, notes, own)
+    for norm in norms:
+        norm.forward = partial(_length, notes, norm)
     try:
         with narrow.off():
             yield
     finally:
         for own in layers:
-            del own.fit
+            del own.fit, own.sigmoid
+        for norm in norms:
+            del norm.forward
 
 
 def _fit(notes: Notes, own: Numbers, grid: Grid | str, x: Tensor) -> Tensor:
@@ -57,6 +65,20 @@ def _fit(notes: Notes, own: Numbers, grid: Grid | str, x: Tensor) -> Tensor:
         notes.call(out, notes.emit(ROUND, operands, out, bits=grid.bits))
         step = notes.emit(WIDEN, operands, grid.step, bits=grid.bits, count=x.numel())
         notes.call(grid.step, step, overwritten=True)
+    return out
+
+
+def _sigmoid(notes: Notes, own: Numbers, x: Tensor) -> Tensor:
+    with _disable_current_modes():
+        out = Numbers.sigmoid(own, x)
+        notes.call(out, notes.emit(TABLE, (notes.read(x),), out, bits=own.of("signal").bits))
+    return out
+
+
+def _length(notes: Notes, norm: LengthNorm, x: Tensor) -> Tensor:
+    with _disable_current_modes():
+        out = LengthNorm.forward(norm, x)
+        notes.call(out, notes.emit(LENGTH, (notes.read(x),), out))
     return out
 
 

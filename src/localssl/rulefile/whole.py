@@ -7,20 +7,20 @@ program like any others. So one program serves while exponents change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from localssl.errors import UsageError
+from localssl.rulefile.lengths import Length, sigmoid
 from localssl.rulefile.ops import Op, Operand
-from localssl.rulefile.program import Program, Stage
-from localssl.rulefile.rounding import ROUND, WIDEN
+from localssl.rulefile.program import Program
+from localssl.rulefile.rounding import LENGTH, ROUND, TABLE, WIDEN
+from localssl.rulefile.writing import Array, Exponent, Writer, fits
 
-WORD = 63  # bits of a whole number of the golden vectors, without the sign
-EARLY = ("less", "less-equal", "maxpool-where", "reshape")  # done where the operand is made: fewer bits are held then
 PRODUCTS = ("conv", "conv-weight-gradient", "matmul", "multiply")
 LIKE_THE_FIRST = ("sum", "reshape", "transpose", "broadcast", "slice", "embed", "maxpool", "unpool", "take")
 TOGETHER: dict[str, slice] = {  # which operands must have one exponent
@@ -29,18 +29,9 @@ TOGETHER: dict[str, slice] = {  # which operands must have one exponent
 }
 NOT_WIDER = {"reshape", "transpose", "broadcast", "slice", "embed", "maxpool", "take", "concat", "where", "maximum"}
 SUMS = {"avgpool": "sumpool", "avgpool-spread": "sumpool-spread"}
-Exponent = int | str
 
 
-@dataclass(frozen=True)
-class Array:
-    """An array or a number; its exponent, None where all its numbers are 0."""
-
-    name: Exponent
-    exponent: Exponent | None = 0
-
-
-class Whole:
+class Whole(Writer):
     """Writes a program in whole numbers.
 
     Args:
@@ -61,15 +52,11 @@ class Whole:
     def __init__(
         self, program: Program, held: Mapping[str, Exponent], at: Mapping[str, int], bits: Mapping[str, int]
     ) -> None:
-        self.program, self.at, self.bits = program, dict(at), dict(bits)
-        self.values: dict[str, Tensor] = {}
-        self.exponents: dict[str, Exponent] = {}
-        self.stages: list[tuple[Stage, list[Op]]] = []
-        self.constants: dict[str, Tensor] = {}
+        super().__init__(at, bits)
+        self.program = program
         self._known: dict[str, Array] = {}
-        self._stage: dict[str, int] = {}  # by array, of which stage it is
-        self._scalars: dict[tuple[Operand, ...], str] = {}
-        self.grown = ""  # by how much the last grid's exponent grows
+        self._divided: set[str] = set()  # arrays of the recording that are samples over their lengths
+        self._lengths: dict[str, Length] = {}  # by grid, what it rounds
         for name, exponent in held.items():
             self._know(name, Array(name, exponent))
         for name in program.draws:
@@ -84,85 +71,9 @@ class Whole:
             for op in stage.ops:
                 self._write(op)
 
-    def begin(self, stage: Stage) -> None:
-        """What is written from now on belongs to this stage."""
-        self.stages.append((stage, []))
-
     def of(self, name: str) -> Array:
         """What an array of the recording is here."""
         return self._known[name]
-
-    def emit(
-        self,
-        op: str,
-        operands: Sequence[Operand],
-        value: Tensor,
-        width: int | None = None,
-        early: bool = False,
-        **how: Any,
-    ) -> str:
-        """Write an operation on arrays.
-
-        Args:
-            op, operands, how: as in ``Op``.
-            value: what it gives, whole numbers or truths.
-            width: bits of these numbers; None where they may be wide.
-            early: in the stage of the last of its operands.
-        """
-        made = [self._stage[o] for o in operands if o in self._stage]
-        early = early or (op in EARLY and bool(made) and self.stages[max(made)][0].kind == "run")
-        at = max(made) if early else len(self.stages) - 1
-        name = f"v{len(self.values) + 1}"
-        self._stage[name] = at
-        self.values[name] = value
-        self.exponents[name] = 0
-        self.stages[at][1].append(Op(name, op, tuple(operands), dict(how)))
-        if value.dtype != torch.bool and width is not None:
-            self.bits[name] = width
-        return name
-
-    def scalar(self, op: str, a: Exponent, b: Exponent) -> Exponent:
-        """A number that follows from exponents; written as an operation where one of them is a state or follows so."""
-        one, other = (self.at[x] if isinstance(x, str) else x for x in (a, b))
-        found = _SCALARS[op](one, other)
-        if isinstance(a, int) and isinstance(b, int):
-            return found
-        if (op, b) in (("add", 0), ("subtract", 0)):
-            return a
-        if (op, a) == ("add", 0):
-            return b
-        if (op, a, b) not in self._scalars:
-            name = f"e{len(self._scalars) + 1}"
-            self._scalars[op, a, b] = name
-            self.at[name] = found
-            self._stage[name] = len(self.stages) - 1
-            self.stages[-1][1].append(Op(name, op, (a, b)))
-        return self._scalars[op, a, b]
-
-    def shifted(self, x: Array, to: Exponent) -> Exponent:
-        """An array, or a number, at another exponent that is not larger."""
-        if x.exponent is None or x.exponent == to:
-            return x.name
-        by = self.scalar("subtract", x.exponent, to)
-        if not isinstance(x.name, str):
-            return self.scalar("shift", x.name, by)
-        return x.name if by == 0 else self.moved(x.name, by)
-
-    def moved(self, x: str, by: Exponent) -> str:
-        """An array times a power of two, rounded down."""
-        value, places = self.values[x], self.number(by)
-        if places < 0:
-            return self.emit("shift", (x, by), value >> -places)
-        _fits(float(value.abs().max()) * 2.0**places)
-        return self.emit("shift", (x, by), value * 2**places)
-
-    def together(self, arrays: Sequence[Array]) -> tuple[list[Exponent], Exponent]:
-        """Arrays at the smallest of their exponents, and which that is."""
-        exponents = list(dict.fromkeys(x.exponent for x in arrays if x.exponent is not None))
-        common: Exponent = exponents[0] if exponents else 0
-        for exponent in exponents[1:]:
-            common = self.scalar("minimum", common, exponent)
-        return [self.shifted(x, common) for x in arrays], common
 
     def made(self, written: Mapping[str, str], drawn: Sequence[str]) -> Program:
         """The program; every update is followed by its exponent.
@@ -200,12 +111,6 @@ class Whole:
             {new.get(name, name): bits for name, bits in self.bits.items()},
         )
 
-    def number(self, x: Exponent) -> int:
-        """What a number, or the name of one, is in this step."""
-        if isinstance(x, int):
-            return x
-        return self.at[x] if x in self.at else int(self.values[x])
-
     def _know(self, name: str, x: Array) -> None:
         """What an array of the recording is, whose numbers are checked."""
         self._known[name] = x
@@ -235,6 +140,10 @@ class Whole:
             self._widen(op)
             return
         operands = [self._operand(o) for o in op.operands]
+        if op.op == LENGTH:
+            self._known[op.out] = operands[0]  # not yet divided: ``ROUND`` does both
+            self._divided.add(op.out)
+            return
         self._know(op.out, self._made(op, operands))
 
     def _made(self, op: Op, operands: list[Array]) -> Array:
@@ -243,9 +152,14 @@ class Whole:
         if op.op == ROUND:
             x, grid = operands
             assert isinstance(grid.name, str)
+            if op.operands[0] in self._divided:
+                length = self._lengths[grid.name] = Length(self, x, grid.name)
+                return Array(length.rounded(_whole(value, self.at[grid.name]), how["bits"]), grid.name)
             by = self.scalar("subtract", grid.name, x.exponent or 0)
             whole = _whole(value, self.at[grid.name])
             return Array(self.emit("round", (x.name, by), whole, how["bits"], **how), grid.name)
+        if op.op == TABLE:
+            return sigmoid(self, operands[0], value, how["bits"])
         if op.op in ("power", "divide") or op.op == "multiply":
             return self._scaled(op, operands, value)
         if op.op in PRODUCTS:
@@ -303,42 +217,18 @@ class Whole:
         x, (state, bits) = self._operand(op.operands[0]), (str(op.operands[1]), op.attributes["bits"])
         before = self.program.values[state]
         after = round(math.log2(float(self.program.values[op.out]) / float(before)))
+        if op.operands[0] in self._divided:
+            over = self._lengths[state].outside(bits)
+            self._known[op.out] = Array(self.wider(state, [over], op.attributes["count"], bits, after, early=True))
+            return
         by = self.scalar("subtract", state, x.exponent or 0)
         assert isinstance(x.name, str)
         edge, sizes = float(2**bits - 1) * 2.0 ** self.number(by), 2 * self.values[x.name].abs()
         over = self.emit("outside", (x.name, by), sizes >= edge, early=True, bits=bits)
         self._known[op.out] = Array(self.wider(state, [over], op.attributes["count"], bits, after, early=True))
 
-    def size(self, x: Array) -> str:
-        """|x|."""
-        value = self.values[str(x.name)]
-        return self.emit("maximum", (x.name, self.emit("multiply", (x.name, -1), -value)), value.abs())
-
-    def wider(self, state: str, over: Sequence[str], count: int, bits: int, after: int, early: bool = False) -> str:
-        """A grid's next exponent, given which numbers of ``count`` were clipped; ``after``: by how much it grows."""
-        total: str | None = None
-        for each in over:
-            value = self.values[each]
-            axes = list(range(value.ndim))
-            found = self.emit("sum", (each,), value.sum(), early=early, axes=axes, keep=False)
-            total = found if total is None else self.emit("add", (total, found), self.values[total] + value.sum())
-        assert total is not None
-        most = count // 2**bits
-        many = self.emit("less", (most, total), self.values[total] > most, early=early)
-        assert bool(self.values[many]) == bool(after)
-        self.grown = self.emit("cast", (many,), self.values[many].long(), early=early, type="int")
-        return self.emit("add", (state, self.grown), torch.tensor(self.at[state] + after), early=early)
-
     def _at(self, value: Tensor, exponent: Exponent | None) -> Tensor:
         return _whole(value, 0 if exponent is None else self.number(exponent))
-
-
-_SCALARS: dict[str, Callable[[int, int], int]] = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "minimum": min,
-    "shift": lambda a, b: a << b if b >= 0 else a >> -b,
-}
 
 
 def _whole(value: Tensor, exponent: int) -> Tensor:
@@ -347,7 +237,7 @@ def _whole(value: Tensor, exponent: int) -> Tensor:
         return value
     found = value / 2.0**exponent
     assert torch.equal(found, found.round()), exponent
-    _fits(float(found.abs().max()) if found.numel() else 0.0)
+    fits(float(found.abs().max()) if found.numel() else 0.0)
     return found.long()
 
 
@@ -364,8 +254,3 @@ def _twos(n: int) -> int:
     if n & (n - 1):
         raise UsageError(f"export --rule: in whole numbers there is no mean over {n}, no power of two")
     return n.bit_length() - 1
-
-
-def _fits(largest: float) -> None:
-    if largest >= 2.0**WORD:
-        raise UsageError(f"export --rule: a number of this update needs more than {WORD} bits and a sign")
