@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 AT_THE_TOP = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+NAMED = re.compile(r"^```python file=(\S+)$", re.MULTILINE)  # a file to be written, which superfences does not know
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LANGUAGES = {".py": "python", ".json": "json"}
 
@@ -77,7 +78,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             target = posixpath.basename(target)
         return f"{before}{target}{after}"
 
-    parts = FENCE.split(markdown)
+    parts = FENCE.split(NAMED.sub(r'```python title="\1"', markdown))
     return "".join(part if n % 2 else LINK.sub(turned, part) for n, part in enumerate(parts))
 
 

@@ -3,7 +3,8 @@
 ``recorder`` watches a real update and ``lowering`` writes it down in few operations (``ops``); ``program`` keeps what
 the update needs, in stages; ``reading`` says what is read when; ``twin`` makes a network small enough for golden
 vectors, which ``vectors`` takes; ``document`` puts the file together. Of a run in integers ``rounding`` watches what is
-rounded, ``whole`` turns the program into one of whole numbers, and ``descent`` adds how weights are written.
+rounded, ``whole`` turns the program into one of whole numbers (``writing``, ``lengths``), ``descent`` adds how weights
+are written.
 """
 
 from __future__ import annotations

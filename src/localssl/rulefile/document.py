@@ -81,11 +81,10 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     cost, layer_costs = certificate.count(learner if config.bits is None else in_floats(learner, config))
     unrounded = dataclasses.replace(config, bits=None)
     vectors, program = Golden(unrounded, floats, images).vectors()
-    entries = [vectors]
+    entries = [{"network": {**_network(floats), "images": images}, **vectors}]
     if config.bits is not None:
         vectors, program = Golden(config, small, images).vectors()
-        entries.append(vectors)
-    network = {**_network(small), "images": images}
+        entries.append({"network": {**_network(small), "images": images}, **vectors})
     return {
         "format": FORMAT,
         "version": VERSION if program.updates.keys().isdisjoint(program.buffers) else WRITING,
@@ -105,7 +104,7 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
         "optimiser": described(config, learner),
         "counts": _counts(found, cost, layer_costs),
         "operations": OPS,
-        "vectors": [{"network": network, **entry} for entry in entries],
+        "vectors": entries,
     }
 
 
