@@ -72,6 +72,28 @@ def test_whole_numbers_are_reproduced_to_the_last_bit(name: str, bits: int) -> N
         assert all(np.any(READS["array"](step["updates"][n])) for n in trained)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_number_is_a_float_and_no_factor_wide(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = in_bits("clapp++both", bits)
+    seen_wide: list[int] = []
+
+    def watched(kind: str, operation: Any) -> Any:
+        def run(*operands: Any, **how: Any) -> Any:
+            result = operation(*operands, **how)
+            assert all(np.asarray(o).dtype.kind in "ib" for o in (*operands, result)), kind
+            if kind in ("conv", "matmul", "conv-weight-gradient"):
+                assert all(np.abs(o).max() < 2 ** (bits - 1) for o in operands), kind
+                seen_wide.append(int(np.abs(result).max()))
+            return result
+
+        return run
+
+    for kind, operation in list(READS["OPS"].items()):
+        monkeypatch.setitem(READS["OPS"], kind, watched(kind, operation))
+    assert worst(found, "integer") == 0
+    assert max(seen_wide) >= 2**bits
+
+
 def test_operands_have_their_widths() -> None:
     found, learner = in_bits("clapp++dfb", 8)
     states = {entry["name"]: entry for entry in found["state"]}
