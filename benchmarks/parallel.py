@@ -2,9 +2,12 @@
 
     python benchmarks/parallel.py --out benchmarks/results/parallel.json
 
-vgg6 on random views of 32 x 32. "factors": samples are compared across processes, readouts go to all, and every process
-makes the whole change of B from them. "matrices": every process compares its own samples, and all gradients are
-averaged, B's too. In turn, repeat by repeat; medians. ``one`` is one process of one thread with the batch of all.
+vgg6 on random views of 32 x 32, samples compared across processes. "rows": readouts go to all, and every process makes
+the whole change of B from them. "matrices": each makes its own samples' part, and the parts are summed. "sharded": each
+keeps some rows of B. In turn, repeat by repeat; medians. ``one`` is one process of one thread with the batch of all.
+
+The local rules at one width, and ``clapp++`` at a small width with batches from below to beyond the size at which
+matrices are fewer bytes than rows. Minutes, on two idle cores.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,119 +29,175 @@ from shared import LOCAL, Made, make, random_views, write
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl import encoders
+from localssl import encoders, sharding, traffic
+from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
+from localssl.prepared import parameter_groups
+
+WAYS = ("rows", "matrices", "sharded")
+
+
+class Case(NamedTuple):
+    """A rule, a width, and the images of each process."""
+
+    rule: str
+    width: float
+    batch: int
 
 
 class Timed(Processes):
     """Counts the seconds in which this process waits for others or talks to them."""
 
     seconds = 0.0
+    talking = False
+
+    @contextmanager
+    def talk(self) -> Generator[None]:
+        """Its time counts, once where one call makes another."""
+        if self.talking:
+            yield
+            return
+        self.talking, began = True, time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.talking = False
 
     @override
     def gather(self, rows: Tensor, views: int = 2) -> Tensor:
-        began = time.perf_counter()
-        found = super().gather(rows, views)
-        self.seconds += time.perf_counter() - began
-        return found
+        with self.talk():
+            return super().gather(rows, views)
+
+    @override
+    def beside(self, columns: Tensor, count: int) -> Tensor:
+        with self.talk():
+            return super().beside(columns, count)
+
+    @override
+    def swap(self, rows: Tensor, to: Sequence[int], of: Sequence[int]) -> Tensor:
+        with self.talk():
+            return super().swap(rows, to, of)
 
     @override
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
-        began = time.perf_counter()
-        super().add_up(parameters)
-        self.seconds += time.perf_counter() - began
+        with self.talk():
+            super().add_up(parameters)
+
+    @override
+    def sum(self, numbers: Tensor) -> Tensor:
+        with self.talk():
+            return super().sum(numbers)
 
 
-def steps(made: Made, images: int, count: int, processes: Timed | None, exchange: str) -> float:
-    """Seconds of ``count`` steps."""
+def made_for(case: Case, processes: Timed, sharded: bool) -> Made:
+    """The learner and its optimiser, of a sharded B what is here."""
+    torch.manual_seed(0)
+    made = make(case.rule, encoders.vgg6(case.width))
+    if not sharded:
+        return made
+    sharding.shard(made.learner, processes, "adam")
+    return Made(made.learner, FactoredAdamW(parameter_groups(made.learner, False), lr=1e-4, weight_decay=0))
+
+
+def seconds_of(made: Made, images: int, count: int, processes: Timed | None) -> float:
+    """Seconds of a step, of ``count``."""
     learner, optimiser = made
     view_a, view_b = random_views(images)
     began = time.perf_counter()
     for _ in range(count):
-        across = processes if exchange == "factors" else None
-        for _ in learner.updates(view_a, view_b, factored=exchange != "matrices", processes=across):
-            if exchange == "matrices" and processes is not None:
-                processes.average(learner.parameters())
+        for _ in learner.updates(view_a, view_b, factored=True, processes=processes):
             optimiser.step()
             optimiser.zero_grad()
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / count
 
 
-def work(rank: int, size: int, folder: str, arguments: argparse.Namespace) -> None:
+def work(rank: int, size: int, folder: str, cases: list[Case], steps: int, repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=size)
     processes = Timed()
     rows: list[dict[str, Any]] = []
-    for width in arguments.widths:
-        for rule in arguments.rules:
-            torch.manual_seed(0)
-            rows += _measure(rule, width, make(rule, encoders.vgg6(width)), processes, arguments)
+    for case in cases:
+        rows += _measure(case, processes, max(2, steps * 16 // case.batch), repeats)
     if rank == 0:
         torch.save(rows, f"{folder}/rows")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _measure(
-    rule: str, width: float, made: Made, processes: Timed, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    found: dict[str, list[float]] = {"factors": [], "matrices": [], "one": []}
-    talk: dict[str, list[float]] = {"factors": [], "matrices": []}
+def _measure(case: Case, processes: Timed, steps: int, repeats: int) -> list[dict[str, Any]]:
+    times: dict[str, list[float]] = {way: [] for way in (*WAYS, "one")}
+    talk: dict[str, list[float]] = {way: [] for way in WAYS}
     sent: dict[str, int] = {}
-    for repeat in range(arguments.repeats + 1):
-        for exchange, times in found.items():
+    whole, part = made_for(case, processes, sharded=False), made_for(case, processes, sharded=True)
+    for repeat in range(repeats + 1):
+        for way in WAYS:
             dist.barrier()
-            if exchange == "one":
-                if processes.rank == 0:
-                    whole = arguments.batch * processes.size
-                    times.append(steps(made, whole, arguments.steps, None, exchange) / arguments.steps)
-                dist.barrier()
-                continue
             processes.seconds, processes.sent = 0.0, 0
-            seconds = steps(made, arguments.batch, arguments.steps, processes, exchange)
-            times.append(seconds / arguments.steps)
-            talk[exchange].append(processes.seconds / seconds)
-            sent[exchange] = processes.sent // arguments.steps
+            processes.exchange = "auto" if way == "sharded" else way
+            seconds = seconds_of(part if way == "sharded" else whole, case.batch, steps, processes)
+            times[way].append(seconds)
+            talk[way].append(processes.seconds / steps / seconds)
+            sent[way] = processes.sent // steps
+        dist.barrier()
+        if processes.rank == 0:
+            times["one"].append(seconds_of(whole, case.batch * processes.size, steps, None))
+        dist.barrier()
         if repeat == 0:  # warm
-            for values in (*found.values(), *talk.values()):
+            for values in (*times.values(), *talk.values()):
                 values.clear()
     if processes.rank:
         return []
-    one = statistics.median(found["one"])
+    one = statistics.median(times["one"])
     rows = [
         {
-            "rule": rule,
-            "width": width,
+            "rule": case.rule,
+            "width": case.width,
             "processes": processes.size,
-            "batch_of_each": arguments.batch,
-            "exchange": exchange,
-            "seconds": round(statistics.median(found[exchange]), 5),
+            "batch_of_each": case.batch,
+            "exchange": way,
+            "seconds": round(statistics.median(times[way]), 5),
             "one": round(one, 5),
-            "speedup": round(statistics.median(a / b for a, b in zip(found["one"], found[exchange], strict=True)), 3),
-            "bytes_sent": sent[exchange],
-            "share_of_communication": round(statistics.median(talk[exchange]), 3),
-            "n": arguments.repeats,
+            "speedup": round(statistics.median(a / b for a, b in zip(times["one"], times[way], strict=True)), 3),
+            "bytes_sent": sent[way],
+            "share_of_communication": round(statistics.median(talk[way]), 3),
+            "auto": _chosen(whole, case.batch, processes),
+            "numbers_of_b": sum(
+                p.numel() for p in (part if way == "sharded" else whole).learner.projections.parameters()
+            ),
+            "n": repeats,
         }
-        for exchange in ("factors", "matrices")
+        for way in WAYS
     ]
     for row in rows:
         print(row, flush=True)
     return rows
 
 
+def _chosen(made: Made, images: int, processes: Processes) -> list[int]:
+    """The blocks whose changes of B ``--exchange auto`` sums as matrices."""
+    sizes = made.learner.sizes(processes, images)
+    assert not isinstance(sizes, str)
+    return [layer + 1 for layer in sorted(traffic.choose(sizes))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.25])
+    parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--rules", nargs="+", default=list(LOCAL))
     parser.add_argument("--batch", type=int, default=16, help="images of each process")
+    parser.add_argument("--small-width", type=float, default=0.0625)
+    parser.add_argument("--batches", type=int, nargs="*", default=[32, 128, 512], help="of each, at the small width")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="for batches of 16; fewer for larger ones")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    cases = [Case(rule, arguments.width, arguments.batch) for rule in arguments.rules]
+    cases += [Case(LOCAL[0], arguments.small_width, batch) for batch in arguments.batches]
+    size = arguments.processes
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (arguments.processes, folder, arguments), nprocs=arguments.processes)  # pyright: ignore[reportPrivateImportUsage]
+        given = (size, folder, cases, arguments.steps, arguments.repeats)
+        mp.spawn(work, given, nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
         rows = torch.load(Path(folder) / "rows", weights_only=True)
     write(arguments.out, 1, rows=rows)
 

@@ -49,8 +49,8 @@ def once(rule: str, width: float, batch: int, steps: int, root: Path | None, fol
 
 def _step(loop: Any, view_a: torch.Tensor, view_b: torch.Tensor) -> None:
     for _ in loop.learner.updates(view_a, view_b, factored=loop.prepared.factored):
-        loop.optimizer.step()
-        loop.optimizer.zero_grad()
+        loop.prepared.optimizer.step()
+        loop.prepared.optimizer.zero_grad()
 
 
 def _loop_of(loop: Any, steps: int) -> Times:

@@ -40,5 +40,9 @@ def refuses(input_shape: tuple[int, ...]) -> list[nn.Module]:
     raise ValueError("no such bench")
 
 
+def whole(input_shape: object) -> nn.Module:
+    return nn.Flatten()
+
+
 def nothing(input_shape: tuple[int, ...]) -> str:
     return "net"

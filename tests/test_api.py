@@ -42,6 +42,7 @@ def test_train_is_a_function(run: api.TrainedRun) -> None:
     assert run.config.rule_options == {"margin": 2.0}
     assert (run.path / "encoder.safetensors").is_file()
     assert localssl.open_run(run.path) == run
+    assert repr(run) == f"TrainedRun({str(run.path)!r}: {run.config.rule} on digits, {run.config.epochs} epochs)"
 
 
 def test_from_run_to_report(run: api.TrainedRun) -> None:

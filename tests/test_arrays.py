@@ -18,7 +18,7 @@ from localssl.errors import UsageError
 from localssl.run import open_run
 
 from .test_bad_input import Capture, refuse, status
-from .train_util import assert_same_run, run_tiny
+from .train_util import assert_same_run, encoder_bytes, run_tiny
 
 RNG = np.random.default_rng(0)
 N = 96
@@ -109,6 +109,35 @@ def bars(split):
 def view(x):
     return x + 0.1 * torch.randn_like(x)
 
+class Bars(torch.utils.data.Dataset):
+    def __init__(self, split):
+        self.x, self.y = bars(split)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(self.x[i]), int(self.y[i])
+
+class Ragged(Bars):
+    def __getitem__(self, i):
+        return torch.zeros(1, 16, 16 + i), 0
+
+class Endless(torch.utils.data.IterableDataset):
+    def __init__(self, split):
+        pass
+
+    def __iter__(self):
+        yield self
+
+class View:
+    def __call__(self, x):
+        return view(x)
+
+class Unfinished:
+    def __call__(self, x):
+        raise ValueError("not yet")
+
 def half(x):
     return x[:, :1, :8]
 
@@ -141,6 +170,9 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     for flags, says, code in (
         (f"--data {file}:nothing {mlp}", "returned a str; return an array x", 2),
         (f"--data {file}:fails {mlp}", "FileNotFoundError", 2),
+        (f"--data {file}:Ragged {mlp}", "item 1 is of shape (1, 16, 17); give tensors or arrays (C, H, W) of one", 2),
+        (f"--data {file}:Endless {mlp}", "is a stream without a length; write shards", 2),
+        (f"--data digits --limit-images 32 --views {file}:Unfinished", "(__call__): ValueError: not yet", 2),
         (f"--data {file}:bar {mlp}", "did you mean 'bars'", 2),
         (
             f"--data {file}:bars --views {file}:view --encoder vgg6",
@@ -151,10 +183,25 @@ def test_data_and_views_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
         (
             f"--data digits --limit-images 32 --views {file}:half",
             "half returned of shape (16, 1, 8, 16)",
-            1,
+            2,
         ),
     ):
         refuse(capsys, f"{line} {flags}", says, code=code)
+    assert not (tmp_path / "z").exists()
+
+
+def test_classes_of_ones_own(tmp_path: Path) -> None:
+    """A data set of PyTorch is read into arrays, a class of views is made once: the run is that of the functions."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN, encoding="utf-8")
+    settings: dict[str, Any] = {"encoder": "vgg5", "limit_images": None, "patches": (4, 4, 4, 2, 1)}
+    one = run_tiny(tmp_path / "x", data=f"{file}:bars", views=f"{file}:view", **settings)
+    two = run_tiny(tmp_path / "y", data=f"{file}:Bars", views=f"{file}:View", **settings)
+    assert encoder_bytes(one.path) == encoder_bytes(two.path)
+    one_y, two_y = one.images("test").labels, two.images("test").labels
+    assert one_y is not None
+    assert two_y is not None
+    assert torch.equal(one_y, two_y)
 
 
 @pytest.mark.parametrize(

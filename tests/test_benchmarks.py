@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
@@ -152,3 +153,14 @@ def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     row = module.row("clapp++", 0.02, 2, 2, [{"views": 1.0, "step": 3.0, "loop": 5.0, "checkpoint": 0.0}])
     assert (row["of_step_and_views"], row["of_step"], row["views_share"]) == (0.8, 0.6, 0.25)
     assert (row["images_per_second"], row["step_images_per_second"]) == (0.8, 1.3)
+
+
+def test_processes_of_a_tiny_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = benchmark("parallel", monkeypatch)
+    given = (2, str(tmp_path), [module.Case("clapp++", 0.02, 2)], 2, 1)
+    mp.start_processes(module.work, given, nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
+    found = {r["exchange"]: r for r in torch.load(tmp_path / "rows", weights_only=True)}
+    assert found["rows"]["bytes_sent"] < found["sharded"]["bytes_sent"] < found["matrices"]["bytes_sent"]
+    assert found["rows"]["auto"] == []
+    assert 2 * found["sharded"]["numbers_of_b"] == found["rows"]["numbers_of_b"]
+    assert 0 < found["rows"]["share_of_communication"] < 1

@@ -58,7 +58,7 @@ class Good(Rule):
 
 
 def test_a_good_one_passes_by_object_class_and_file() -> None:
-    alone = {"not asked: it declares no references", "not asked: its update has no three factors"}
+    alone = {"not asked: it declares no references", "not asked: it is no ScoreRule with local credit"}
     assert set(check_rule(Good).values()) == {"passed", *alone}
     assert check_rule(Good()) == check_rule(Good)
 

@@ -64,6 +64,16 @@ def test_what_the_help_says_of_a_flag(capsys: Capture) -> None:
     assert "--pipeline" not in said
 
 
+def test_misspelt(capsys: Capture) -> None:
+    """A command is named; what is near a flag are flags of this command."""
+    assert main(["trian", "--rule", "clapp"]) == 2
+    assert "unknown command 'trian': did you mean 'train'" in capsys.readouterr().err
+    assert main(["compare", "--data", "digits", "--out", "x", "--imagesize", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "--image-size" in said
+    assert "certify" not in said
+
+
 def test_without_a_command(capsys: Capture) -> None:
     assert main([]) == 2
     said = capsys.readouterr()
@@ -141,3 +151,29 @@ def test_bad_input(words: str, capsys: Capture) -> None:
     said = capsys.readouterr().err
     assert said.startswith("localssl: --completion takes one of bash, zsh, tcsh")
     assert said.count("\n") == 1
+
+
+def test_an_unknown_flag_is_one_line_with_the_nearest(capsys: Capture) -> None:
+    assert main(["train", "--rule", "clapp++", "--data", "digits", "--out", "x", "--epoch", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said == "localssl: train has no flag --epoch: did you mean --epochs? localssl train --help-all shows them\n"
+    assert main(["certify", "--epochs=2"]) == 2
+    assert "certify has no flag --epochs: localssl certify --help-all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--bits", "eight"], "--bits takes INT, not 'eight'; localssl train --help shows what it takes"),
+        (["compare", "--precision", "8"], "invalid choice '8' for argument '--precision'. Expected one of"),
+        (["probe"], "Missing from localssl probe: PATH Folder of the run. (required);"),
+        (["probe", "a", "b"], "Unrecognized options: b;"),
+        (["train", "--rule"], "Missing value for argument '--rule'. Expected 1 values;"),
+    ],
+)
+def test_what_a_flag_does_not_take_is_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith(f"localssl: {said}")

@@ -35,6 +35,7 @@ from localssl.report import comparison as report
 from localssl.stats import t_interval
 
 from .compare_util import in_this_process
+from .sources_util import encoded, pictures, write_files
 
 BREAKS = """
 from dataclasses import dataclass
@@ -259,6 +260,27 @@ def test_the_rate_with_the_best_accuracy_is_chosen(monkeypatch: pytest.MonkeyPat
     assert chosen["c"].failed == "at every rate of the search: NaN"
     own = comparison._rates(replace(STUDY, search_lr=(1e-3, 2e-3)), Row("s", "softhebb"))  # pyright: ignore[reportPrivateUsage]
     assert own == [0.005, 0.01]  # 0.01 where digits have 0.002
+
+
+def test_one_rate_is_taken_without_a_trial(inline: list[str], tmp_path: Path) -> None:
+    study = replace(STUDY, search_lr=(3e-3,), align_batches=0)
+    found = compare(study, [Row("clapp++", "clapp++")], Settings(tmp_path, threads=1), 1)
+    assert inline == ["untrained-s0", "clapp++-s0"]
+    assert (found[1].budget, found[1].records[0]["config"]["lr"]) == ("1 (given)", 3e-3)
+
+
+def test_photographs_of_ones_own(inline: list[str], tmp_path: Path) -> None:
+    """A folder with a grey and a damaged image, at a size that is asked for."""
+    files = {f"{i % 2}/{i}.jpg": encoded(p, "JPEG") for i, p in enumerate(pictures(60, 50, 40))}
+    files["0/bad.jpg"] = files["0/0.jpg"][:99]
+    write_files(tmp_path / "photos", files)
+    flags = "--rules clapp++ --seeds 1 --epochs 1 --batch-size 16 --width 0.25 --align-batches 0 --threads 1"
+    line = ["compare", *flags.split(), "--data", f"imagefolder:{tmp_path / 'photos'}"]
+    assert cli.main([*line, "--out", str(tmp_path / "bad")]) == 2
+    assert cli.main([*line, "--out", str(tmp_path / "out"), "--skip-bad", "--image-size", "64"]) == 0
+    record = json.loads((tmp_path / "out" / "cells" / "clapp++-s0.json").read_text())
+    assert record["config"]["image_size"] == 64
+    assert "1 bad image skipped: 0/bad.jpg" in record["facts"]
 
 
 def test_a_rule_with_another_encoder_has_its_own_untrained_row(inline: list[str], tmp_path: Path) -> None:

@@ -132,6 +132,13 @@ def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         own._LOADED.pop(tmp_path / name, None)
 
 
+def test_parts_of_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localssl.launch.START", "fork")
+    assert run_page(DOCS / "many-machines.md", "What is sent") == 1
+    assert run_page(DOCS / "many-machines.md", "B in parts") == 1
+
+
 @pytest.mark.parametrize("page", PARSED)
 def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # files of one's own are named from here
@@ -169,6 +176,10 @@ def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("localssl.launch.START", "fork")  # nothing to import anew
     write_shards(tmp_path / "shards", [encoded(picture) for picture in pictures(100)], list(range(10)) * 10)
     assert run_page(DOCS / "many-machines.md", "Images on disk") == 1
+
+
+def test_the_rule_with_a_running_rate() -> None:
+    assert run_page(DOCS / "your-own-rule.md", "Three factors, and a running rate") == 1
 
 
 def test_a_wrong_snippet_is_seen(tmp_path: Path) -> None:

@@ -302,8 +302,8 @@ def test_a_block_may_be_stepped_before_the_next_one_runs() -> None:
 @pytest.mark.parametrize(
     ("rule", "blocks", "reason"),
     [
-        ("lpl", None, "no update of three factors"),
-        ("bp-clapp++", None, "no update of three factors"),
+        ("lpl", None, "is no ScoreRule with local credit"),
+        ("bp-clapp++", None, "is no ScoreRule with local credit"),
         ("clapp++", [nn.Conv2d(2, 3, 3), nn.Tanh()], "no ReLU follows"),
         ("clapp++", [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.ReLU()], "begins with BatchNorm2d"),
         ("clapp++", [nn.Conv2d(2, 3, 3, padding="same"), nn.ReLU()], "pads by other"),
@@ -357,7 +357,7 @@ def test_events_need_two_terms_and_a_known_block() -> None:
     with usage_error("loss_type=1"):
         next(events(made.step(*batch("max"))))
     made = learner("max", rules.get("bp-clapp++"), "auto", torch.float64, None)
-    with usage_error("no update of three factors"):
+    with usage_error("is no ScoreRule with local credit"):
         next(events(made.step(*batch("max"))))
 
 

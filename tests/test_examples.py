@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -35,6 +36,20 @@ def test_my_rule(tmp_path: Path) -> None:
     run = train(TrainConfig(rule=name, data="digits", out=tmp_path / "run", epochs=1, width=0.25), said.append)
     assert run.config.make_rule() == rules.get(name)
     assert not [line for line in said if "warning" in line]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integer_update(tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: int) -> None:
+    """NumPy's int64 gives the integers that were recorded; from another weight it does not."""
+    example = runpy.run_path(str(EXAMPLES / "integer_update.py"))
+    first, *_ = example["main"](bits=bits, out=tmp_path / "vectors.json")
+    assert capsys.readouterr().out.count(": 0 of ") == 5
+    (written, *others) = json.loads((tmp_path / "vectors.json").read_text())
+    assert len(others) == 4
+    assert written["dB"] == first["dB"].tolist()
+    assert first["dB"].any()
+    first["B"][...] = -first["B"]
+    assert (example["update"](first)["dW"] != first["dW"]).any()
 
 
 def test_black_box(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

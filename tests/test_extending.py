@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from localssl.encoders import Encoder
 from localssl.learner import Learner
 from localssl.rules import Batch, Projections, Rule
 
-from .util import PATCHES, SHAPE, small_encoder, usage_error, views
+from .util import PATCHES, SHAPE, small_encoder, small_learner, usage_error, views
 
 
 @pytest.mark.parametrize("name", ["clapp++both", "bp-infonce"])
@@ -95,3 +96,98 @@ def test_register_refuses() -> None:
             localssl.rules.register("mine", thing)  # type: ignore[arg-type]
     with usage_error("taken"):
         localssl.rules.register("clapp++", Whitening)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Homeostatic(Rule):
+    """A running rate in a buffer, read and then moved; the prediction of a sample less that of another."""
+
+    uses_negatives = True
+
+    def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
+        maps: list[nn.Module] = [nn.Linear(d, d) for d in dims]
+        for module, d in zip(maps, dims, strict=True):
+            module.register_buffer("rate", torch.full((d,), 0.3))
+        return {"predict": maps}
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        module, z = projections["predict"][layer], batch.z[layer]
+        assert batch.negatives is not None
+        guess = module(batch.positives(layer).detach())
+        wrong = (z.detach() - guess).square().mean()
+        drive = guess.detach() - guess.detach()[batch.negatives]
+        surprise = torch.sigmoid(-(z.detach() * drive).mean(1))
+        rate = module.get_buffer("rate")
+        calm = (z * (rate - 0.3)).mean()
+        rate.lerp_(z.detach().mean(0), 0.05)
+        return wrong + calm - (surprise * (z * drive).mean(1)).mean()
+
+
+class Twin(Homeostatic):
+    """The same loss at the last layer, backpropagated through all."""
+
+    credit = "backprop"
+
+
+def test_a_rule_that_keeps_a_rate_passes_its_checks_and_is_local() -> None:
+    outcomes = localssl.testing.check_rule(Homeostatic)
+    asked = {check: found for check, found in outcomes.items() if not found.startswith("not asked")}
+    assert set(asked.values()) == {"passed"}
+    assert {"differentiation", "resume", "permutation"} <= set(asked)
+    found = localssl.certificate.certify(Homeostatic())
+    assert (found.verdict, {"modulator", "other samples"} <= set(found.names("ΔW"))) == ("local", True)
+
+
+@pytest.mark.parametrize("rule", [Homeostatic(), Twin()])
+def test_measuring_moves_no_rate(rule: Rule) -> None:
+    torch.manual_seed(0)
+    learner = Learner(small_encoder("vgg"), rule, SHAPE, PATCHES["vgg"])
+    before = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+    rows = localssl.alignment.measure(learner.encoder, learner, [views(0), views(1)])
+    assert [r.mean for r in rows if (r.quantity, r.parameter, r.block) == ("cosine", "weights", 3)] == [
+        pytest.approx(1)
+    ]
+    assert all(torch.equal(before[name], buffer) for name, buffer in learner.named_buffers())
+    learner.accumulate_grads(*views())
+    name = "projections.predict.2.rate"
+    assert not torch.equal(before[name], dict(learner.named_buffers())[name])
+
+
+def test_negatives_are_the_next_sample_where_none_are_given() -> None:
+    learner = small_learner("vgg", Homeostatic())
+    samples = 2 * len(views()[0])
+    following = (torch.arange(samples) + 1) % samples
+    assert torch.equal(learner.batch(*views()).negatives, following)  # type: ignore[arg-type]
+    given = following.flip(0)
+    assert torch.equal(learner.batch(*views(), negatives=given).negatives, given)  # type: ignore[arg-type]
+    assert small_learner("vgg", localssl.rules.get("clapp++")).batch(*views()).negatives is None  # chooses itself
+
+
+def test_the_end_to_end_twin_has_the_loss_of_the_last_layer() -> None:
+    local, twin = small_learner("vgg", Homeostatic()), small_learner("vgg", Twin())
+    assert torch.equal(local.losses(*views())[-1:], twin.losses(*views()))
+    fresh = small_learner("vgg", Homeostatic())
+    fresh.end_to_end_loss(*views()).backward()
+    again = small_learner("vgg", Twin())
+    again.accumulate_grads(*views())
+    for one, other in zip(fresh.encoder.parameters(), again.encoder.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, torch.zeros(3)])
+def test_a_loss_that_is_no_scalar_is_said(wrong: Any) -> None:
+    class Wrong(Rule):
+        def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+            return wrong
+
+    with usage_error("rule 'Wrong': layer_loss returned .* for block 1; it must return a scalar"):
+        small_learner("vgg", Wrong()).losses(*views())
+
+
+def test_parts_that_are_no_dict_are_said() -> None:
+    class Wrong(Homeostatic):
+        def build(self, dims: Sequence[int]) -> Any:
+            return [nn.Linear(d, d) for d in dims]
+
+    with usage_error("rule 'Wrong': build returned a list"):
+        small_learner("vgg", Wrong())

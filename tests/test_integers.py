@@ -15,10 +15,11 @@ from torch.nn.grad import conv2d_weight
 
 import localssl
 from localssl import engine, evaluate, metrics, rules
+from localssl.blocks import BlackBox
 from localssl.credit.hebbian import weighted
 from localssl.encoders import Encoder, vgg5
 from localssl.engine import narrow, passes
-from localssl.engine.integer import KEY
+from localssl.engine.integer import ABLE, KEY, refused
 from localssl.engine.synapses import FRACTION, PARTS, Device, Numbers, Synapses, Writes
 from localssl.grids import Grid
 from localssl.rules.base import ScoreRule
@@ -391,6 +392,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     stopped = run_tiny(tmp_path / "part", bits=4, lr=None, epochs=1)
     assert int(last_state(stopped.path)["step"]) == 4
     assert_same_run(run.path, localssl.train(rule=None, data=None, out=tmp_path / "part", resume=True, epochs=2).path)
+
+
+def test_the_rules_that_can_are_named() -> None:
+    ours = [name for name in rules.names() if type(rules.get(name)).__module__.startswith("localssl.")]
+    able = [name for name in ours if refused(rules.get(name)) is None]
+    assert sorted(able) == sorted(ABLE.replace(" and ", ", ").split(", "))
+
+
+def test_blocks_that_changed_since_are_refused() -> None:
+    learner = small(8)
+    learner.encoder.blocks[0].register_forward_hook(lambda *_: None)
+    with usage_error("cannot now: block 1: it has hooks"):
+        learner.accumulate_grads(*views())
+
+
+def test_an_encoder_that_cannot_is_not_blamed_on_the_rule() -> None:
+    box = BlackBox(lambda x: x, (2, SIDE, SIDE))
+    block = nn.Sequential(box, Grid(8), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Grid(8))
+    with usage_error("this encoder cannot learn in integers: a black box"):
+        localssl.Learner(Encoder.from_blocks([block]), rules.get("clapp++"), (2, SIDE, SIDE), PATCH, engine="integer")
 
 
 def test_saturation_is_counted() -> None:

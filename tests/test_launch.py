@@ -19,10 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from localssl import launch, pipeline
+from localssl import launch
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Processes
-from localssl.run import build, resolve
 from localssl.training import train
 
 from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, weights
@@ -114,8 +113,6 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
         ({"devices": 0}, "--devices 0: use a number of processes, 1 or more"),
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"devices": 16}, "--batch-size 16 is the whole batch: .* 2 images or more for each"),
-        ({"devices": 2, "pipeline": 2}, "--pipeline and --devices do not go together"),
-        ({"devices": 2, "staleness": 1, "rule": "clapp++dfb"}, "--staleness and --devices do not go together"),
         ({"across": "process"}, "--across process goes with --devices"),
     ],
 )
@@ -125,11 +122,12 @@ def test_refusals(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_with_staleness_stays_in_one_process(tmp_path: Path) -> None:
-    """Of one that goes on, too, where the flag is not typed again: every process would learn by itself."""
-    config, _ = resolve(tiny(tmp_path / "x", rule="clapp++dfb", staleness=1))
-    with pytest.raises(UsageError, match="--staleness 1 and --devices do not go together"):
-        pipeline.divide(build(config), tiny(tmp_path / "x", devices=2, resume=True), config)
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("localssl.devices.choose", torch.device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for changes, says in (({"devices": 4}, "--devices 4"), ({"pipeline": 2}, "--devices 2 times --pipeline 2")):
+        with pytest.raises(UsageError, match=f"^{says}: every process needs a GPU of its own, this machine has 2"):
+            train(tiny(tmp_path / "x", **{"devices": 2, "device": "cuda", **changes}))
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
@@ -142,8 +140,10 @@ ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
         (TORCHRUN, {}, "torchrun started 2 processes, --devices times --nodes is 1"),
         (TORCHRUN, {"pipeline": 2}, "torchrun started 2 processes, --devices times --nodes is 1"),
         (TORCHRUN, {"devices": 4}, "torchrun started 2 processes, --devices times --nodes is 4"),
+        (TORCHRUN, {"devices": 2, "pipeline": 2}, "started 2 .*, --devices times --nodes times --pipeline is 4"),
         ({"SLURM_NTASKS": "3"}, {"devices": 2}, "SLURM started 3 processes, --devices times --nodes is 2"),
         ({"SLURM_NTASKS": "2"}, {"devices": 2}, "SLURM must know .* --ntasks-per-node=2"),
+        ({"SLURM_NTASKS": "6"}, {"devices": 2, "pipeline": 3}, "SLURM must know .* --ntasks-per-node=6"),
         ({}, {"nodes": 2}, "--nodes 2 needs MASTER_ADDR, MASTER_PORT, NODE_RANK"),
         (ADDRESS, {"nodes": 2}, "--nodes 2 needs NODE_RANK"),
         (ADDRESS | {"NODE_RANK": "2"}, {"nodes": 2}, "NODE_RANK=2: --nodes 2 are 0 to 1"),

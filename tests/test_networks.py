@@ -78,6 +78,7 @@ def test_stages_of_any_network() -> None:
     assert not any(getattr(m, "inplace", False) for m in encoder.modules())
     one = networks.blocks_of(Small(), 3, in_channels=1)[0]
     assert one(torch.zeros(2, 1, 16, 16)).shape == (2, 4, 16, 16)
+    assert networks.blocks_of(one, 1)[0](torch.zeros(2, 1, 16, 16)).shape == (2, 4, 16, 16)  # one channel, as it is
 
 
 def test_a_cut_through_a_skip_connection_is_refused() -> None:

@@ -125,6 +125,10 @@ def test_measurements_leave_the_devices_noise_alone(tmp_path: Path, net: ModuleT
         ("--rule clapp --encoder NET", ["names a file; name the encoder in it: black_box_net.py:device"]),
         ("--rule clapp --encoder NET:CALLS", ["is a list; an encoder of your own is a function of the input's shape"]),
         ("--rule clapp --encoder NET:nothing", ["returned a str; return an Encoder, or a list of blocks"]),
+        (
+            "--rule clapp --encoder NET:whole",
+            ["returned a Flatten; return", "blocks_of(model, 3) cuts a whole network"],
+        ),
         ("--rule clapp --encoder NET:refuses", ["black_box_net.py:", "ValueError: no such bench"]),
         ("--rule clapp --encoder NET:net --width 0.5", ["cannot be called so", "unexpected keyword argument 'width'"]),
         ("--rule clapp --encoder NET:net --encoder-options depth=3", ["cannot be called so", "'depth'"]),

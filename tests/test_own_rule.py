@@ -80,6 +80,9 @@ def test_train_and_all_that_opens_the_run(
     assert config.rule == f"{tmp_path}/other.py:MyRule"
     assert config.rule_options == {"apart": 0.3}
     assert command(f"train --resume --epochs 2 --out {run}", capsys)[0] == 0
+    assert command(f"report {run} --images 0", capsys)[0] == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert all(f"{name} {run} --own {tmp_path}/other.py" in page for name in ("probe", "align"))
     status, out, _ = command(f"probe {run} --limit-images 40", capsys)
     assert status == 0
     assert "other.py:MyRule" in out

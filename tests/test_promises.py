@@ -105,13 +105,13 @@ PROJECTIONS = {
 COMMANDS = {  # all ten, each with all that it takes; in capitals what has its place on the line
     "train": "rule rule-options data data-root download config views view-strength image-size epochs width seed out "
     "encoder encoder-options patches engine lr batch-size weight-decay optimizer schedule device precision threads "
-    "devices nodes across pipeline split staleness probe-every align-every checkpoint-every limit-images trackers "
-    "on-nan expect own resume skip-bad memory dry-run bits weight-noise dead mismatch",
+    "devices nodes across exchange shard-b pipeline split staleness probe-every align-every checkpoint-every "
+    "limit-images trackers on-nan expect own resume skip-bad memory dry-run bits weight-noise dead mismatch",
     "probe": "RUN protocol labels draws epochs data data-root limit-images device threads skip-bad own",
     "align": "RUN data data-root batches batch-size fit-batches reference threads skip-bad own",
     "compare": "rules data data-root epochs seeds out config jobs threads encoder encoder-options own width patches "
     "precision batch-size limit-images search-lr search-epochs labels probe-images align-batches report bits "
-    "weight-noise dead mismatch",
+    "weight-noise dead mismatch skip-bad image-size",
     "theory": "full cases",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "NAMES out data-root seeds jobs threads scale",

@@ -81,6 +81,12 @@ def test_short_runs(epochs: int, capsys: Capture) -> None:
     assert ("from 1 steps" in said) == (epochs == 1)
 
 
+def test_epochs_of_one_step_are_timed(apart: Path) -> None:
+    found = rehearsal.rehearse(tiny(apart / "y", epochs=6, batch_size=64, limit_images=64), quiet)
+    assert found.steps == 6
+    assert 1 <= found.timed <= 3  # of those after the first three
+
+
 def test_what_train_refuses_is_refused(apart: Path, capsys: Capture) -> None:
     run_tiny(apart / "x", epochs=1)
     before = {path: path.read_bytes() for path in (apart / "x").rglob("*") if path.is_file()}

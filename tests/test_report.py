@@ -147,6 +147,13 @@ def test_rules_of_other_kinds(rule: str, tmp_path: Path) -> None:
     assert ("The rule has no projection" in said) == (rule != "clapp++both")
 
 
+def test_what_integers_clipped(run: Path, tmp_path: Path) -> None:
+    out = run_tiny(tmp_path / "x", bits=4, lr=None, epochs=1).path
+    assert main(["report", str(out), "--images", "0"]) == 0
+    assert "Numbers that were clipped" in part(text_of(out), "losses")
+    assert "clipped" not in part(text_of(run), "losses")
+
+
 def test_untrained_run(tmp_path: Path) -> None:
     out = run_tiny(tmp_path / "x", epochs=0).path
     assert main(["report", str(out), "--images", "0"]) == 0

@@ -69,7 +69,7 @@ def test_a_run_keeps_its_engine_unless_another_is_named(tmp_path: Path) -> None:
     lean = run_tiny(old.path, rule="clapp++", epochs=3, resume=True, engine="hebbian-lean")
     assert lean.config.engine == "hebbian-lean"
     run_tiny(tmp_path / "lpl", said, rule="lpl", epochs=1)
-    assert "engine: autograd (rule 'lpl' has no update of three factors)" in said
+    assert "engine: autograd (rule 'lpl' is no ScoreRule with local credit)" in said
 
 
 def test_the_strength_of_the_views_is_kept(tmp_path: Path) -> None:

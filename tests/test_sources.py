@@ -146,7 +146,7 @@ def test_stl10_is_stored_column_by_column(tmp_path: Path) -> None:
     unlabeled = open_images("stl10", "unlabeled", root=tmp_path, memory_limit=0)
     assert unlabeled.labels is None
     assert torch.equal(unlabeled.batch(torch.tensor([5, 0])), torch.as_tensor(images[[5, 0]]))
-    assert noted(unlabeled, "read from disk whenever they are used")
+    assert noted(unlabeled, "read at 96 × 96 from disk whenever they are used")
     (tmp_path / "stl10_binary" / "train_y.bin").write_bytes(bytes([0, 10, 2, 1, 9, 3]))
     with pytest.raises(UsageError, match=r"train_y.bin does not hold one label from 1 to 10"):
         open_images("stl10", root=tmp_path)

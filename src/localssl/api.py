@@ -54,6 +54,11 @@ class TrainedRun(Run):
         """As ``export``; the file."""
         return export(self.path, **options)
 
+    def __repr__(self) -> str:
+        """One line; ``config`` has all of it."""
+        c = self.config
+        return f"TrainedRun({str(self.path)!r}: {c.rule} on {c.data}, {c.epochs} epochs)"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from localssl.report import card  # here: what draws charts takes a second to import
@@ -93,7 +98,7 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         values = flagfile.read(Path(given["config"]), kind)  # pyright: ignore[reportArgumentType]
     for name, value in given.items():
         if name not in fields:
-            raise unknown(f"option of {kind.__name__.lower()}", name, fields)
+            raise unknown(f"option of {kind.__name__.lower().removesuffix('config')}", name, fields)
         if isinstance(value, str) and "Path" in fields[name]:
             value = Path(value)
         elif isinstance(value, Mapping):
@@ -112,7 +117,9 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
 
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
-        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides.
+        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides; ``localssl train --help-all``
+            says what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run goes on, and
+            a loop of your own is a few lines (docs/networks.md).
 
     Returns:
         The finished run.

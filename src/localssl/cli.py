@@ -50,6 +50,7 @@ def _main(arguments: list[str]) -> int:
             print(usage.page(arguments[0], "--help-all" in asked))
             return 0
         try:
+            usage.refuse_unknown(arguments)
             command = flags.parse(arguments)
         except UsageError as error:
             return _say(str(error), 2)

@@ -170,6 +170,8 @@ def compare(command: flags.Compare) -> list[Line]:
         batch_size=c.batch_size,
         patches=c.patches,
         precision=c.precision,
+        image_size=c.image_size,
+        skip_bad=c.skip_bad,
         labels=c.labels,
         probe_images=c.probe_images,
         align_batches=c.align_batches,

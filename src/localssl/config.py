@@ -76,7 +76,8 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant (the paper's) or cosine to zero."""
     image_size: int | None = None
-    """Side to which images are resized. Default: the data set's own."""
+    """Side to which images are resized. Default: the data set's own; of images of yours the shorter
+    side of the first, rounded down to a multiple of 32, from 32 to 96."""
     views: str | None = None
     """Views of your own, PATH.py:NAME."""
     view_strength: float | None = None
@@ -105,11 +106,17 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
-    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes."""
+    """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes. With
+    --pipeline each of them is as many."""
     nodes: int = 1
     """Machines, each with --devices processes; start the same command on all, or let torchrun or SLURM start it."""
     across: Literal["all", "process"] = "all"
     """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
+    exchange: Literal["auto", "rows", "matrices"] = "auto"
+    """With --devices: how changes of B come about. rows: readouts go to all, each process makes all of the change;
+    matrices: each makes its samples' part, parts are summed; auto: layer by layer what sends less."""
+    shard_b: bool = False
+    """With --devices: every process keeps some rows of every dense B, with their optimiser's state. Same numbers."""
     pipeline: int | None = None
     """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
     split: tuple[int, ...] | None = None
@@ -132,6 +139,14 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 
+    @property
+    def together(self) -> int:
+        """Processes of one machine that are started together: of every part of a batch as many as --pipeline says.
+
+        1: those of --pipeline alone are started by the run itself.
+        """
+        return self.devices * (self.pipeline or 1) if self.devices * self.nodes > 1 else 1
+
     def command(self) -> str:
         """The command that asks for this run, without --resume: every flag that is not as by default."""
         return as_typed("train", self, but=("resume", "dry_run"))
@@ -152,6 +167,8 @@ class TrainConfig:
             "checkpoint_every",
             "devices",
             "nodes",
+            "exchange",
+            "shard_b",
             "pipeline",
             "split",
             "trackers",
@@ -159,7 +176,8 @@ class TrainConfig:
         ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+                values = value if isinstance(value, tuple) else () if value is True else (value,)
+                words += [f"--{flag.replace('_', '-')}", *map(str, values)]
         if files := self.own_files():
             words += ["--own", *files]
         return f"{program()} {in_shell(words)}"
@@ -190,7 +208,11 @@ def check_kinds(flags: DataclassInstance) -> None:
         choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
         if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
             raise unknown(name, value, choices)
-        raise UsageError(f"--{name.replace('_', '-')} {value!r}: give {in_words(kind)}")
+        shown = repr(value)
+        if len(shown) > 80 or "\n" in shown:  # an array, a network
+            shown = f"of type {type(value).__name__}"
+        own = "; one of your own stands in a file, PATH.py:NAME" if name in ("data", "encoder", "rule", "views") else ""
+        raise UsageError(f"--{name.replace('_', '-')} {shown}: give {in_words(kind)}{own}")
 
 
 def _is_of(value: object, kind: Any) -> bool:

@@ -212,8 +212,7 @@ class Watch:
         self.returns[last["step"]] = self.returns.get(last["step"], 0) + 1
         if self.returns[last["step"]] > RETURNS:
             self._end(finding, state, f"the run went back to step {last['step']} {RETURNS} times already")
-        checkpoint.load_weights(self.learner, last["learner"], f"the last checkpoint in {self.run}")
-        self.prepared.optimizer.load_state_dict(last["optimizer"])
+        self.prepared.load(last, f"the last checkpoint in {self.run}")
         return last["step"]
 
     def _end(self, finding: Finding, state: Callable[[], dict[str, Any]], advice: str) -> NoReturn:
@@ -222,12 +221,14 @@ class Watch:
         whole = self.applied == 0 or "learner" in self.before
         if not whole:
             kept = "blocks below had learnt from it, the last checkpoint is from before"
+        if whole:
+            checkpoint.set_rng_state(self.before["rng"])
+        before = state() if whole else {}  # of all processes, where B is sharded
         if self.speaks:
             try:
                 write(self.run, finding)
                 if whole:
-                    checkpoint.set_rng_state(self.before["rng"])
-                    checkpoint.write(file, state())
+                    checkpoint.write(file, before)
             except OSError as error:
                 kept = f"the state before it is not kept ({error.strerror}), the last checkpoint is untouched"
         if self.processes is not None:

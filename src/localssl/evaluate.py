@@ -78,7 +78,8 @@ def probe_run(
                 raise
             advice = "use a smaller --limit-images" + ("" if device.type == "cpu" else " or --device cpu")
             raise RunError(f"out of memory on {device.type}; {advice}") from error
-        results[name] = replace(found, protocol=with_facts(found.protocol, train, test))
+        tested = f"{found.protocol} Accuracy: on {len(test):,} test images."
+        results[name] = replace(found, protocol=with_facts(tested, train, test))
     return results
 
 
@@ -208,8 +209,9 @@ def align_run(
         )
     rows = alignment.measure(learner.encoder, learner, pairs, options.reference, fit=fit)
     jackknifed = ", ".join(alignment.OVER_BATCHES)
+    count = f"{len(pairs)} batches" if len(pairs) > 1 else "1 batch (so no interval, no null: lower --batch-size)"
     protocol = (
-        f"weight gradients on {len(pairs)} batches of {n} test images of {images.name}, two augmented views each; "
+        f"weight gradients on {count} of {n} test images of {images.name}, two augmented views each; "
         f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
         f"jackknife); null: the rule's gradient of one batch against the reference's of another"
     )

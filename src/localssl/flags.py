@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
@@ -13,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 import localssl
 from localssl import flagfile
 from localssl.config import TrainConfig
+from localssl.errors import UsageError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +142,14 @@ class Compare:
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
     """Labels per class of the probe (fast protocol)."""
     limit_images: int | None = None
-    """Train on this many images, drawn once with a fixed seed."""
+    """Train on this many images, drawn once with a fixed seed. The probe uses all, or --probe-images."""
     probe_images: int | None = None
     """The probe fits on this many training images. Default: all."""
+    image_size: int | None = None
+    """Side to which images are resized. Default: the data set's own; of images of yours the shorter
+    side of the first, rounded down to a multiple of 32, from 32 to 96."""
+    skip_bad: bool = False
+    """Skip and count images that cannot be decoded."""
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     patches: tuple[int, ...] | None = None
@@ -148,8 +157,8 @@ class Compare:
     align_batches: int = 10
     """Batches of test images on which alignment is measured; 0: not at all."""
     search_lr: tuple[float, ...] = ()
-    """Learning rates tried for every rule on a part of the training images, judged on held-out training images.
-    Default: no search, the rule's or the data set's own rate."""
+    """Learning rates tried for every rule on a part of the training images, judged on held-out training images; one
+    alone is taken as it is. Default: no search, the rule's or the data set's own rate."""
     search_epochs: int = 2
     """Epochs of each trial of the search."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
@@ -316,19 +325,42 @@ Command = (
 )
 
 
+_NO_TYPE = re.compile(r"Error parsing (\S+): no type matching (?:{None}\|)?(.+?) could be instantiated from \['(.*)'\]")
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def parse(arguments: list[str]) -> object:
-    """The command with its flags; tyro itself says what is wrong with them and exits with status 2.
+    """The command with its flags.
 
     Raises:
-        UsageError: the file of --config cannot be taken.
+        UsageError: no such command, a file of --config that cannot be taken, or what tyro finds wrong with a flag.
     """
+    if arguments[0].startswith("-"):  # tyro's own, for completion
+        return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
+    kinds: dict[str, Any] = {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
+    if arguments[0] not in kinds:
+        raise unknown("command", arguments[0], kinds)
     more: Any = {} if (default := _from_file(arguments)) is None else {"default": default}
-    about = localssl.__doc__
-    command: Any = tyro.cli(Command, prog="localssl", description=about, args=arguments, config=_STYLE, **more)  # pyright: ignore
+    # The command alone: what tyro says of a misspelt flag is not about the flags of other commands.
+    prog = f"localssl {arguments[0]}"
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=_STYLE, **more)
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        raise UsageError(f"{_first(said.getvalue())}; {prog} --help shows what it takes") from None
     return flagfile.taken(command) if isinstance(command, Train | Compare) else command
+
+
+def _first(box: str) -> str:
+    """What tyro's box says, between its title and its details, in a line."""
+    rows = [line.strip(" │") for line in box.splitlines()[1:]]
+    blank = [not row.strip("─-╭╮╰╯") for row in rows]  # a ruler, or a gap
+    first = blank.index(False)
+    said = " ".join(rows[first : blank.index(True, first)])
+    return _NO_TYPE.sub(r"\1 takes \2, not '\3'", said.rstrip("."))
 
 
 def _from_file(arguments: list[str]) -> object | None:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
@@ -52,6 +52,20 @@ def leaving() -> Generator[None]:
 
 
 @contextmanager
+def ignored() -> Generator[None]:
+    """Ctrl-C and SIGTERM are another process's business, which ends this one when it has saved."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    except ValueError:  # not the main thread: signals are the caller's business
+        previous = {}
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+@contextmanager
 def blocked() -> Generator[None]:
     """No Ctrl-C for a while, and never for the processes that are started meanwhile."""
     if not hasattr(signal, "pthread_sigmask"):
@@ -84,9 +98,13 @@ def stop_signals() -> Generator[Callable[[], bool]]:
     try:
         yield lambda: bool(flag)
     finally:
-        for number, old in previous.items():
-            if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
-                signal.signal(number, old)
+        _restore(previous)
+
+
+def _restore(handlers: Mapping[signal.Signals, signal._HANDLER]) -> None:
+    for number, old in handlers.items():
+        if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
+            signal.signal(number, old)
 
 
 def _leave(number: int, frame: object) -> None:

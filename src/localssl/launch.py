@@ -14,9 +14,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning_fabric import Fabric
@@ -24,13 +24,12 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from localssl import interrupts
+from localssl import devices, interrupts
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.parallel import Lost, Processes
+from localssl.parallel import PATIENCE, Lost, Processes
 
 START = "spawn"  # CUDA allows no other
-PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # whom it ends after another's end
@@ -46,17 +45,21 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others.
+        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; more
+            processes than GPUs.
     """
-    count, environ = config.devices * config.nodes, os.environ
+    count, environ = config.together * config.nodes, os.environ
+    if count > 1:
+        _check_devices(config)
     by_torchrun = TorchElasticEnvironment.detect()
     if by_torchrun or (count > 1 and started_by_others()):  # a SLURM job may have more tasks than a run of one process
         name, started = ("torchrun", "WORLD_SIZE") if by_torchrun else ("SLURM", "SLURM_NTASKS")
         there = environ.get(started, "1")
         if there != str(count):
-            raise UsageError(f"{name} started {there} processes, --devices times --nodes is {count}; give as many")
+            times = "--devices times --nodes" + (" times --pipeline" if config.together > config.devices else "")
+            raise UsageError(f"{name} started {there} processes, {times} is {count}; give as many")
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
-            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.devices}")
+            raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.together}")
         return
     if config.nodes == 1:
         return
@@ -69,6 +72,17 @@ def check(config: TrainConfig) -> None:
         raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
 
 
+def _check_devices(config: TrainConfig) -> None:
+    kind = devices.choose(config.device).type
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, config.together)
+    if config.together > there:
+        times = f" times --pipeline {config.pipeline}" if config.together > config.devices else ""
+        raise UsageError(
+            f"--devices {config.devices}{times}: every process needs a GPU of its own, this machine has {there}; "
+            f"use fewer, or --device cpu"
+        )
+
+
 def launch(config: TrainConfig, work: Work) -> None:
     """Call ``work`` (to be pickled) with the processes and this one's number on its machine, in every process.
 
@@ -78,7 +92,7 @@ def launch(config: TrainConfig, work: Work) -> None:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
     """
     strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
-    fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.devices, num_nodes=config.nodes)
+    fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.together, num_nodes=config.nodes)
     if started_by_others():
         fabric.launch(functools.partial(_begin, work=work, folder=None))
         return
@@ -113,13 +127,15 @@ def _begin(fabric: Fabric, work: Work, folder: str | None) -> None:
         atexit.register(_part)  # not at once: a program that others started may train again
         work(Processes(fabric.device), fabric.local_rank)
         return
+    signal.set_wakeup_fd(-1)  # of a forked process it is the starting one's, which would hear this one's signals
     interrupts.follow(os.getppid())
     try:
         work(Processes(fabric.device), fabric.local_rank)
     except KINDS as error:
         number = next(i for i, kind in enumerate(KINDS) if isinstance(error, kind))
         text = json.dumps([number, str(error)])
-        (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
+        with interrupts.ignored():  # another one's end ends this one: not in the middle of a word
+            (Path(folder) / str(fabric.global_rank)).write_text(text, encoding="utf-8")
         os._exit(1)  # without a word: the starting process says it
     _part()
 

@@ -9,13 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from localssl import credit, readout
+from localssl import credit, readout, traffic
 from localssl import engine as engines
 from localssl.blocks import BlackBox, black_boxes
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.inputs import Inputs
 from localssl.parallel import Processes
+from localssl.projections import Sharded
 from localssl.rules.base import Batch, Projections, Rule
 
 SPREAD = ("local", "backprop")  # credit assignments whose change of W is a sum over samples, given dL/dz
@@ -41,6 +42,7 @@ class Learner(nn.Module):
         projections: by key ("lateral", "feedback", "head"), one entry per loss; ``projections[key][l].weight`` is B^l
             of shape (d_z, d_c). A key is absent where the rule has none; the credit
             assignment may add its own ("backward").
+        lengths: of the readouts, d_l.
 
     Raises:
         UsageError: patches that do not divide the maps, inputs that the encoder does not accept, an unknown engine, or
@@ -73,9 +75,15 @@ class Learner(nn.Module):
             readout.check(shape, patch, block)
         self.credit.check(rule, self.output_shapes, self.patches)
         lengths = [readout.dim(shape, patch) for shape, patch in zip(self.output_shapes, self.patches, strict=True)]
+        self.lengths = lengths
         dims = readout.Dims(lengths, [shape[0] for shape in self.output_shapes])
         param = next(encoder.parameters(), torch.empty(0))
         built = rule.build(dims)
+        if not isinstance(built, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"rule {rule.name or type(rule).__name__!r}: build returned a {type(built).__name__}; return a dict of "
+                f"lists, one module per layer in each, {{'key': [...]}}"
+            )
         built |= self.credit.build(encoder, rule, dims, built)
         parts = {key: nn.ModuleList(modules) for key, modules in built.items()}
         self.projections = nn.ModuleDict(parts).to(param.device, param.dtype)
@@ -137,7 +145,9 @@ class Learner(nn.Module):
         if reason := self.not_spread():
             raise UsageError(f"rule {self.rule.name!r} cannot compare samples across processes: {reason}")
         step = self.step(view_a, view_b, None, labels)
-        return self._spread(dataclasses.replace(step, negatives=negatives, factored=factored, processes=processes))
+        matrices = self.matrices(processes, len(view_a))
+        spread = dataclasses.replace(step, negatives=negatives, factored=factored, processes=processes)
+        return self._spread(dataclasses.replace(spread, matrices=matrices))
 
     def _spread(self, step: credit.Step) -> Iterator[Tensor]:
         assert step.processes is not None
@@ -155,6 +165,31 @@ class Learner(nn.Module):
         if self.rule.credit not in SPREAD:
             return f"its credit assignment ({self.rule.credit}) works on a whole batch"
         return None
+
+    def matrices(self, processes: Processes, images: int) -> frozenset[int]:
+        """The layers, from 0, whose changes of B are summed as matrices; the others' are made of rows.
+
+        Args:
+            processes: that share a batch, and say how.
+            images: of each of them.
+
+        Raises:
+            UsageError: they shall be matrices, and cannot be.
+        """
+        sizes = self.sizes(processes, images)
+        if isinstance(sizes, str) and processes.exchange == "matrices":
+            raise UsageError(f"--exchange matrices: {sizes}; leave it out")
+        if isinstance(sizes, str) or processes.exchange == "rows":
+            return frozenset()
+        return traffic.choose(sizes) if processes.exchange == "auto" else frozenset(range(len(sizes.layers)))
+
+    def sizes(self, processes: Processes, images: int) -> traffic.Sizes | str:
+        """What the traffic of an update depends on; or why its changes of B can be made of rows only."""
+        if not isinstance(self.credit, engines.ThreeFactor):
+            return f"engine {self.engine!r} makes changes of B from rows only"
+        if any(isinstance(module, Sharded) for module in self.projections.modules()):
+            return "of a sharded B they are made from rows only"
+        return engines.sizes(self.rule, self.parts, self.lengths, images, processes.size)
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
@@ -185,7 +220,7 @@ class Learner(nn.Module):
 
     def read(self, z: Sequence[Tensor], negatives: Tensor | None = None, labels: Tensor | None = None) -> Batch:
         """What the rule sees of the block outputs z^l, (2n, ...), view a above view b."""
-        return Batch.read(z, self.patches, negatives, labels)
+        return self.rule.with_negatives(Batch.read(z, self.patches, negatives, labels))
 
     def step(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

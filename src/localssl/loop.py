@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline
+from localssl import alignment, checkpoint, engine, interrupts, metrics, monitors, pipeline, sharding, sharing
 from localssl.blocks import BlackBoxError, black_boxes
 from localssl.config import RunConfig, TrainConfig
 from localssl.data import order
@@ -19,7 +19,6 @@ from localssl.data.sources import Images
 from localssl.divergence import Watch
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
-from localssl.parallel import Processes
 from localssl.prepared import prepare, rate
 from localssl.progress import Progress
 from localssl.run import make_views
@@ -39,37 +38,34 @@ class Loop:
         images: Images,
         state: dict[str, Any] | None,
         report: Callable[[str], None],
-        processes: Processes | None = None,
+        place: pipeline.Place = pipeline.ALONE,
         number: int = 0,
     ):
         assert options.out is not None
-        self.processes, self.speaks = processes, processes is None or processes.rank == 0
+        self.place, self.processes = place, (processes := place.peers)
+        self.speaks = processes is None or processes.rank == 0
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every
         self.trackers = options.trackers
         self.saved_at = time.monotonic()
-        self.prepared = prepare(config, options.device, number)
+        shared = processes if options.shard_b else None
+        self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
-        self.learner, self.optimizer = learner, optimizer = self.prepared.learner, self.prepared.optimizer
+        self.learner = learner = self.prepared.learner
         if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
+        self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it
         self.boxes = black_boxes(learner.encoder.blocks)
         apart = (options.pipeline or 1) > 1 or config.staleness
         self.divided = pipeline.divide(learner, options, config) if apart else []
-        self.across: Processes | None = None  # where samples are compared across processes
-        if processes is not None and config.across == "all":
-            why = learner.not_spread()
-            self.across = None if why else processes
-            if why:
-                report(f"every process compares its own samples only ({why})")
+        self.across = sharing.across(processes, learner, config, options.exchange, report)
         self.first: pipeline.First | None = None  # while blocks learn apart
         self.bad: list[str] = []  # parameters that other processes found not finite
         if state is None and checkpoint.holds_other_weights(self.out, learner.encoder):
             raise UsageError(f"{self.out} holds a trained encoder but no checkpoint; choose another --out")
         if state is not None:  # after they were prepared, which may have made them float64
-            checkpoint.load_weights(learner, state["learner"], f"the checkpoint in {self.out}")
-            optimizer.load_state_dict(state["optimizer"])
+            self.prepared.load(state, f"the checkpoint in {self.out}")
         self.resumed = state is not None
         self.step: int = 0 if state is None else state["step"]
         self.seconds: float = 0.0 if state is None else state["seconds"]
@@ -78,8 +74,8 @@ class Loop:
         self.steps_per_epoch = len(images) // config.batch_size
         self.last_step = self.steps_per_epoch * config.epochs
         self.log_every = max(STEPS_PER_ROW, self.steps_per_epoch // 10)
-        size = 3 * sum(p.numel() * p.element_size() for p in learner.parameters())
-        self.small = size <= SMALL
+        size = sum(p.numel() * p.element_size() for p in learner.parameters()) + sharding.elsewhere(learner)
+        self.small = 3 * size <= SMALL
         self.loss_names = _loss_names(learner)
         # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
         checkpoint.seed_rng(config.seed + 1)
@@ -109,9 +105,10 @@ class Loop:
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
-            if self.divided and self.step < self.last_step:
-                self.report(f"processes: {len(self.divided)}, {', '.join(map(pipeline.words, self.divided))}")
-                self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup()))
+            if self.divided and (self.step < self.last_step or self.place.stages > 1):  # who waits is told of the end
+                of = "" if self.processes is None else f" for each of the batch's {self.processes.size} parts"
+                self.report(f"processes: {len(self.divided)}{of}, {', '.join(map(pipeline.words, self.divided))}")
+                self.first = stack.enter_context(pipeline.begun(self.prepared, self.setup(), self.place))
             self.train(stopped, shown)
         return self.step == self.last_step
 
@@ -163,7 +160,9 @@ class Loop:
                 self.measured(shown)
             due = time.monotonic() - self.saved_at > self.checkpoint_seconds
             due = due and (row or self.config.staleness == 0)  # when what waits is learnt is no matter of the clock
-            stop = stopped() if self.processes is None else self.processes.any(stopped())
+            stop, due = stopped(), due and self.speaks  # one clock for all of them
+            if self.processes is not None:
+                stop, due = self.processes.any_of(stop, due)
             if stop or due or (epoch_end and self.small) or self.step == self.last_step:
                 self.save()
                 self.saved_at = time.monotonic()
@@ -264,7 +263,7 @@ class Loop:
         if self.first is None:
             return
         began = time.monotonic()
-        report = self.first.settle(row, weights, states)
+        report = self.first.settle(row, weights and self.speaks, states and self.speaks)
         self.sum, self.bad = report.sums, report.bad
         self.seconds += time.monotonic() - began
 
@@ -280,21 +279,26 @@ class Loop:
 
     def log(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
         """A row of metrics.csv, with what was to be measured; only the process that speaks writes and measures."""
-        if self.processes is not None and self.across is None:
-            self.sum = self.processes.sum(self.sum) / self.processes.size
-        if shown is None:
-            self.guard()
-            self.sum.zero_()
-            self.count = 0
-            return
-        rows, progress = shown
-        epoch_end = self.step % self.steps_per_epoch == 0
-        epoch = self.step // self.steps_per_epoch
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
         due = (self.config.probe_every, self.config.align_every)
-        observes, aligns = (bool(every) and epoch_end and epoch % every == 0 for every in due)
+        observes, aligns = (bool(every) and not rest and epoch % every == 0 for every in due)
         measures = observes or aligns
         self.settle(row=not measures, weights=measures)
+        if self.processes is not None and self.across is None:
+            self.sum = self.processes.sum(self.sum) / self.processes.size
         self.guard()
+        if shown is not None:
+            self.row(shown, observes, aligns)
+        elif self.together:
+            _ = observes and self.observe(), aligns and self.align()
+        if measures:  # now that none of them has failed
+            self.settle(row=True)
+        self.sum.zero_()
+        self.count = 0
+
+    def row(self, shown: tuple[metrics.Metrics, Progress], observes: bool, aligns: bool) -> None:
+        """Write one, with the measurements that are due."""
+        rows, progress = shown
         mean = (self.sum / max(1, self.count)).tolist()
         n = self.config.batch_size
         row = {
@@ -317,13 +321,9 @@ class Loop:
         if self.config.bits:
             numbers = [m for m in self.learner.parts[engine.KEY] if isinstance(m, engine.Numbers)]
             row.update({f"saturated_{block}": m.share() for block, m in enumerate(numbers, start=1)})
-        if measures:  # now that none of them has failed
-            self.settle(row=True)
         rows.log(row)
         words = [f"loss {' '.join(f'{value:.3g}' for value in mean)}"]
         progress.line([*words, f"kNN {row['knn']:.1f} %"] if "knn" in row else words)
-        self.sum.zero_()
-        self.count = 0
 
     @contextmanager
     def aside(self) -> Generator[None]:
@@ -366,9 +366,10 @@ class Loop:
         """Write a checkpoint and the encoder."""
         self.settle(states=True)
         self.guard()
+        state = self.state()
         if not self.speaks:
             return
-        checkpoint.save(self.out, self.state())
+        checkpoint.save(self.out, state)
         if self.first is not None:
             self.first.forget()
         checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
@@ -379,8 +380,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.to_yaml(),
-            "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.prepared.state(),
             "rng": checkpoint.rng_state(),
             "sum": self.sum.cpu(),
             "count": self.count,

@@ -43,7 +43,11 @@ def network(source: str, name: str) -> nn.Module:
 
 
 def blocks_of(
-    model: nn.Module, blocks: int | Sequence[str], in_channels: int = 3, inner_norm: str = "batch", name: str = ""
+    model: nn.Module,
+    blocks: int | Sequence[str],
+    in_channels: int | None = None,
+    inner_norm: str = "batch",
+    name: str = "",
 ) -> list[nn.Module]:
     """The network without its classifier, cut into blocks; what runs within a block is the network's own.
 
@@ -51,7 +55,7 @@ def blocks_of(
         model: changed in place: no operation writes to its input any more, and see ``in_channels`` and ``inner_norm``.
         blocks: their number: a stage is what has maps of one size, the first ones are joined where there are more. Or
             the names of the modules that blocks end with, the last one of all included: ("layer1", "layer2.0", …).
-        in_channels: of the images; the first convolution is replaced where it takes another number.
+        in_channels: of the images; the first convolution is replaced where it takes another number. None: it stays.
         inner_norm: "group" puts a group norm of 32 channels a group, or one group, in place of every batch norm.
         name: in errors.
 
@@ -74,7 +78,7 @@ def blocks_of(
     return _split(graph, cuts)
 
 
-def _prepare(model: nn.Module, in_channels: int, group: bool) -> None:
+def _prepare(model: nn.Module, in_channels: int | None, group: bool) -> None:
     first = True
     for path, module in list(model.named_modules()):
         if getattr(module, "inplace", False):
@@ -82,7 +86,7 @@ def _prepare(model: nn.Module, in_channels: int, group: bool) -> None:
         replaced: nn.Module | None = None
         if isinstance(module, nn.Conv2d) and first:
             first = False
-            if module.in_channels != in_channels:
+            if in_channels is not None and module.in_channels != in_channels:
                 how = {k: getattr(module, k) for k in ("stride", "padding", "dilation", "padding_mode")}
                 size = cast(tuple[int, int], module.kernel_size)
                 bias = module.bias is not None  # pyright: ignore[reportUnnecessaryComparison]

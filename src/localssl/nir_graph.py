@@ -21,6 +21,7 @@ from localssl.encoders import Encoder
 from localssl.engine.blocks import leaves
 from localssl.errors import UsageError
 from localssl.files import write_atomic
+from localssl.grids import Grid
 
 PLACES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, nn.Identity, nn.ReLU)
 HEADROOM = 10.0  # threshold over the largest drive seen: a neuron spikes at most every tenth step or so
@@ -92,6 +93,10 @@ def check(encoder: Encoder, activation: str | None) -> None:
     Raises:
         UsageError: names every one of them, with its block, in one line.
     """
+    if any(isinstance(module, Grid) for module in encoder.modules()):  # one a block, beside which nothing else matters
+        raise UsageError(
+            "NIR has no node that rounds, as every block of --bits does; a run without --bits rounds nothing"
+        )
     entry = type(encoder.entry)
     found = [] if entry is nn.Identity else [f"before block 1: {entry.__name__}"]
     for number, block in enumerate(encoder.blocks, start=1):
@@ -102,7 +107,6 @@ def check(encoder: Encoder, activation: str | None) -> None:
     if found:
         advice = {"ReLU": "--nir-activation if puts spiking neurons in place of ReLU"}
         advice |= {"MaxPool2d": "--encoder-options pool=avg trains vgg6 and vgg5 without max-pools"}
-        advice |= {"Grid": "a run without --bits rounds nothing"}
         fitting = [text for kind, text in advice.items() if any(f.endswith(f": {kind}") for f in found)]
         raise UsageError("; ".join([f"NIR has no node for {', '.join(found)}", *fitting]))
 

@@ -44,6 +44,11 @@ def factors_of(p: Tensor) -> tuple[Tensor, Tensor] | None:
     return p.__dict__.get("factors")
 
 
+def be_rows(p: Tensor, of: int, total: Callable[[Tensor], Tensor]) -> None:
+    """Say that ``p`` is some rows of a matrix of ``of`` rows; ``total`` sums over all who hold some of them."""
+    p.rows = (of, total)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class FactoredAdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW; parameters with factors are updated tile by tile, with the same result to rounding.
 
@@ -135,12 +140,17 @@ class FactoredAdamW(torch.optim.AdamW):
         (beta1, beta2), lr = group["betas"], group["lr"]
         state["step"] += 1
         state["row"].lerp_(row / p.shape[1], 1 - beta2)
-        state["column"].lerp_(column / len(p), 1 - beta2)
+        count, mean = len(p), state["row"].mean()
+        if "rows" in p.__dict__:
+            count, total = p.__dict__["rows"]
+            column, mean = total(torch.cat((column, state["row"].sum()[None]))).tensor_split([len(column)])
+            mean = mean[0] / count
+        state["column"].lerp_(column / count, 1 - beta2)
         smallest = torch.finfo(p.dtype).tiny
         steps = state["step"].to(p.dtype)
         corrected, squared = (-torch.expm1(steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2))  # 1 − βᵗ
         left = (state["row"] / squared).sqrt_()
-        right = (state["column"] / state["row"].mean().clamp_min(smallest)).sqrt_()
+        right = (state["column"] / mean.clamp_min(smallest)).sqrt_()
         rows = max(1, TILE // (p.shape[1] * p.element_size()))
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))

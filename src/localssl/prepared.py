@@ -10,11 +10,12 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from localssl import devices, engine
+from localssl import checkpoint, devices, engine, sharding
 from localssl.config import RunConfig
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW, ShiftSGD
-from localssl.projections import Dense
+from localssl.parallel import Processes
+from localssl.projections import Dense, Sharded
 from localssl.run import build
 
 
@@ -49,14 +50,35 @@ class Prepared:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.config, step, last_step)
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of both; where B is sharded, all processes call this, and the first has it whole."""
+        return sharding.whole(self.learner, self.optimizer)
 
-def prepare(config: RunConfig, device: str, process: int = 0) -> Prepared:
-    """Build everything anew; of several CUDA devices a process takes the one of its number."""
+    def load(self, state: dict[str, Any], source: str) -> None:
+        """Take over what a checkpoint keeps, of a sharded B the part that is here; ``source`` names it in errors."""
+        learner, optimizer = sharding.part(self.learner, self.optimizer, state)
+        checkpoint.load_weights(self.learner, learner, source)
+        self.optimizer.load_state_dict(optimizer)
+
+
+def prepare(config: RunConfig, device: str, process: int = 0, shared: Processes | None = None) -> Prepared:
+    """Build everything anew; of several CUDA devices a process takes the one of its number.
+
+    Args:
+        config, device: of the run.
+        process: number of this process on its machine.
+        shared: processes over which B is sharded.
+
+    Raises:
+        UsageError: B cannot be sharded.
+    """
     chosen = devices.choose(device)
     index = [process % torch.cuda.device_count()] if chosen.type == "cuda" else 1
     alone = LightningEnvironment()  # whatever the SLURM job around it is
     fabric = Fabric(accelerator=device, devices=index, precision=config.precision, plugins=alone)  # pyright: ignore[reportArgumentType]
     learner = build(config)
+    if shared is not None:  # before a device or an optimiser sees the whole of B
+        sharding.shard(learner, shared, config.optimizer, config.across)
     optimizer = optimizer_of(config, learner)
     fabric.setup(learner, optimizer)  # moves both; one process needs no wrapper
     return Prepared(config, fabric, learner, optimizer)
@@ -87,7 +109,8 @@ def optimizer_of(config: RunConfig, learner: Learner) -> torch.optim.Optimizer:
 
 def parameter_groups(learner: Learner, factored_moment: bool) -> list[dict[str, Any]]:
     """The learner's parameters for ``FactoredAdamW``; dense projections apart where their second moment is factored."""
-    dense = [module.weight for module in learner.projections.modules() if type(module) is Dense]
+    modules = [*learner.projections.modules()]
+    dense = [module.weight for module in modules if type(module) is Dense or type(module) is Sharded]
     if not factored_moment or not dense:
         return [{"params": list(learner.parameters())}]
     apart = {id(p) for p in dense}

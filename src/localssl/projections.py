@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from localssl.optimizer import be_rows
+from localssl.parallel import Processes
+
 KINDS: dict[str, tuple[str, str]] = {  # a rule's choice: B from the own layer's readout, B from another layer's
     "dense": ("dense", "dense"),
     "low-rank": ("low-rank", "low-rank"),
@@ -25,6 +28,48 @@ class Dense(nn.Linear):
 
     def __init__(self, d_z: int, d_c: int):
         super().__init__(d_c, d_z, bias=False)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Sharded(nn.Module):
+    """Some rows of a dense B; other processes have the others. ``weight`` has shape (rows, d_c).
+
+    Each process makes the columns of g = c Bᵀ that its rows give. A score is a sum over columns, and dL/dB of those
+    rows follows from the same columns of dL/dg: neither B nor its change ever travels, and g only where it is asked for
+    as a whole.
+
+    This is tensor parallelism by columns, PyTorch's ``ColwiseParallel``, with a plain parameter in place of a DTensor:
+    one fused step of the optimiser, or one norm, takes no list in which some are DTensors and some are not. FSDP2's
+    ``fully_shard`` would gather B for every product, and ``ZeroRedundancyOptimizer`` shards nothing but moments.
+
+    Args:
+        dense: the whole B, the same in every process; its other rows are not kept.
+        processes: among which its rows are dealt out.
+
+    Attributes:
+        d_z: rows of the whole B.
+        rows: which of them are here.
+    """
+
+    def __init__(self, dense: Dense, processes: Processes):
+        super().__init__()
+        self.processes, self.d_z = processes, len(dense.weight)
+        self.rows = processes.share(self.d_z)
+        here = dense.weight.detach()[self.rows].clone()
+        self.weight = nn.Parameter(here, requires_grad=dense.weight.requires_grad)
+        be_rows(self.weight, self.d_z, processes.sum)
+
+    @override
+    def forward(self, c: Tensor) -> Tensor:
+        """g, (N, d_z), of references c (N, d_c), which must be the same in all processes."""
+        return self.processes.beside(self.part(c), self.d_z)
+
+    def part(self, c: Tensor) -> Tensor:
+        """The columns of g that are made here, (N, rows)."""
+        return F.linear(c, self.weight)
+
+    def total(self, *sums: Tensor) -> list[Tensor]:
+        """Sums over the columns that are here, (N,) each, as sums over all columns."""
+        return list(self.processes.sum(torch.stack(sums)))
 
 
 class LowRank(nn.Module):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from localssl import devices, metrics
 from localssl.config import RunConfig, TrainConfig
@@ -96,7 +97,7 @@ def _measured(loop: Loop, images: int) -> Estimate:
         metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)
     ):  # as in a run: its libraries take memory
         began = time.monotonic()
-        for i, index in enumerate(loop.order(0)):
+        for i, index in enumerate(_batches(loop)):
             if i >= left or (len(times) >= LEAST and time.monotonic() - began > SECONDS):
                 break
             start = time.monotonic()
@@ -114,7 +115,9 @@ def _measured(loop: Loop, images: int) -> Estimate:
         if loop.small:
             seconds += epochs * _seconds(loop.save)
     learner = loop.learner
-    moments = sum(v.numel() for group in loop.optimizer.state.values() for v in group.values() if torch.is_tensor(v))
+    moments = sum(
+        v.numel() for group in loop.prepared.optimizer.state.values() for v in group.values() if torch.is_tensor(v)
+    )
     weights = sum(p.numel() * p.element_size() for p in learner.state_dict().values())
     return Estimate(
         config,
@@ -133,6 +136,12 @@ def _measured(loop: Loop, images: int) -> Estimate:
         devices.peak_memory(),
         devices.peak_gpu_memory(),
     )
+
+
+def _batches(loop: Loop) -> Iterator[Tensor]:
+    """Indices of batches, epoch after epoch: an epoch of few images alone would end before a step is timed."""
+    for epoch in range(loop.config.epochs):
+        yield from loop.order(epoch)
 
 
 def _seconds(work: Callable[[], object]) -> float:

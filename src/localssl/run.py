@@ -161,8 +161,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     if config.encoder is not None:
         encoders.check_name(config.encoder)
-    if config.views is not None:
-        OwnView(own.full_name(config.views))
+    view = None if config.views is None else OwnView(own.full_name(config.views))
     images = open_images(
         config.data,
         train_split(config.data),
@@ -174,6 +173,8 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         skip_bad=config.skip_bad,
         **memory_of(config),
     )
+    if view is not None:
+        view.check(images.batch(torch.arange(min(len(images), config.batch_size))))
     spec = spec_of_arrays(images.shape) if plain else spec
     if plain and config.views is None and spec.augmentation.kind == "simclr":
         check_shades(config.data, (images.batch(part) for part in torch.arange(len(images)).split(1000)))
@@ -281,11 +282,14 @@ def check(config: TrainConfig) -> None:
         if not fine:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {advice}")
     several = c.devices * c.nodes > 1
-    for flag, given in (("pipeline", (c.pipeline or 1) > 1), ("staleness", c.staleness)):
-        if several and given:
-            raise UsageError(f"--{flag} and --devices do not go together yet; leave one of them out")
     if c.across == "process" and not several:
         raise UsageError("--across process goes with --devices; give both, for instance --devices 2 --across process")
+    for flag, given in (("shard-b", c.shard_b), (f"exchange {c.exchange}", c.exchange != "auto")):
+        if given and (not several or c.across != "all"):
+            raise UsageError(f"--{flag} goes with --devices and --across all, for instance --devices 2 --{flag}")
+    if c.shard_b and ((c.pipeline or 1) > 1 or c.staleness):
+        flag = "--staleness" if c.staleness else "--pipeline"
+        raise UsageError(f"--shard-b and {flag} do not go together yet; leave one of them out")
     if c.on_nan != "stop" and ((c.pipeline or 1) > 1 or c.staleness):
         flag = "--staleness" if c.staleness else "--pipeline"
         raise UsageError(f"--on-nan {c.on_nan} and {flag} do not go together: blocks learn apart; use --on-nan stop")

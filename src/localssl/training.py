@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from localssl import devices, flagfile, launch, own, testing
+from localssl import devices, flagfile, interrupts, launch, own, pipeline, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.files import held, make_folder, sweep, write_text
@@ -45,7 +45,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     devices.choose(config.device)
     launch.check(config)
     if config.devices * config.nodes == 1:
-        return _train(config, out, report, None)
+        return _train(config, out, report, pipeline.ALONE)
     try:
         launch.launch(config, functools.partial(_share, config, own.named()))
     except KeyboardInterrupt as stopped:
@@ -62,19 +62,32 @@ def _share(config: TrainConfig, named: list[str] | None, processes: Processes, n
     """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []
+    place = pipeline.place(processes, config.pipeline or 1)
+    if place.peers is not None:
+        place.peers.exchange = config.exchange
     try:
         with own.only_named(named):
-            _train(config, config.out, print if processes.rank == 0 else said.append, processes, number)
+            if place.stage == 0:
+                _train(config, config.out, print if processes.rank == 0 else said.append, place, number)
+                return
+            _set_threads(config)
+            with interrupts.ignored(), _explained(config, config.out):
+                pipeline.work(place, number)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("") from stopped
 
 
-def _train(
-    config: TrainConfig, out: Path, report: Callable[[str], None], processes: Processes | None, number: int = 0
-) -> Run:
-    here = config.devices if processes is not None else config.pipeline
+def _set_threads(config: TrainConfig) -> None:
+    """Of this process: as many as were asked for, else its share of those that one would have."""
+    here = config.together if config.devices * config.nodes > 1 else config.pipeline
     if config.threads is not None or here is not None:
         torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // (here or 1)))
+
+
+def _train(
+    config: TrainConfig, out: Path, report: Callable[[str], None], place: pipeline.Place, number: int = 0
+) -> Run:
+    _set_threads(config)
     config = found_again(config, out)
     resolved, images, state = begin(config, out, report)
     for note in images.notes:
@@ -85,10 +98,10 @@ def _train(
             report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
         if part == "rule" and (state is None or changed):
             _check_own_rule(resolved, report)
-    if processes is not None:
-        _compare(processes, resolved, state, len(images))
-    try:
-        loop = Loop(config, resolved, images, state, report, processes, number)
+    if place.peers is not None:
+        _compare(place.peers, resolved, state, len(images))
+    with _explained(config, out):
+        loop = Loop(config, resolved, images, state, report, place, number)
         if loop.speaks:
             make_folder(out)
         with held(out) if loop.speaks else nullcontext():
@@ -101,6 +114,19 @@ def _train(
             finished = loop.run()
             if loop.speaks:
                 write_cost(out)
+    if not finished:
+        report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
+        if place.peers is not None:
+            place.peers.any(False)  # the first to end ends all: nobody does before this is said
+        raise KeyboardInterrupt
+    return Run(out, resolved)
+
+
+@contextmanager
+def _explained(config: TrainConfig, out: Path) -> Generator[None]:
+    """What no run can go on after, in one line with what the user can do."""
+    try:
+        yield
     except Lost as error:
         raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
@@ -114,10 +140,6 @@ def _train(
             raise
         advice = f"{_advice(config, out)}, or start anew with a smaller --batch-size or --width"
         raise RunError(f"out of memory; {advice}") from error
-    if not finished:
-        report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
-        raise KeyboardInterrupt
-    return Run(out, resolved)
 
 
 def _keep_flags(config: TrainConfig, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import textwrap
 import types
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import localssl
+from localssl.errors import UsageError
 from localssl.flags import Command
 
 WIDTH, COLUMN = 80, 24  # of a line; where what a flag means begins
@@ -48,12 +50,13 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("learning in integers", "bits weight-noise dead mismatch"),
-        ("several processes", "devices nodes across pipeline split staleness"),
+        ("several processes", "devices nodes across exchange shard-b pipeline split staleness"),
         ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
-        ("training", "encoder-options own batch-size patches precision search-lr search-epochs threads"),
+        ("data", "image-size skip-bad own"),
+        ("training", "encoder-options batch-size patches precision search-lr search-epochs threads"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),
     ),
@@ -73,6 +76,23 @@ BESIDE = (
 def commands() -> dict[str, type[Any]]:
     """Every command's dataclass by its name."""
     return {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
+
+
+def refuse_unknown(arguments: list[str]) -> None:
+    """Refuse flags that the command does not have; tyro's own message proposes those of other commands, too.
+
+    Raises:
+        UsageError: names the first of them, and the nearest that there are.
+    """
+    if arguments[0] not in (kinds := commands()):
+        return
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kinds[arguments[0]])]
+    for word in arguments[1:]:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            near = " or ".join(difflib.get_close_matches(flag, known, n=2, cutoff=0.8))
+            hint = f"did you mean {near}? " if near else ""
+            raise UsageError(f"{arguments[0]} has no flag {flag}: {hint}localssl {arguments[0]} --help-all shows them")
 
 
 def overview() -> str:

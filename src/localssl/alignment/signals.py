@@ -68,8 +68,8 @@ class Signals:
         return self.end_to_end(errors) if how == "backprop" else self.local(errors)
 
     def _losses(self, learner: Learner) -> Tensor:
-        """The rule's losses; what it draws at random is the same every time."""
-        with drawn_alike(self.x.device):
+        """The rule's losses; what it draws at random is the same every time, and what it keeps stays."""
+        with drawn_alike(self.x.device), unmoved(learner):
             return learner.rule.losses(self.batch(learner), learner.parts)
 
     def _of_credit(self, learner: Learner) -> Gradients:
@@ -79,7 +79,7 @@ class Signals:
         for p in parameters:
             p.grad = None
         try:
-            with drawn_alike(self.x.device):
+            with drawn_alike(self.x.device), unmoved(learner):
                 for _ in learner.credit.updates(learner.step_of(self.x, self.pair.negatives, self.pair.labels)):
                     pass
             return [
@@ -142,6 +142,21 @@ def drawn_alike(device: torch.device) -> Generator[None]:
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def unmoved(learner: Learner) -> Generator[None]:
+    """The buffers of the rule's parts (a running rate, say) are copies within: measuring moves none of them."""
+    kept = [(module, dict(module.named_buffers(recurse=False))) for module in learner.projections.modules()]
+    for module, buffers in kept:
+        for name, buffer in buffers.items():
+            setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)  # not copied back: a graph may hold what the rule has read
 
 
 def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) -> Tensor | None:

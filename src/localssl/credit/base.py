@@ -26,6 +26,7 @@ class Step:
         drawn: choices of negatives that were drawn beforehand, as in ``Batch``, or None.
         factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
         processes: those that the batch is spread over; x is then this process's part, the losses are the whole's.
+        matrices: layers, from 0, whose changes of B each process makes from its own samples, to be summed up.
     """
 
     encoder: Encoder
@@ -38,14 +39,15 @@ class Step:
     factored: bool = False
     drawn: Iterator[Tensor] | None = None
     processes: Processes | None = None
+    matrices: frozenset[int] = frozenset()
 
     def read(self, outputs: Sequence[Tensor]) -> Batch:
         """What the rule sees of the block outputs."""
         batch = Batch.read(outputs, self.patches, self.negatives, self.labels)
-        if self.processes is None:
-            return batch
-        labels = None if self.labels is None else self.processes.gather(self.labels, views=1)
-        return Batch([self.processes.gather(z) for z in batch.z], self.negatives, labels)
+        if self.processes is not None:
+            labels = None if self.labels is None else self.processes.gather(self.labels, views=1)
+            batch = Batch([self.processes.gather(z) for z in batch.z], self.negatives, labels)
+        return self.rule.with_negatives(batch)
 
     def losses(self, outputs: Sequence[Tensor]) -> Tensor:
         """The rule's losses of some block outputs."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from localssl import devices, own
 from localssl.errors import UsageError
@@ -69,7 +70,9 @@ def _of_npz(data: str, split: str) -> tuple[Any, Any, Any, bool]:
 def _of_file(data: str, split: str) -> tuple[Any, Any, Any, bool]:
     function = own.load(data, "data set", callable)
     if not callable(function):
-        raise UsageError(f"{data} is a {type(function).__name__}; a data set of your own is a function of the part")
+        raise UsageError(
+            f"{data} is a {type(function).__name__}; a data set of your own is a function, or a class, of the part"
+        )
     x, y = _pair(data, own.called(data, "data set", function, split))
     train_x, train_y = (x, y) if split == "train" else _pair(data, own.called(data, "data set", function, "train"))
     if np.shape(train_x)[1:] != np.shape(x)[1:]:
@@ -79,10 +82,29 @@ def _of_file(data: str, split: str) -> tuple[Any, Any, Any, bool]:
 
 
 def _pair(data: str, made: Any) -> tuple[Any, Any]:
+    if isinstance(made, Dataset):
+        made = own.called(data, "data set", _stacked, data, made)
     x, y = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not hasattr(x, "__array__"):
-        raise UsageError(f"{data} returned a {type(made).__name__}; return an array x, or x and labels y")
+        raise UsageError(
+            f"{data} returned a {type(made).__name__}; return an array x, or x and labels y, or a torch Dataset"
+        )
     return x, y
+
+
+def _stacked(data: str, items: Dataset[Any]) -> tuple[Any, Any]:
+    """Everything in a PyTorch data set: x, and y where an item is a pair."""
+    if not hasattr(items, "__len__"):
+        raise UsageError(f"{data} is a stream without a length; write shards, docs/own-data.md says how")
+    found: list[Any] = [items[i] for i in range(len(items))]  # pyright: ignore[reportArgumentType]
+    paired = bool(found) and isinstance(found[0], tuple | list)
+    x: list[Any] = [item[0] for item in found] if paired else found
+    for number, one in enumerate(x):
+        if not hasattr(one, "__array__") or np.shape(one) != np.shape(x[0]):
+            got = f"of shape {tuple(np.shape(one))}" if hasattr(one, "__array__") else f"a {type(one).__name__}"
+            raise UsageError(f"{data}: item {number} is {got}; give tensors or arrays (C, H, W) of one shape")
+    y = np.array([item[1] for item in found]) if paired else None
+    return np.stack([np.asarray(one) for one in x]) if x else np.empty(0), y
 
 
 def _numbered(data: str, y: Any, train_y: Any, count: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

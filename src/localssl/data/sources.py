@@ -153,7 +153,7 @@ def open_images(
         images, index, remarks = decode_all(found.rows, index, channels, size, skip_bad)
         verb, mebibytes = f"{found.rows.verb} into memory", images.nbytes / 2**20
         digits = 0 if mebibytes >= 10 else 1
-        how = f"{len(index):,} images {verb} ({mebibytes:,.{digits}f} MiB)"
+        how = f"{len(index):,} images {verb} at {size} × {size} ({mebibytes:,.{digits}f} MiB)"
         notes += remarks
         pixels: Pixels = InMemory(images)
     else:
@@ -161,7 +161,7 @@ def open_images(
         labels = None if found.labels is None else found.labels[index]
         pixels = Streamed(found.rows, index, labels, channels, size, skip_bad)
         too_much = f"{bytes_needed / 2**20:,.0f} MiB would exceed the {memory / 2**20:,.0f} MiB allowed"
-        how = f"{len(index):,} images {found.rows.verb} from disk whenever they are used: {too_much}"
+        how = f"{len(index):,} images {found.rows.verb} at {size} × {size} from disk whenever they are used: {too_much}"
         if skip_bad:
             notes.append("bad images will be replaced by the nearest good one of the same class")
     labels = None if found.labels is None else torch.as_tensor(found.labels[index])

@@ -94,11 +94,16 @@ class Signal(nn.Module):
 
 
 class OwnView(nn.Module):
-    """Views by a function of the user's own, PATH.py:NAME: floats (n, …) in, one view of the same shape out."""
+    """Views by the user's own, PATH.py:NAME: a function of floats (n, …) that returns one view of the same shape.
+
+    A class is called without arguments, and what it makes is that function.
+    """
 
     def __init__(self, name: str):
         super().__init__()
         self.name, self.function = name, own.load(name, "view", callable)
+        if isinstance(self.function, type):
+            self.function = own.called(name, "view", self.function)
         if not callable(self.function):
             raise UsageError(f"{name} is a {type(self.function).__name__}; a view of your own is a function of a batch")
 
@@ -113,6 +118,20 @@ class OwnView(nn.Module):
             got = f"of shape {tuple(view.shape)}" if isinstance(view, Tensor) else f"a {type(view).__name__}"
             raise RunError(f"view {own.short_name(self.name)} returned {got}, expected a tensor {tuple(x.shape)}")
         return view.to(x.dtype)
+
+    def check(self, images: Tensor) -> None:
+        """Draw one view of a batch (n, …), leaving torch's random numbers as they are: before a run writes anything.
+
+        Raises:
+            UsageError: the function fails, or returns something else.
+        """
+        floats = images / 255 if images.dtype == torch.uint8 else images
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            try:
+                own.called(self.name, "view", self.function, floats)
+                self(floats)
+            except RunError as error:
+                raise UsageError(str(error)) from error
 
 
 class Normalise(nn.Module):

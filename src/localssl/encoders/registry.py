@@ -64,7 +64,9 @@ def of_ones_own(name: str, input_shape: Sequence[int], **options: Any) -> Encode
     made = own.called(name, "encoder", make, tuple(input_shape), **options)
     if not isinstance(made, Encoder):
         if not isinstance(made, list | tuple | nn.ModuleList):
-            raise UsageError(f"{name} returned a {type(made).__name__}; return an Encoder, or a list of blocks")
+            whole = isinstance(made, nn.Module)
+            how = "; localssl.networks.blocks_of(model, 3) cuts a whole network into them" if whole else ""
+            raise UsageError(f"{name} returned a {type(made).__name__}; return an Encoder, or a list of blocks{how}")
         made = Encoder.from_blocks(list(made))  # pyright: ignore[reportUnknownArgumentType]
     made.config = {"name": own.full_name(name), "input_shape": list(input_shape), **options}
     return made

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from localssl.engine.choice import ENGINES, Chosen, choose, refusal
 from localssl.engine.integer import KEY, places
+from localssl.engine.spread import sizes
 from localssl.engine.synapses import PERFECT, Device, Numbers, Writes
+from localssl.engine.three_factor import ThreeFactor
 
 __all__ = [
     "ENGINES",
@@ -18,8 +20,10 @@ __all__ = [
     "Chosen",
     "Device",
     "Numbers",
+    "ThreeFactor",
     "Writes",
     "choose",
     "places",
     "refusal",
+    "sizes",
 ]

@@ -40,7 +40,8 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
         if why is None:
             return Chosen(Integer(device), "integer")
         if engine == "integer":
-            raise UsageError(f"rule {rule.name!r} cannot learn in integers: {why}")
+            what = f"rule {rule.name!r}" if refused(rule) else "this encoder"
+            raise UsageError(f"{what} cannot learn in integers: {why}")
         return Chosen(credit.of(rule.credit), "autograd", why)
     why = None if engine == "autograd" else refusal(encoder, rule)
     if engine == "autograd" or (engine == "auto" and why):
@@ -66,7 +67,7 @@ def refusal(encoder: Encoder, rule: Rule) -> str | None:
 def refused_rule(rule: Rule) -> str | None:
     """Why a rule's update is not known to be that of equation 6, block by block; None where it is."""
     if not isinstance(rule, ScoreRule) or rule.credit != "local":
-        return f"rule {rule.name!r} has no update of three factors"
+        return f"rule {rule.name!r} is no ScoreRule with local credit"
     for method in ("losses", "layer_loss", "scores", "draw"):
         if getattr(type(rule), method) is not getattr(ScoreRule, method):
             return f"rule {rule.name!r} has its own {method}"

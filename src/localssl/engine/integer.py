@@ -35,6 +35,7 @@ from localssl.rules.softhebb import HebbianRule, SoftHebb
 
 EXACT = 53  # bits that float64 holds
 STILL = (nn.Flatten, nn.Identity, nn.ReflectionPad2d)  # heads that leave numbers as they are
+ABLE = "clapp, clapp++, clapp++dfb, clapp++both, ff, ff-supervised and softhebb"  # as their defaults are
 KEY = "integer"  # under which the projections hold every layer's ``Numbers``
 
 
@@ -54,8 +55,8 @@ def refused(rule: Rule) -> str | None:
     if isinstance(rule, SoftHebb):
         return None
     if rule.credit != "local":
-        return f"its credit assignment ({rule.credit}) is not local"
-    return "its update is not made of three factors"
+        return f"its credit assignment ({rule.credit}) is not local; {ABLE} can"
+    return f"its update is not made of three factors; {ABLE} can"
 
 
 def refused_encoder(encoder: Encoder, rule: Rule) -> str | None:
@@ -238,7 +239,8 @@ def _compete(rule: HebbianRule, layer: int, own: Numbers, synapse: nn.Conv2d | n
 def _ran(step: Step) -> Iterator[tuple[Block, passes.Passed, Tensor]]:
     """Every block in turn: what is kept of it (gates: 1 where the sum was above 0), and its output of b bits."""
     blocks = plan(step.encoder)
-    assert not isinstance(blocks, str)
+    if isinstance(blocks, str):  # since the learner was built, hooks for instance
+        raise UsageError(f"learning in integers runs the layers of a block by itself, and cannot now: {blocks}")
     x, at = step.x.double(), 0.0
     for block, own in zip(blocks, _numbers(step), strict=True):
         for module in block.head:

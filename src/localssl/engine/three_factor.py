@@ -14,7 +14,9 @@ from localssl.credit import Step
 from localssl.credit.local import Local
 from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
+from localssl.engine.factors import Among
 from localssl.engine.passes import Passed, learn, run
+from localssl.engine.spread import Apart, Gathered, gathered
 from localssl.rules.base import Batch, Projections, ScoreRule
 
 
@@ -54,8 +56,10 @@ class ThreeFactor(Local):
             loss, changes = learn_block(step, rule, blocks[layer], passed, known, layer)
             del passed  # its input makes room for a dense change of B, and for the next block
             for change in changes:
-                change.add(step.factored)
+                change.add(step.factored and layer not in step.matrices)
             changes.clear()
+            if step.processes is not None and layer in step.matrices:
+                step.processes.add_up(factors.parameters(rule, step.projections, layer))
             losses = loss.new_zeros(len(blocks)) if losses is None else losses
             losses[layer] = loss
             yield losses
@@ -69,7 +73,7 @@ def above(rule: ScoreRule, layers: int) -> set[int]:
 
 def shared(rule: ScoreRule, projections: Projections, layers: int) -> bool:
     """Whether layers have a projection in common."""
-    owned = [{id(p) for key in rule.references for p in projections[key][i].parameters()} for i in range(layers)]
+    owned = [{id(p) for p in factors.parameters(rule, projections, layer)} for layer in range(layers)]
     return sum(map(len, owned)) != len(set().union(*owned))
 
 
@@ -103,7 +107,13 @@ def _references(step: Step, blocks: Sequence[Block], asked: set[int]) -> dict[in
 
 def _read(step: Step, z: Tensor, layer: int) -> Tensor:
     read = readout.readout(z, step.patches[layer])
-    return read if step.processes is None else step.processes.gather(read)
+    return read if step.processes is None or layer not in _gathered(step) else step.processes.gather(read)
+
+
+def _gathered(step: Step) -> frozenset[int]:
+    """The layers whose readouts go to all processes."""
+    assert isinstance(step.rule, ScoreRule)
+    return gathered(step.rule, len(step.patches), step.matrices)
 
 
 @torch.no_grad()
@@ -120,10 +130,15 @@ def learn_block(
         layer: which it is among all.
     """
     here = known[layer] if layer in known else _read(step, passed.z, layer)
-    nothing = here[:, :0]  # in place of readouts that no reference of this layer takes
-    z = [here if i == layer else known.get(i, nothing) for i in range(len(step.patches))]
-    loss, soma, changes = factors.learn(rule, Batch(z, step.negatives, drawn=step.drawn), layer, step.projections)
-    if step.processes is not None:
-        soma = step.processes.own(soma)
+    read, processes, among = {**known, layer: here}, step.processes, Among()
+    if processes is not None and layer in step.matrices:  # its own samples, also of readouts that all processes have
+        read = {i: processes.own(z) if i in _gathered(step) else z for i, z in read.items()}
+        among = Apart(processes)
+    elif processes is not None:
+        among = Gathered(processes)
+    nothing = read[layer][:, :0]  # in place of readouts that no reference of this layer takes
+    z = [read.get(i, nothing) for i in range(len(step.patches))]
+    batch = Batch(z, step.negatives, drawn=step.drawn)
+    loss, soma, changes = factors.learn(rule, batch, layer, step.projections, among=among)
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
     return loss, changes

@@ -176,6 +176,8 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
     """For every row the best rate of the common list, on held-out training images."""
     if not study.search_lr:
         return {row.label: _Chosen(None, "1 (default)") for row in rows}
+    if len(study.search_lr) == 1:  # nothing to decide
+        return {row.label: _Chosen(_rates(study, row)[0], "1 (given)") for row in rows}
     trial = min(SEARCH_IMAGES, 4 * images // 5)
     rates = {row.label: _rates(study, row) for row in rows}
     parts = {row.label: [_part(study, row, SEARCH_SEED, lr, trial) for lr in rates[row.label]] for row in rows}
@@ -186,8 +188,7 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
         records = [done[part.name] for part in mine]
         accuracies = [(r["accuracy"], lr) for r, lr in zip(records, rates[label], strict=True) if FAILED not in r]
         epochs = f"{study.search_epochs} epoch{'s' if study.search_epochs != 1 else ''}"
-        rate = "1 rate" if len(study.search_lr) == 1 else f"{len(study.search_lr)} rates"
-        budget = f"{rate} × {epochs} on {trial:,} images"
+        budget = f"{len(study.search_lr)} rates × {epochs} on {trial:,} images"
         if accuracies:
             result[label] = _Chosen(max(accuracies, key=lambda pair: pair[0])[1], budget)
         else:
@@ -236,6 +237,8 @@ def _config(study: Study, row: Row, settings: Settings, out: Path) -> TrainConfi
         "batch_size": study.batch_size,
         "patches": study.patches,
         "precision": study.precision,
+        "image_size": study.image_size,
+        "skip_bad": study.skip_bad,
         "threads": settings.threads_per_job(),
         "out": out,
         "resume": True,

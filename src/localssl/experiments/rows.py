@@ -24,12 +24,13 @@ class Study:
 
     Args:
         data: as ``localssl train --data``.
-        epochs, width, limit_images, batch_size, patches, precision: as in training.
+        epochs, width, limit_images, batch_size, patches, precision, image_size, skip_bad: as in training.
         labels: budgets of labels per class of the fast probe.
         probe_images: the probe fits on this many training images; None: all.
         protocol: of the probe, "fast" or "paper".
         align_batches: batches of test images on which alignment is measured; 0: not at all.
-        search_lr: rates tried for every rule on a part of the training images; none: the rule's default.
+        search_lr: rates tried for every rule on a part of the training images; one alone is taken without a trial;
+            none: the rule's default.
         search_epochs: of each trial.
         encoder, encoder_options: as in training; options as ``spelt`` writes them.
     """
@@ -49,6 +50,8 @@ class Study:
     search_epochs: int = 2
     encoder: str | None = None  # younger than format 1, as what follows: cells without them are read as before
     encoder_options: tuple[str, ...] = ()
+    image_size: int | None = None
+    skip_bad: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Study:

@@ -120,7 +120,7 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in elsewhere(compared, study)),
         *(f"{c.row.label} failed: {c.failed}" for c in compared if c.failed),
     ]
-    if study.search_lr:
+    if len(study.search_lr) > 1:
         rates = ", ".join(f"{lr:g}" for lr in study.search_lr)
         texts.insert(
             3,

@@ -1,8 +1,9 @@
 """Layer-parallel training: blocks learn at the same time in several processes, each on what the one below has finished.
 
-``split`` says who trains which blocks, ``stage`` runs and trains some of them, ``link`` carries activity and contexts
-between stages, ``exchange`` weights and optimiser states; ``assembly`` puts a stage together, ``processes`` starts
-them, ``worker`` is the life of all but the first and ``first`` that of the first, which feeds them.
+``split`` says who trains which blocks, ``place`` where a process stands, ``stage`` runs and trains some of them;
+``link`` carries activity and contexts between stages, ``exchange`` weights and optimiser states; ``assembly`` puts a
+stage together, ``processes`` starts them, ``worker`` is the life of all but the first and ``first`` that of the first,
+which feeds them. There may be several replicas of all stages, each with a part of every batch.
 
 Staleness D: a block runs a batch before it has learnt from the D batches before it. The update of batch t is made from
 the activity of batch t, the last layer's activity of batch t, and the weights of the projections at step t; the block's
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from localssl.pipeline.assembly import Setup
 from localssl.pipeline.first import First, begun
+from localssl.pipeline.place import ALONE, Place, place
 from localssl.pipeline.split import divide, words
+from localssl.pipeline.worker import work
 
-__all__ = ["First", "Setup", "begun", "divide", "words"]
+__all__ = ["ALONE", "First", "Place", "Setup", "begun", "divide", "place", "words", "work"]

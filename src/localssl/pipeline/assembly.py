@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from localssl import readout
 from localssl.config import RunConfig
 from localssl.engine.three_factor import above
 from localssl.pipeline.link import Link, Shapes, groups
+from localssl.pipeline.place import Place
 from localssl.pipeline.stage import Stage
 from localssl.prepared import Prepared
 from localssl.rules.base import ScoreRule
@@ -56,15 +56,20 @@ class Setup:
         last_step: int,
         sums: Sequence[float],
         resumed: bool,
-        images: int,
+        images: int = 0,
     ) -> Setup:
         """From a configuration, and the blocks of every stage."""
         bounds = [*(layers.start for layers in divided), divided[-1].stop]
         return cls(config.to_yaml(), device, bounds, step, last_step, sums, resumed, images)
 
-    def layers(self, rank: int) -> range:
+    @property
+    def stages(self) -> int:
+        """How many there are."""
+        return len(self.bounds) - 1
+
+    def layers(self, stage: int) -> range:
         """The blocks of a stage."""
-        return range(self.bounds[rank], self.bounds[rank + 1])
+        return range(self.bounds[stage], self.bounds[stage + 1])
 
     def run_config(self) -> RunConfig:
         """The configuration."""
@@ -80,36 +85,37 @@ class Setup:
         return cls(**json.loads(data))
 
 
-def stage(prepared: Prepared, setup: Setup) -> Stage:
+def stage(prepared: Prepared, setup: Setup, place: Place) -> Stage:
     """The stage of this process."""
-    single = len(setup.bounds) == 2
-    link = None if single else _link(prepared, setup)
-    layers = setup.layers(0 if link is None else link.rank)
-    made = Stage(prepared, layers, setup.step, setup.last_step, link, setup.images)
+    made = Stage(prepared, setup.layers(place.stage), setup.step, setup.last_step, None, setup.images, place.peers)
+    if place.stages > 1:
+        made.link = _link(prepared, setup, place, made.count - 1 in made.gathered)
     made.sums += torch.tensor([setup.sums[layer] for layer in made.layers], device=prepared.device)
     return made
 
 
-def _link(prepared: Prepared, setup: Setup) -> Link:
-    learner, rank = prepared.learner, dist.get_rank()
-    rule = learner.rule
+def _link(prepared: Prepared, setup: Setup, place: Place, whole: bool) -> Link:
+    """``whole``: whether the last layer's readout is that of the whole batch."""
+    learner, rule = prepared.learner, prepared.learner.rule
     assert isinstance(rule, ScoreRule)
-    samples, outputs = 2 * prepared.config.batch_size, _outputs(prepared)
+    samples, compared = place.samples(prepared.config)
+    outputs = _outputs(prepared)
     blocks = len(outputs)
 
     def at(layer: int) -> Shapes | None:
         """What passes between a block and the one before it."""
         if layer in (0, blocks):
             return None
-        negatives = (blocks - layer, len(rule.references), samples) if rule.negatives == "random" else ()
+        negatives = (blocks - layer, len(rule.references), compared) if rule.negatives == "random" else ()
         z = outputs[layer - 1]
         return Shapes(negatives, (samples, *z.shape[1:]), z.dtype)
 
-    own = setup.layers(rank)
+    own = setup.layers(place.stage)
     dim = readout.dim(tuple(outputs[-1].shape[1:]), learner.patches[-1])
-    context = Shapes((), (samples, dim), outputs[-1].dtype) if above(rule, blocks) else None
+    context = Shapes((), (compared if whole else samples, dim), outputs[-1].dtype) if above(rule, blocks) else None
     return Link(
-        groups(prepared.device),
+        place,
+        groups(prepared.device, place),
         prepared.device,
         at(own.start),
         at(own.stop),

@@ -1,10 +1,10 @@
-"""The first process of a layer-parallel run: it feeds the blocks, and gathers what the others have learnt."""
+"""The first stage of a layer-parallel run: it feeds the blocks, and gathers what the others have learnt."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from localssl.pipeline import exchange
 from localssl.pipeline.assembly import REPORT, ROW, STATES, WEIGHTS, Setup, stage
 from localssl.pipeline.link import END, receive_bytes, send_bytes
+from localssl.pipeline.place import ALONE, Place
 from localssl.pipeline.processes import started
 from localssl.pipeline.split import words
 from localssl.pipeline.stage import Stage, draw
@@ -35,14 +36,18 @@ class Report:
 class First:
     """The first stage, and the way to all others; with one stage alone, that of the whole network."""
 
-    def __init__(self, own: Stage, setup: Setup):
-        self.own, self.setup, self.prepared = own, setup, own.prepared
-        self.others = range(1, len(setup.bounds) - 1)
+    def __init__(self, own: Stage, setup: Setup, place: Place):
+        self.own, self.setup, self.place, self.prepared = own, setup, place, own.prepared
+        self.others = range(1, place.stages)
 
     def feed(self, x: Tensor) -> None:
-        """Send samples (2n, ...) on their way; what waited for this is learnt before."""
+        """Send samples (2n, ...) on their way; what waited for this is learnt before.
+
+        All replicas draw their negatives here, and must draw the same.
+        """
         self.own.catch_up(self.prepared.config.staleness)
-        self.own.take(x, draw(self.prepared.learner, x))
+        _, compared = self.place.samples(self.prepared.config)
+        self.own.take(x, draw(self.prepared.learner, compared, x.device))
 
     def settle(self, row: bool = False, weights: bool = False, states: bool = False) -> Report:
         """Wait until all batches are learnt.
@@ -60,11 +65,11 @@ class First:
         sums, bad = self.own.sums.tolist(), []
         if row:
             self.own.sums.zero_()
-        for rank in self.others:
-            of_rank, bad_there = json.loads(receive_bytes(rank))
-            sums, bad = sums + of_rank, bad + bad_there
-            for _ in self.setup.layers(rank) if weights or states else ():
-                exchange.unpack(self.prepared, receive_bytes(rank))
+        for other in self.others:
+            sums_there, bad_there = json.loads(receive_bytes(self.place, other))
+            sums, bad = sums + sums_there, bad + bad_there
+            for _ in self.setup.layers(other) if weights or states else ():
+                exchange.unpack(self.prepared, receive_bytes(self.place, other))
         return Report(torch.tensor(sums, device=self.prepared.device), bad)
 
     def forget(self) -> None:
@@ -73,26 +78,30 @@ class First:
 
 
 @contextmanager
-def begun(prepared: Prepared, setup: Setup) -> Generator[First]:
-    """Start the other processes, for as long as the context lasts; after an error in it they are ended.
+def begun(prepared: Prepared, setup: Setup, place: Place = ALONE) -> Generator[First]:
+    """Tell the other stages what to do, for as long as the context lasts; after an error in it they are told nothing.
+
+    Args:
+        prepared, setup: of the run.
+        place: of this process. One that has no other stages starts them, and ends them after an error.
 
     Raises:
         UsageError: this program uses torch.distributed already.
         Lost: a process is gone; says which and why, as far as that can be known.
     """
-    if len(setup.bounds) == 2:
-        yield First(stage(prepared, setup), setup)
-        return
-    with started([words(setup.layers(rank)) for rank in range(1, len(setup.bounds) - 1)]):
-        for rank in range(1, len(setup.bounds) - 1):
-            send_bytes(setup.to_bytes(), rank)
-        first = First(stage(prepared, setup), setup)
-        if setup.resumed:
-            for rank in first.others:
-                for layer in setup.layers(rank):
-                    send_bytes(exchange.packed(prepared, layer, states=True), rank)
+    with ExitStack() as stack:
+        if place.stages < setup.stages:
+            stack.enter_context(started([words(setup.layers(other)) for other in range(1, setup.stages)]))
+            place = Place(0, setup.stages)
+        for other in range(1, place.stages):
+            send_bytes(setup.to_bytes(), place, other)
+        first = First(stage(prepared, setup, place), setup, place)
+        if setup.resumed and first.others:
+            for other in first.others:
+                for layer in setup.layers(other):
+                    send_bytes(exchange.packed(prepared, layer, states=True), place, other)
             first.forget()
         yield first
-        assert first.own.link is not None
-        first.own.link.send_order(END)
-        first.own.link.flush()
+        if first.own.link is not None:
+            first.own.link.send_order(END)
+            first.own.link.flush()

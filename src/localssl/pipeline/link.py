@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from localssl.parallel import guarded
+from localssl.pipeline.place import Place, subgroup
 
 AHEAD = 2  # messages that a stage may have sent before the first of them is taken
 ACTIVITY, CONTEXT, REPORT = 1, 2, 3  # tags
@@ -29,7 +30,8 @@ class Shapes:
     """What is sent.
 
     Args:
-        negatives: (layers that are left, references, 2n), or () where nothing is drawn.
+        negatives: (layers that are left, references, 2n), or () where nothing is drawn; of the whole batch where its
+            samples are compared across replicas.
         activity: (2n, ...).
         dtype: of the activity.
     """
@@ -54,11 +56,11 @@ class Message:
 
     def send(self, rank: int, group: dist.ProcessGroup | None, tag: int) -> None:
         """Begin to send it."""
-        self.work = guarded(lambda: dist.isend(self.whole, rank, group, tag))
+        self.work = guarded(lambda: dist.isend(self.whole, group=group, tag=tag, group_dst=rank))
 
     def receive(self, rank: int, group: dist.ProcessGroup | None, tag: int) -> None:
         """Begin to receive it."""
-        self.work = guarded(lambda: dist.irecv(self.whole, rank, group, tag))
+        self.work = guarded(lambda: dist.irecv(self.whole, group=group, tag=tag, group_src=rank))
 
     def wait(self) -> None:
         """Until it has gone, or come."""
@@ -76,7 +78,7 @@ def laid_out(flat: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class Groups(NamedTuple):
-    """The process groups for activity and for contexts, and where their buffers lie.
+    """The process groups of a replica for activity and for contexts, and where their buffers lie.
 
     With NCCL each has its own, for its messages pass in order. Gloo carries both in one, from the CPU.
     """
@@ -87,20 +89,22 @@ class Groups(NamedTuple):
     pinned: bool
 
 
-def groups(device: torch.device) -> Groups:
-    """NCCL where every process has a CUDA device of its own, else gloo."""
-    if device.type == "cuda" and torch.cuda.device_count() >= dist.get_world_size():
-        activity, context = (dist.new_group(backend="nccl") for _ in range(2))
-        assert isinstance(activity, dist.ProcessGroup)
-        assert isinstance(context, dist.ProcessGroup)
+def groups(device: torch.device, place: Place) -> Groups:
+    """NCCL where every process has a CUDA device of its own, else gloo; to be called by all processes."""
+    world = dist.get_world_size()
+    alone = place.peers is not None or torch.cuda.device_count() >= world  # with peers: started as many as devices
+    if device.type == "cuda" and alone:
+        replicas = [[*range(first, first + place.stages)] for first in range(0, world, place.stages)]
+        activity, context = (subgroup(replicas, "nccl") for _ in range(2))
         return Groups(activity, context, device, False)
-    return Groups(None, None, torch.device("cpu"), device.type == "cuda")
+    return Groups(place.group, place.group, torch.device("cpu"), device.type == "cuda")
 
 
 class Link:
-    """The messages of one stage; its number is the process's rank.
+    """The messages of one stage.
 
     Args:
+        place: of the stage among others.
         groups: see there.
         device: where the stage computes.
         before, behind: what comes from the stage before and goes to the one behind; None at the ends.
@@ -110,6 +114,7 @@ class Link:
 
     def __init__(
         self,
+        place: Place,
         groups: Groups,
         device: torch.device,
         before: Shapes | None,
@@ -117,7 +122,7 @@ class Link:
         context: Shapes | None,
         staleness: int,
     ):
-        self.rank, self.last = dist.get_rank(), dist.get_world_size() - 1
+        self.rank, self.last = place.stage, place.stages - 1
         self.groups, self.device = groups, device
 
         def buffers(shapes: Shapes | None, count: int) -> deque[Message]:
@@ -195,17 +200,19 @@ def _next(buffers: deque[Message]) -> Message:
     return buffers[-1]
 
 
-def send_bytes(data: bytes, rank: int) -> None:
-    """Bytes to a process, through gloo."""
+def send_bytes(data: bytes, place: Place, stage: int) -> None:
+    """Bytes to a stage of the same replica, through gloo."""
     body = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
-    guarded(lambda: dist.send(torch.tensor([len(data)]), rank, tag=REPORT))
-    guarded(lambda: dist.send(body, rank, tag=REPORT))
+    for part in (torch.tensor([len(data)]), body):
+        guarded(lambda part=part: dist.send(part, group=place.group, tag=REPORT, group_dst=stage))
 
 
-def receive_bytes(rank: int) -> bytes:
-    """Bytes that a process sends with ``send_bytes``."""
-    length = torch.zeros(1, dtype=torch.int64)
-    guarded(lambda: dist.recv(length, rank, tag=REPORT))
-    body = torch.empty(max(1, int(length)), dtype=torch.uint8)
-    guarded(lambda: dist.recv(body, rank, tag=REPORT))
-    return body.numpy().tobytes()[: int(length)]
+def receive_bytes(place: Place, stage: int) -> bytes:
+    """Bytes that a stage sends with ``send_bytes``."""
+
+    def receive(part: Tensor) -> Tensor:
+        guarded(lambda: dist.recv(part, group=place.group, tag=REPORT, group_src=stage))
+        return part
+
+    length = int(receive(torch.zeros(1, dtype=torch.int64)))
+    return receive(torch.empty(max(1, length), dtype=torch.uint8)).numpy().tobytes()[:length]

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch.multiprocessing as mp
 
 from localssl import interrupts
 from localssl.errors import RunError, UsageError
-from localssl.parallel import Lost
+from localssl.parallel import PATIENCE, Lost
+from localssl.pipeline.place import Place
 
 START = "spawn"  # CUDA allows no other
-PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
 READY = b"ready"
 GRACE = 5.0  # seconds in which the others notice that one is gone
 
@@ -149,7 +148,7 @@ def _work(rank: int, size: int, meeting: str, threads: int, pipe: Connection, pa
 
         pipe.send_bytes(READY)
         _join(meeting, rank, size)
-        work()
+        work(Place(rank, size), rank)
     except Lost:
         os._exit(3)  # the one that was lost has a reason to say
     except (RunError, UsageError) as error:

@@ -32,8 +32,6 @@ def divide(learner: Learner, options: TrainConfig, config: RunConfig) -> list[ra
     rule, blocks = learner.rule, len(learner.encoder.blocks)
     processes = options.pipeline or 1
     asked = f"--pipeline {processes}" if processes > 1 else f"--staleness {config.staleness}"
-    if options.devices * options.nodes > 1:  # a run with staleness that goes on with more processes
-        raise UsageError(f"{asked} and --devices do not go together yet; leave --devices out")
     why = None if rule.credit == "local" else f"its credit assignment is {rule.credit}, not local"
     if why := why or refused_rule(rule):
         raise UsageError(f"{asked}: rule {rule.name!r} cannot learn block by block ({why}); clapp++ can, for instance")
@@ -51,7 +49,7 @@ def divide(learner: Learner, options: TrainConfig, config: RunConfig) -> list[ra
     if processes > blocks:
         raise UsageError(f"{asked}: the encoder has {blocks} blocks; use at most one process a block")
     if options.split is None:
-        return groups(costs(learner, config.batch_size), processes)
+        return groups(costs(learner, config.batch_size // (options.devices * options.nodes)), processes)
     if len(options.split) != processes or sum(options.split) != blocks or min(options.split) < 1:
         given = " ".join(map(str, options.split))
         raise UsageError(f"--split {given}: give {processes} numbers of 1 or more that sum to the {blocks} blocks")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,11 +15,13 @@ from localssl import divergence, readout
 from localssl.credit import Step
 from localssl.data import order
 from localssl.encoders import run_block
-from localssl.engine import passes
+from localssl.engine import factors, passes
 from localssl.engine.blocks import plan
+from localssl.engine.spread import gathered
 from localssl.engine.three_factor import above, learn_block
 from localssl.errors import RunError
 from localssl.learner import Learner
+from localssl.parallel import Processes
 from localssl.pipeline.exchange import names
 from localssl.pipeline.link import Link
 from localssl.prepared import Prepared
@@ -57,27 +59,40 @@ class Stage:
         step, last_step: steps that are done, and of the whole run: the learning rate follows them.
         link: to the stages before and behind; None where there are none.
         images: that are trained on, 0 where that is not known: an error names those of the batch.
+        peers: that train the same blocks on other parts of the batch, as the configuration's ``across`` says.
 
     Attributes:
         sums: of the losses of its blocks, float32, (blocks,); whoever reads them may set them.
     """
 
     def __init__(
-        self, prepared: Prepared, layers: range, step: int, last_step: int, link: Link | None, images: int = 0
+        self,
+        prepared: Prepared,
+        layers: range,
+        step: int,
+        last_step: int,
+        link: Link | None,
+        images: int = 0,
+        peers: Processes | None = None,
     ):
         rule = prepared.learner.rule
         assert isinstance(rule, ScoreRule)
         self.prepared, self.rule, self.layers, self.link = prepared, rule, layers, link
         self.learner = prepared.learner
         self.step, self.last_step, self.images = step, last_step, images
+        self.across, self.apart = (peers, None) if prepared.config.across == "all" else (None, peers)
+        self.count = len(self.learner.encoder.blocks)
         parameters = dict(prepared.learner.named_parameters())
         own = {layer: [name for name in names(prepared, layer) if name in parameters] for layer in layers}
         self.named = {layer: [(name, parameters[name]) for name in found] for layer, found in own.items()}
-        self.count = len(self.learner.encoder.blocks)
         self.waits = bool(above(rule, self.count))
         self.lean = self.waits and self.learner.engine == "hebbian-lean"
         found = "autograd" if self.learner.engine == "autograd" else plan(self.learner.encoder)
         self.blocks = None if isinstance(found, str) else found
+        self.matrices: frozenset[int] = frozenset()  # layers whose changes of B are sums of what each process makes
+        if self.across is not None and self.blocks is not None:
+            self.matrices = self.learner.matrices(self.across, prepared.config.batch_size // self.across.size)
+        self.gathered = gathered(rule, self.count, self.matrices)
         self.waiting: deque[Waiting] = deque()
         self.sums = torch.zeros(len(layers), device=prepared.device)
 
@@ -122,7 +137,7 @@ class Stage:
         if not self.is_last:
             assert self.link is not None
             return Waiting(kept, x, negatives, self.link.expect_context())
-        context = readout.readout(z, self.learner.patches[-1])
+        context = self._read(z, self.count - 1)
         if self.link is not None:
             self.link.send_context(context)
         return Waiting(kept, x, negatives, lambda: context)
@@ -165,15 +180,26 @@ class Stage:
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
         else:
             assert self.blocks is not None
-            step = Step(learner.encoder, self.rule, learner.parts, x, learner.patches, factored=p.factored, drawn=drawn)
+            step = Step(learner.encoder, self.rule, learner.parts, x, learner.patches, drawn=drawn)
+            step = replace(step, processes=self.across, matrices=self.matrices)
             loss, changes = learn_block(step, self.rule, self.blocks[layer], kept, known, layer)
-            for change in changes:
-                change.add(p.factored)
+            for change in changes:  # a sum or mean is taken of gradients, not of factors
+                change.add(p.factored and self.apart is None and layer not in self.matrices)
+        self._join(layer)
         if bad := divergence.not_finite(self.named[layer], loss[None], [f"loss_{layer + 1}"]):
             raise self._failed(layer, kept.z, bad)
         p.optimizer.step()
         p.optimizer.zero_grad()
         self.sums[layer - self.layers.start] += loss.detach()
+
+    def _join(self, layer: int) -> None:
+        """Make the gradients of a block's own part of the batch those of the whole, or the mean over all parts."""
+        if self.across is not None:  # a projection's are whole already, where they are made of rows
+            self.across.add_up(self.learner.encoder.blocks[layer].parameters())
+            if layer in self.matrices:
+                self.across.add_up(factors.parameters(self.rule, self.learner.parts, layer))
+        elif self.apart is not None:
+            self.apart.average(p for _, p in self.named[layer])
 
     def _failed(self, layer: int, z: Tensor, bad: list[str]) -> RunError:
         """The error for a batch that a block cannot learn from: nothing of it was applied here."""
@@ -185,16 +211,21 @@ class Stage:
 
     def _batch(self, layer: int, out: Tensor, known: dict[int, Tensor], drawn: Iterator[Tensor] | None) -> Batch:
         """What the rule sees of a batch in this stage."""
-        here = readout.readout(out, self.learner.patches[layer])
+        here = self._read(out, layer)
         z: Sequence[Tensor] = [here if i == layer else known.get(i, here[:, :0]) for i in range(self.count)]
         return Batch(z, drawn=drawn)
+
+    def _read(self, z: Tensor, layer: int) -> Tensor:
+        """A block's readout, of all samples where it goes to all processes."""
+        read = readout.readout(z, self.learner.patches[layer])
+        return read if self.across is None or layer not in self.gathered else self.across.gather(read)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.prepared.fabric.autocast()
 
 
-def draw(learner: Learner, x: Tensor) -> Negatives:
-    """The negatives of all layers and references for samples x (2n, ...), in the order in which one process draws them.
+def draw(learner: Learner, samples: int, device: torch.device) -> Negatives:
+    """The negatives of all layers and references for 2n ``samples``, in the order in which one process draws them.
 
     None where nothing is drawn.
     """
@@ -202,5 +233,5 @@ def draw(learner: Learner, x: Tensor) -> Negatives:
     assert isinstance(rule, ScoreRule)
     if rule.negatives != "random":
         return None
-    layers, stub = len(learner.encoder.blocks), Batch([x])
+    layers, stub = len(learner.encoder.blocks), Batch([torch.empty(samples, 0, device=device)])
     return torch.stack([torch.stack([rule.draw(stub) for _ in rule.references]) for _ in range(layers)])

@@ -5,29 +5,33 @@ from __future__ import annotations
 import json
 
 import torch
-import torch.distributed as dist
 
 from localssl import monitors
 from localssl.pipeline.assembly import ROW, STATES, WEIGHTS, Setup, stage
 from localssl.pipeline.exchange import names, packed, unpack
 from localssl.pipeline.link import BATCH, END, receive_bytes, send_bytes
+from localssl.pipeline.place import Place
 from localssl.pipeline.stage import Stage
 from localssl.prepared import Prepared, prepare
 
 
-def work() -> None:
-    """From the first process's message to its last order.
+def work(place: Place, number: int) -> None:
+    """From the first stage's message to its last order.
+
+    Args:
+        place: of this process.
+        number: of this process on its machine: which of several CUDA devices it takes.
 
     Raises:
         Lost: another process is gone.
     """
-    setup = Setup.from_bytes(receive_bytes(0))
-    prepared = prepare(setup.run_config(), setup.device, dist.get_rank())
-    own = stage(prepared, setup)
+    setup = Setup.from_bytes(receive_bytes(place, 0))
+    prepared = prepare(setup.run_config(), setup.device, number)
+    own = stage(prepared, setup, place)
     _free_others(prepared, own.layers)
     if setup.resumed:
         for _ in own.layers:
-            unpack(prepared, receive_bytes(0))
+            unpack(prepared, receive_bytes(place, 0))
     link = own.link
     assert link is not None
     while True:
@@ -41,20 +45,20 @@ def work() -> None:
             link.flush()
             return
         own.catch_up()
-        _report(own, order)
+        _report(own, place, order)
 
 
-def _report(own: Stage, order: int) -> None:
-    """Tell the first process of these blocks what the order asks for."""
+def _report(own: Stage, place: Place, order: int) -> None:
+    """Tell the first stage of these blocks what the order asks for."""
     prepared = own.prepared
     parameters = dict(prepared.learner.named_parameters())
     trained = {name: parameters[name] for i in own.layers for name in names(prepared, i) if name in parameters}
-    send_bytes(json.dumps([own.sums.tolist(), monitors.not_finite(trained)]).encode(), 0)
+    send_bytes(json.dumps([own.sums.tolist(), monitors.not_finite(trained)]).encode(), place, 0)
     if order & ROW:
         own.sums.zero_()
     if order & (WEIGHTS | STATES):
         for layer in own.layers:
-            send_bytes(packed(prepared, layer, bool(order & STATES)), 0)
+            send_bytes(packed(prepared, layer, bool(order & STATES)), place, 0)
 
 
 def _free_others(prepared: Prepared, layers: range) -> None:

@@ -11,7 +11,7 @@ from localssl import rules, testing
 from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
-from localssl.report import benchmark_tables, what_it_takes
+from localssl.report import benchmark_tables, study_tables, what_it_takes
 from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
@@ -48,6 +48,8 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "takes-parts": ("what-it-would-take.md", what_it_takes.parts_table),
     "takes-link": ("what-it-would-take.md", what_it_takes.link_table),
     "takes-measured": ("what-it-would-take.md", what_it_takes.measured_table),
+    "brain": ("neuroscience.md", study_tables.brain),
+    "brain-answer": ("neuroscience.md", study_tables.brain_answer),
     "operations": ("hardware.md", ops.table),
     "certificates": ("certificate.md", listing.table),  # half a minute
 }

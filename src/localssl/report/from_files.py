@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from localssl import own
 from localssl.checkpoint import existing
 from localssl.config import program
+from localssl.errors import in_shell
 from localssl.report import charts, measured, page
 from localssl.report.measured import number
 from localssl.run import Run, build, manifest_of
@@ -58,6 +60,9 @@ def losses(run: Run) -> page.Section:
     ):
         if measured.blocks(monitors, kind):
             parts.append(_curve(monitors, kind, title, axis, note))
+    if measured.blocks(rows, "saturated"):
+        note = "metrics.csv: of all numbers of a layer, weights included, since the row before."
+        parts.append(_curve(rows, "saturated", "Numbers that were clipped", "share of numbers", note))
     last = rows[-1]
     loss = [["loss of block " + str(b), _digits(last[f"loss_{b}"])] for b in measured.blocks(rows, "loss")]
     parts.append(page.Table(f"Losses at step {last['step']:.0f}, the last row", ["", "value"], loss))
@@ -87,7 +92,7 @@ def accuracy(run: Run) -> page.Section:
         parts.append(page.Note(probe.protocol))
         header = list(probe.rows[0]) if probe.rows else []
         parts.append(page.Table(f"All numbers of {probe.name}", header, [list(r.values()) for r in probe.rows]))
-    parts += [] if parts else [page.Missing(f"Not probed yet: {program()} probe {run.path}")]
+    parts += [] if parts else [page.Missing(f"Not probed yet: {_command(run, 'probe')}")]
     return page.Section("accuracy", "Accuracy by layer", parts)
 
 
@@ -122,7 +127,7 @@ def alignment(run: Run) -> page.Section:
         header = ["block", "quantity", "mean", "low", "high", "batches", "null"]
         parts.append(page.Table(f"More quantities of {align.name}", header, table))
     if not measured.found(run.path, measured.ALIGNMENTS):
-        parts.append(page.Missing(f"Not measured at the last checkpoint yet: {program()} align {run.path}"))
+        parts.append(page.Missing(f"Not measured at the last checkpoint yet: {_command(run, 'align')}"))
     return page.Section("alignment", "Alignment with backpropagation", parts)
 
 
@@ -193,3 +198,9 @@ def _digits(value: float | None) -> str:
 
 def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _command(run: Run, name: str) -> str:
+    """A command on the run's folder that names the user's own files, too: without them it is refused."""
+    files = list(dict.fromkeys(own.file_of(named) for named in run.config.own_files().values()))
+    return f"{program()} {in_shell([name, str(run.path), *(['--own', *files] if files else [])])}"

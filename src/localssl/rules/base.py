@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -89,7 +89,7 @@ class Rule:
 
     name: ClassVar[str] = ""
     credit: ClassVar[str] = "local"  # how losses reach weights, see localssl.credit
-    uses_negatives: ClassVar[bool] = False
+    uses_negatives: ClassVar[bool] = False  # the next sample, where none are given and there is no option "negatives"
     uses_labels: ClassVar[bool] = False
     encoder_options: ClassVar[Mapping[str, Any]] = {}  # of the encoder that train builds, e.g. {"norm": "length"}
     weight_decay: ClassVar[float | None] = None  # where the published rule fixes it; None: the data set's
@@ -131,8 +131,32 @@ class Rule:
         raise NotImplementedError(f"rule {self.name or type(self).__name__!r} defines neither layer_loss nor losses")
 
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        """One loss per layer, (L,), or one for an end-to-end rule, (1,)."""
-        return torch.stack([self.layer_loss(batch, layer, projections) for layer in range(len(batch.z))])
+        """One loss per layer, (L,), or one for an end-to-end rule, (1,): that of its last layer.
+
+        Raises:
+            UsageError: ``layer_loss`` returned no scalar.
+        """
+        last = len(batch.z) - 1
+        layers = range(last + 1) if self.per_layer else [last]
+        found = [self.layer_loss(batch, layer, projections) for layer in layers]
+        for layer, loss in zip(layers, found, strict=True):
+            if not isinstance(loss, Tensor) or loss.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
+                tensor = isinstance(loss, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+                what = f"a tensor of shape {tuple(loss.shape)}" if tensor else repr(loss)
+                raise UsageError(
+                    f"rule {self.name or type(self).__name__!r}: layer_loss returned {what} for block {layer + 1}; it "
+                    f"must return a scalar tensor, for instance a mean over the samples"
+                )
+        return torch.stack(found)
+
+    def with_negatives(self, batch: Batch) -> Batch:
+        """The batch with the next sample, (i + 1) mod 2n, as every sample's negative, for a rule that takes negatives
+        and was given none; as it is for a rule that has the option ``negatives`` and chooses itself.
+        """
+        if batch.negatives is not None or not self.uses_negatives or hasattr(self, "negatives"):
+            return batch
+        samples, device = len(batch.z[0]), batch.z[0].device
+        return replace(batch, negatives=(torch.arange(samples, device=device) + 1) % samples)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def _no_references(rule: Rule) -> str:
 
 
 def _no_factors(rule: Rule) -> str:
-    return "" if isinstance(rule, ScoreRule) and rule.credit == "local" else "its update has no three factors"
+    return "" if isinstance(rule, ScoreRule) and rule.credit == "local" else "it is no ScoreRule with local credit"
 
 
 def _no_derivative(rule: Rule) -> str:

@@ -25,7 +25,7 @@ def differentiation(bench: Bench) -> None:
     returned, what was computed under ``torch.no_grad``, and numbers read by ``item`` or ``float`` (see ``frozen.py``).
     """
     feed, learner = bench.feed(), bench.learner()
-    grads = update(learner, feed).grads
+    grads = update(bench.learner(), feed).grads  # of another learner: an update may move buffers
     frozen = Frozen()
 
     def total(moved: Learner) -> float:

@@ -1,0 +1,103 @@
+"""What processes that share a batch send for the changes of B, by formula, and the way that sends less.
+
+Of N processes each has S samples (two views of n images), readout l is d_l long, and w numbers make up the projections
+of a layer. A ring sends, from every process:
+
+- rows: readout l goes to all, (N - 1) S d_l numbers, and with it each makes the whole change of every B of layer l. A
+  reference c is such a readout, too: where layers share it, it is sent once.
+- matrices: each makes the change from its own samples, and the sum is 2 (N - 1) / N w numbers. It needs the negatives
+  that other processes have, and they the signals back: 2 r d_l for each reference, r rows. With "next" negatives r = 2,
+  the one after the last image in both views; with random ones (N - 1) / N S on average.
+
+Numbers, not bytes: those of B and of readouts are of one size, unless the precision is mixed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Layer(NamedTuple):
+    """A layer's sizes.
+
+    Args:
+        d: length of its readout.
+        sources: the layer, from 0, that each of its references comes from.
+        weights: trained numbers of its projections, w.
+    """
+
+    d: int
+    sources: tuple[int, ...]
+    weights: int
+
+
+class Sizes(NamedTuple):
+    """All that counts.
+
+    Args:
+        layers: in their order.
+        samples: of each process, S.
+        processes: N.
+        drawn: whether negatives are drawn at random, and so from all processes.
+    """
+
+    layers: tuple[Layer, ...]
+    samples: int
+    processes: int
+    drawn: bool = False
+
+
+def gathered(layers: Sequence[Sequence[int]], matrices: frozenset[int]) -> frozenset[int]:
+    """The layers whose readouts go to all, where those of ``matrices`` do without.
+
+    Args:
+        layers: the sources of every layer.
+        matrices: layers whose changes are summed as matrices.
+    """
+    rows = [layer for layer in range(len(layers)) if layer not in matrices]
+    return frozenset(rows).union(*(layers[layer] for layer in rows))
+
+
+def numbers(sizes: Sizes, matrices: frozenset[int]) -> float:
+    """Numbers that a process sends in a step for the losses and changes of B, scalars left aside."""
+    layers, others = sizes.layers, sizes.processes - 1
+    rows = sum(others * sizes.samples * layers[i].d for i in gathered([layer.sources for layer in layers], matrices))
+    away = sizes.samples * others / sizes.processes if sizes.drawn else 2
+    sums = (2 * others / sizes.processes * layers[i].weights for i in matrices)
+    return rows + sum(sums) + sum(2 * away * layers[i].d * len(layers[i].sources) for i in matrices)
+
+
+@functools.lru_cache
+def choose(sizes: Sizes) -> frozenset[int]:
+    """The layers whose changes of B are summed as matrices, so that least is sent; the others' are made of rows.
+
+    Exact where every reference is the own or the last readout; for other references near to it.
+    """
+    all_layers = frozenset(range(len(sizes.layers)))
+    cost: Callable[[frozenset[int]], float] = functools.partial(numbers, sizes)
+    found: list[frozenset[int]] = []
+    for start in (frozenset[int](), all_layers):  # layer by layer, from either end
+        chosen = start
+        while better := [other for layer in all_layers if cost(other := chosen ^ {layer}) < cost(chosen)]:
+            chosen = min(better, key=cost)
+        found.append(chosen)
+    return min(found, key=cost)
+
+
+def described(sizes: Sizes, matrices: frozenset[int], size: int) -> str:
+    """A choice in a line for the user; ``size``: bytes of a number."""
+
+    def named(chosen: frozenset[int], what: str) -> list[str]:
+        blocks = ", ".join(str(layer + 1) for layer in sorted(chosen))
+        which = "all blocks" if len(chosen) == len(sizes.layers) else f"block{'s' * (len(chosen) > 1)} {blocks}"
+        return [f"{what} for {which}"] if chosen else []
+
+    rows = frozenset(range(len(sizes.layers))) - matrices
+    ways = " and ".join([*named(rows, "rows"), *named(matrices, "matrices")])
+    sent = (numbers(sizes, chosen) * size / 1e6 for chosen in (matrices, frozenset[int](), rows | matrices))
+    mine, all_rows, all_matrices = (f"{megabytes:,.{0 if megabytes >= 100 else 2}f}" for megabytes in sent)
+    return (
+        f"changes of B: {ways}, {mine} MB a step from each process (all as rows {all_rows}, as matrices {all_matrices})"
+    )
