@@ -114,6 +114,7 @@ def test_operands_have_their_widths() -> None:
 def test_numbers_are_the_engines() -> None:
     """Whole numbers times their powers of two stay near the float vectors of the same network, at 16 bits."""
     found, _ = in_bits("clapp++dfb", 16)
+    assert worst(found, "integer") == 0
     floats, integers = found["vectors"][0], whole(found)
     first = floats["steps"][0]["updates"], integers["steps"][0]["updates"]
     distances: list[float] = []
@@ -229,11 +230,13 @@ def _flipped(rule: dict[str, Any], end: str, flip: int) -> dict[str, bool]:
         {"options": {"f": "linear"}},
         {"options": {"margin": 0.375}},
         {"optimizer": "plain-sgd"},
+        {"bits": 2},
+        {"lr": 2.0**-12},
     ],
     ids=str,
 )
 def test_other_forms(changes: dict[str, Any]) -> None:
-    found, _ = in_bits("clapp++both", 4, **changes)
+    found, _ = in_bits("clapp++both", **{"bits": 4, **changes})
     assert worst(found, "integer") == 0
     assert worst(found) < 1e-9
 
