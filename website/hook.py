@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 AT_THE_TOP = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
-NAMED = re.compile(r"^```python file=(\S+)$", re.MULTILINE)  # a file to be written, which superfences does not know
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+OF_A_FILE = re.compile(r"^(```\w+) file=(\S+)")
 LANGUAGES = {".py": "python", ".json": "json"}
 
 API = {  # titles and modules
@@ -78,8 +78,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             target = posixpath.basename(target)
         return f"{before}{target}{after}"
 
-    parts = FENCE.split(NAMED.sub(r'```python title="\1"', markdown))
-    return "".join(part if n % 2 else LINK.sub(turned, part) for n, part in enumerate(parts))
+    parts = FENCE.split(markdown)
+    # "file=" is for the tests, which put the snippet there; the site's fences know a title
+    return "".join(OF_A_FILE.sub(r'\1 title="\2"', p) if n % 2 else LINK.sub(turned, p) for n, p in enumerate(parts))
 
 
 def _place(target: str, page: str) -> Path | None:
