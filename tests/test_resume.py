@@ -115,7 +115,8 @@ def test_the_advice_is_one_line_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the bar of a narrow terminal would break over two lines could not be pasted."""
-    monkeypatch.setattr("localssl.progress.Console", lambda: Console(force_terminal=True, width=60))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("localssl.progress.Console", lambda **how: Console(force_terminal=True, width=60))
     monkeypatch.setattr(Hooked, "at", {3: send(signal.SIGINT)})
     Hooked.seen.clear()
     with pytest.raises(KeyboardInterrupt):

@@ -57,6 +57,14 @@ def test_every_page_is_there(site: Path) -> None:
     }
 
 
+def test_every_heading_is_there(site: Path) -> None:
+    """A fence that the site cannot read would swallow those below it."""
+    for page in (ROOT / "docs").glob("*.md"):
+        plain = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        html = (site / f"{page.stem}.html").read_text(encoding="utf-8")
+        assert len(re.findall(r"^##+ ", plain, re.MULTILINE)) == len(re.findall(r"<h[2-6] id=", html)), page.name
+
+
 def test_what_lies_outside_docs_has_a_page(site: Path) -> None:
     assert 'href="source/examples/my_rule.py.html"' in (site / "your-own-rule.html").read_text(encoding="utf-8")
     assert "class MyRule" in re.sub(
