@@ -199,8 +199,9 @@ def test_certificates() -> None:
 
 
 def test_rule_files() -> None:
-    assert (rulefile.FORMAT, rulefile.VERSION) == ("localssl rule", 1)
+    assert (rulefile.FORMAT, rulefile.VERSION, rulefile.WRITING) == ("localssl rule", 1, 2)
     assert {"conv", "conv-weight-gradient", "matmul", "maxpool", "unpool", "take", "scatter-add"} <= set(rulefile.OPS)
+    assert {"minimum", "shift", "round", "outside", "sumpool", "sumpool-spread", "root"} <= set(rulefile.OPS)
 
 
 def test_a_rule_of_ones_own_is_known_everywhere() -> None:

@@ -5,76 +5,29 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from localssl import certificate, encoders, rules
+from localssl import certificate, rules
 from localssl.blocks import BlackBox
 from localssl.cli import main
-from localssl.config import RunConfig
-from localssl.data.specs import Augmentation
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.learner import Learner
-from localssl.rulefile import OPS, manifest
+from localssl.rulefile import OPS
 from localssl.run import Run
 
+from .rule_util import INTERPRETER, READS, ROOT, made, worst
 from .train_util import run_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
-INTERPRETER = ROOT / "examples" / "rule_interpreter.py"
-READS = runpy.run_path(str(INTERPRETER))
 TABLE = (ROOT / "docs" / "certificate.md").read_text(encoding="utf-8")
 LOCAL = re.findall(r"^\| `([^`]+)` \| local \|", TABLE, re.MULTILINE)  # other tests hold the table against the code
-SHAPE = (1, 8, 8)
-
-
-def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | None = None, **changes: Any) -> Any:
-    """The manifest of a rule on a convolution with a pool, one without, a linear layer; and the learner."""
-    chosen = rules.get(rule, **(options or {}))
-    side = chosen.inputs().shape(SHAPE)[1] // 2
-    layers = [nn.Conv2d(1, 9, 3, padding=1), nn.Conv2d(9, 11, 3, padding=1)]
-    weighted = [*layers, nn.Sequential(nn.Flatten(), nn.Linear(11 * side**2, 8))]
-    wanted = encoders.Options(**chosen.encoder_options)
-    encoder = encoder or wanted.stack(weighted, (True, False, False), {"name": "small"})
-    given = {"rule_options": options or {}, "patches": (2, 2, None), "optimizer": "adam", "engine": "auto", **changes}
-    config = RunConfig(
-        rule=rule,
-        data="digits",
-        image_size=SHAPE[1],
-        channels=SHAPE[0],
-        mean=(0.0,),
-        std=(1.0,),
-        augmentation=Augmentation(),
-        limit_images=None,
-        skip_bad=False,
-        encoder={},
-        epochs=1,
-        batch_size=16,
-        lr=0.01,
-        weight_decay=0.1,
-        schedule="cosine",
-        seed=0,
-        precision="32-true",
-        probe_every=0,
-        **given,
-    )
-    learner = Learner(encoder, chosen, config.input_shape, config.patches, config.engine)
-    return json.loads(json.dumps(manifest(config, learner))), learner
-
-
-def worst(rule: dict[str, Any]) -> float:
-    """The interpreter's largest relative deviation from the golden vectors."""
-    return max(READS["deviation"](*pair) for pair in READS["steps"](rule, rule["vectors"][0]))
 
 
 def test_there_are_local_rules() -> None:
@@ -125,10 +78,11 @@ def test_a_wrong_number_is_seen() -> None:
     assert worst(found) > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["adam-factored", "adam-l2", "sgd", "plain-sgd"])
+@pytest.mark.parametrize("optimizer", ["adam-factored", "adam-l2", "sgd", "plain-sgd", "shift-sgd"])
 def test_optimisers(optimizer: str) -> None:
     found, learner = made("clapp++dfb", optimizer=optimizer)
     assert worst(found) < 1e-9
+    assert found["version"] == (2 if optimizer == "shift-sgd" else 1)
     names = {entry["name"] for entry in found["state"]}
     assert names == set(found["vectors"][0]["state"])
     if optimizer == "adam-factored":
@@ -208,9 +162,6 @@ def test_what_cannot_be_written_down_is_refused() -> None:
     with pytest.raises(UsageError, match="in block 2 is a function, which no manifest can hold"):
         made("clapp++", Encoder([first, box]), patches=None)
     erf = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU())
-    for changes, why in (({"bits": 8}, "rounds nothing, --bits does"), ({"optimizer": "shift-sgd"}, "not shift-sgd")):
-        with pytest.raises(UsageError, match=why):
-            made("clapp++", **changes)
     with pytest.raises(UsageError, match="no operation for PyTorch's gelu"):
         made("clapp++", Encoder([erf]), patches=None)
 

@@ -329,7 +329,7 @@ def _export_rule(opened: Run, path: Path) -> Path:
     found = rulefile.write(opened, path)
     print(
         f"written: {path} ({found.size / 1e6:.1f} MB); {found.operations} operations a step, golden vectors of "
-        f"{found.steps} steps in float64"
+        f"{found.steps} steps in {' and '.join(found.arithmetics)}"
     )
     return path
 

@@ -188,13 +188,12 @@ def _goodness(step: Step, rule: Goodness) -> Tensor:
     """Forward-Forward: pre · z · γ, with γ = ∓2σ(±(G - θD)) of the sample, unsigned, b bits for 0 to 1."""
     outputs: list[Tensor] = []
     for own, (block, passed, z) in zip(_numbers(step), _ran(step), strict=True):
-        bits, flat = own.of("signal").bits, z.flatten(1)
+        flat = z.flatten(1)
         _fits(own, 1, flat.shape[1])
         above = flat.square().sum(1) - rule.threshold * flat.shape[1]
         m = len(above) // 2
-        gamma = torch.sigmoid(torch.cat((-above[:m], above[m:])))
-        gamma = torch.floor(gamma * 2 ** (bits - 1) + 0.5) / 2 ** (bits - 1)
-        gamma[:m] *= -1
+        gamma = own.sigmoid(torch.cat((-above[:m], above[m:])))
+        gamma = torch.cat((-gamma[:m], gamma[m:]))
         soma = own.fit("signal", 2 * gamma[:, None] * flat / len(flat))
         passes.learn(block, passed, soma, (1,) * (z.ndim - 2), _summed(own, block.pool))
         outputs.append(z)

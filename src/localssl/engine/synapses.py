@@ -156,6 +156,11 @@ class Numbers(nn.Module):
         grid.widen(over, x.numel())
         return out
 
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """1 / (1 + e^-x), unsigned, in b bits for 0 to 1: a table of x."""
+        parts = 2 ** (self.of("signal").bits - 1)
+        return torch.floor(torch.sigmoid(x) * parts + 0.5) / parts
+
     def of(self, name: str) -> Grid:
         """The grid of that name."""
         grid = self.grids[name]

@@ -20,6 +20,7 @@ OPS: dict[str, str] = {
     "divide": "a / b",
     "power": "a to the power b",
     "maximum": "the larger of a and b",
+    "minimum": "the smaller of a and b",
     "less": "a < b",
     "less-equal": "a ≤ b",
     "equal": "a = b",
@@ -39,6 +40,14 @@ OPS: dict[str, str] = {
     "concat": "one after the other along `axis`",
     "take": "the entries of a at the indices b along `axis`",
     "scatter-add": "a, with every row of c added to the row that b names",
+    "shift": "whole numbers: a · 2^b, rounded down",
+    "round": "whole numbers: a · 2^-b, rounded to the nearest, halves up, then clipped to ±(2^(`bits` - 1) - 1)",
+    "outside": "whole numbers: whether `round` clips it, being (2^(`bits` - 1) - 1/2) · 2^b or more, of either sign",
+    "floor-divide": "whole numbers: a / b, rounded down",
+    "root": "whole numbers: the root of a, rounded down",
+    "below": "how many numbers of the row a, which are sorted, are smaller than b",
+    "sumpool": "whole numbers: `avgpool` times the window's size",
+    "sumpool-spread": "whole numbers: its transpose, `avgpool-spread` times the window's size",
 }
 
 Operand = str | int | float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
 from localssl.rulefile.ops import Op, Operand
 from localssl.rulefile.recorder import Recorder
+from localssl.rulefile.rounding import kept, steps_of, watched
 
 NEAR = 1e-9  # of the largest number: how close an array is to a signal whose name it gets
 
@@ -43,12 +44,14 @@ class Program:
     Args:
         stages: in order.
         constants: arrays that depend on nothing, by name.
-        draws: names of arrays that are drawn at random, inputs beside "x".
+        draws: names of inputs beside "x": arrays that are drawn at random, and the learning rate where it is one.
         updates: by parameter, the name of its update (what the optimiser descends).
         buffers: by buffer that changes, the name of its new value.
         signals: names of drives "u^l", activities "z^l" and readouts "r^l", where the program has them.
         modulators: by parameter, names of the numbers that are one a sample and enter its update.
         values: every array of this step, for shapes and golden vectors.
+        exponents: by array of whole numbers, the power of two that they are multiples of: a number or an array's name.
+        bits: by array, where all its numbers are of so many.
     """
 
     stages: tuple[Stage, ...]
@@ -59,6 +62,8 @@ class Program:
     signals: dict[str, str]
     modulators: dict[str, list[str]]
     values: dict[str, Tensor]
+    exponents: dict[str, int | str] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
 
     @property
     def ops(self) -> list[Op]:
@@ -83,15 +88,14 @@ def record(learner: Learner, x: Tensor, labels: Tensor | None, seed: int) -> Pro
         UsageError: the update needs an operation that a manifest does not have.
     """
     signals = _signals(learner, x)
-    states = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
-    notes = Notes({"x": x, **states})
+    notes = Notes({"x": x, **kept(learner)})
     learner.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    with Recorder(notes):
+    with watched(learner, notes), Recorder(notes, steps_of(learner)):
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
     updates = {n: notes.read(p.grad) for n, p in learner.named_parameters() if p.grad is not None}
-    buffers = {n: notes.read(b) for n, b in learner.named_buffers()}
+    buffers = {n: notes.read(b) for n, b in kept(learner).items() if not isinstance(b, nn.Parameter)}
     buffers = {name: value for name, value in buffers.items() if value != name}
     ops = _folded([op for op in notes.ops if op.out not in notes.constants])
     live = _ancestors([*updates.values(), *buffers.values()], ops)
@@ -136,7 +140,8 @@ def _signals(learner: Learner, x: Tensor) -> dict[str, _Signal]:
 
 
 def _found(signals: Mapping[str, _Signal], ops: Sequence[Op], values: Mapping[str, Tensor]) -> dict[str, str]:
-    """The first array that is equal to each signal; of a block's end, behind a ReLU that happens to change nothing."""
+    """The first array that is equal to each signal; behind a bias of zeros, or of a block's end a ReLU, that happens
+    to change nothing."""
     found: dict[str, str] = {}
     for name, signal in signals.items():
         wanted, at = signal.value, None
@@ -146,7 +151,8 @@ def _found(signals: Mapping[str, _Signal], ops: Sequence[Op], values: Mapping[st
                 continue
             if not torch.allclose(value, wanted, rtol=0, atol=NEAR * float(wanted.abs().max())):
                 continue
-            if at is None or (signal.tail and op.op == "maximum" and op.operands == (at, 0)):
+            still = op.op == "maximum" and op.operands == (at, 0) if signal.tail else op.op == "add" and at in op.reads
+            if at is None or still:
                 at = op.out
         if at is not None:
             found[name] = at

@@ -50,16 +50,18 @@ def held(program: Program, bits: int) -> list[dict[str, Any]]:
             "made by block": made.get(name, 0),
             "read by updates of blocks": blocks,
             "shape of a sample": list(program.values[name].shape[1:]),
-            "bits": _bits(program.values[name], bits),
+            "bits": program.bits.get(name) or _bits(program.values[name], bits),
         }
         for name, blocks in wanted.items()
+        if program.values[name].ndim  # exponents, of whole numbers, are no unit's
     ]
 
 
 def _bits(value: Tensor, bits: int) -> int:
     if value.is_floating_point():
         return bits
-    return max(1, math.ceil(math.log2(int(value.max()) + 1)))
+    value = value.long()
+    return int(bool((value < 0).any())) + max(1, math.ceil(math.log2(int(value.abs().max()) + 1)))
 
 
 def _read(read: Read, program: Program, target: str) -> dict[str, Any]:
@@ -79,14 +81,13 @@ def _arrays(read: Read, program: Program, target: str) -> list[str]:
     if read.source in program.signals:
         return [program.signals[read.source]]
     name, _, layer = read.source.split(" ")[0].partition("^")
+    states = [s for s, value in program.values.items() if value.ndim and " " not in s]  # no exponents, no random words
     if name in ("W", "b") and layer:
-        return [s for s in program.values if s.startswith(f"encoder.blocks.{int(layer) - 1}.")]
+        return [s for s in states if s.startswith(f"encoder.blocks.{int(layer) - 1}.")]
     if not layer:
         return []
     own = f"projections.{name}.{int(layer) - 1}."
-    return [s for s in program.values if s.startswith(own)] or [
-        s for s in program.values if s.startswith(f"projections.{name}.")
-    ]
+    return [s for s in states if s.startswith(own)] or [s for s in states if s.startswith(f"projections.{name}.")]
 
 
 def _at(arrays: Iterable[str], program: Program, target: str) -> list[str]:
@@ -95,7 +96,7 @@ def _at(arrays: Iterable[str], program: Program, target: str) -> list[str]:
     seen = set(arrays)
     stops = set(program.signals.values()) - seen
     for op in _ops(program, "run"):
-        if op.out not in stops and seen & set(op.reads):
+        if (op.out not in stops or op.op == "reshape") and seen & set(op.reads):
             seen.add(op.out)
     return [op.out for op in _ops(program, "learn") if op.out in cone and seen & set(op.reads)]
 

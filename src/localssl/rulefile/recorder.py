@@ -6,6 +6,7 @@ is derived a second time.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from localssl.rulefile.notes import Notes
 
 
 class Recorder(TorchDispatchMode):
-    """Within, operations are written down in ``notes``."""
+    """Within, operations are written down in ``notes``; numbers of states in ``may_leave`` may leave PyTorch."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: Notes, may_leave: Collection[str] = ()) -> None:
         super().__init__()
-        self.notes = notes
+        self.notes, self.may_leave = notes, may_leave
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,7 +40,7 @@ class Recorder(TorchDispatchMode):
         with _disable_current_modes():
             for output, name in zip(outputs, self._names(func, args, kwargs, outputs, fixed), strict=True):
                 self.notes.call(output, name, func._schema.is_mutable)
-            if not outputs and not fixed and func._schema.returns:
+            if not outputs and not fixed and not set(read) <= set(self.may_leave) and func._schema.returns:
                 raise UsageError("a rule manifest cannot follow numbers that leave PyTorch, as this rule's do")
         return result
 

@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from localssl import engine
 from localssl.blocks import black_boxes
+from localssl.config import RunConfig
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
+from localssl.grids import Grid
 from localssl.learner import Learner
-from localssl.rules import Rule
+from localssl.rulefile.rounding import unrounded
 
 CHANNELS = 4
 SIDE = 16  # of an image, halved until it is no larger, as far as the network goes along
 IMAGES = 3
+WARM = 20  # batches before them, at most
+EVEN = 4  # images of a learner in integers, in which a mean is a shift
+INPUT = -12  # exponent of the numbers that enter a learner in integers
 LARGE = 20_000  # weights of a network that cannot be made smaller
 SEEDS = 50  # of weights, tried until every one is updated in every batch
 BATCHES = 3  # of golden vectors
@@ -31,22 +37,12 @@ SPREAD = 0.3  # of the difference of two views of an image, over the image's own
 Stepper = Callable[[int], object]  # one step of an optimiser, counted from 0
 
 
-def twin(
-    encoder: Encoder,
-    rule: Rule,
-    shape: Sequence[int],
-    patches: Sequence[int | None] | None,
-    engine: str,
-    stepper: Callable[[Learner], Stepper],
-) -> Learner:
-    """A learner in float64 of the same rule on the twin of an encoder, of which as many weights as can are updated.
+def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepper]) -> Learner:
+    """A learner in float64 of a run's rule on the twin of its encoder, of which as many weights as can are updated.
 
     Args:
         encoder: of the run, untouched.
-        rule: of the run.
-        shape: of its images.
-        patches: of its readouts.
-        engine: that it learns by.
+        config: of the run.
         stepper: makes what steps the optimiser of a learner.
 
     Raises:
@@ -60,20 +56,28 @@ def twin(
         )
     best: tuple[int, Learner] | None = None
     names: list[str] = []
+    lacking: UsageError | None = None
     for seed in range(SEEDS):
         torch.manual_seed(seed)
-        learner = _smallest(encoder, rule, shape, patches, engine).double()
+        learner = _smallest(encoder, config).double()
         learner = learner.to(memory_format=torch.channels_last)  # as of a run: fused AdamW mixes up two layouts
         with torch.no_grad():
             for p in learner.parameters():
                 if p.requires_grad:
                     p.mul_(GAIN)
         _centre(learner)
-        silent, names = _faint(learner, stepper)
+        _on_grids(learner)
+        try:
+            silent, names = _faint(learner, stepper, images_of(config))
+        except UsageError as error:  # another seed may have what this one lacks
+            lacking = error
+            continue
         if not names and (best is None or silent < best[0]):
             best = silent, learner
         if best is not None and best[0] == 0:
             break
+    if best is None and lacking is not None:
+        raise lacking
     if best is None:
         raise UsageError(f"export --rule: the update of {', '.join(names)} cancels to rounding noise in a small twin")
     return best[1]
@@ -91,7 +95,7 @@ def _centre(learner: Learner) -> None:
         layer.bias -= mean
         return drive - mean.view(-1, *[1] * (drive.ndim - 2))
 
-    x, _ = enter(learner, 0)
+    x, _ = enter(learner, 0, IMAGES)
     weighted = [m for m in learner.encoder.blocks.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(after) for module in weighted]
     learner.encoder(x)
@@ -99,17 +103,54 @@ def _centre(learner: Learner) -> None:
         handle.remove()
 
 
-def enter(learner: Learner, step: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _on_grids(learner: Learner) -> None:
+    """Round weights that were on grids and have been changed."""
+    if learner.engine != "integer":
+        return
+    for numbers, weights in engine.places(learner.encoder, learner.parts):
+        for name, these in weights.items():
+            grid = numbers.store(name).grid
+            grid.calibrate(torch.cat([w.flatten() for w in these]))
+            for w in these:
+                w.copy_(grid(w))
+
+
+def enter(learner: Learner, step: int, images: int) -> tuple[Tensor, Tensor]:
     """What enters the first block of a batch of random images, the same every time, and labels in turn."""
     generator = torch.Generator().manual_seed(step)
-    shape = (IMAGES, *learner.input_shape)
+    shape = (images, *learner.input_shape)
     a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    labels = (torch.arange(IMAGES) + step) % int(getattr(learner.rule, "classes", 10))
+    labels = (torch.arange(images) + step) % int(getattr(learner.rule, "classes", 10))
     torch.manual_seed(step)
-    return learner.enter(a, a + SPREAD * b, None, labels), labels
+    x = learner.enter(a, a + SPREAD * b, None, labels)
+    return (torch.round(x * 2.0**-INPUT) * 2.0**INPUT if learner.engine == "integer" else x), labels
 
 
-def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int, list[str]]:
+def images_of(config: RunConfig) -> int:
+    """How many images a batch of the small network has."""
+    return IMAGES if config.bits is None else EVEN
+
+
+def warm(learner: Learner, step_on: Stepper, images: int, ready: Callable[[], bool]) -> None:
+    """Steps before the golden ones, one or more, until the grids and the sizes of steps are chosen.
+
+    Raises:
+        UsageError: ``WARM`` batches do not choose them all.
+    """
+    for step in range(BATCHES, BATCHES + WARM):
+        x, labels = enter(learner, step, images)
+        torch.manual_seed(step)
+        for _ in learner.credit.updates(learner.step_of(x, None, labels)):
+            pass
+        step_on(step)
+        learner.zero_grad(set_to_none=True)
+        if ready():
+            return
+    raise UsageError("export --rule: in a small twin of this network some weights are never updated")
+
+
+def _faint(learner: Learner, stepper: Callable[[Learner], Stepper], images: int) -> tuple[int, list[str]]:
     """How many weights are not updated in one of the steps; and whose update is rounding noise of terms that cancel."""
     trial = copy.deepcopy(learner)
     step_on = stepper(trial)
@@ -117,31 +158,42 @@ def _faint(learner: Learner, stepper: Callable[[Learner], Stepper]) -> tuple[int
     noise: dict[str, None] = {}
     for step in range(BATCHES):
         trial.zero_grad(set_to_none=True)
-        x, labels = enter(trial, step)
+        x, labels = enter(trial, step, images)
         torch.manual_seed(step)
         for _ in trial.credit.updates(trial.step_of(x, None, labels)):
             pass
         trained = {n: p.grad for n, p in trial.named_parameters() if p.requires_grad}
         sizes = {n: 0.0 if g is None else float(g.abs().max()) for n, g in trained.items()}
         silent |= {n for n, size in sizes.items() if size == 0}
-        noise |= dict.fromkeys(n for n, size in sizes.items() if 0 < size <= FAINT * max(sizes.values()))
+        exact = learner.engine == "integer"
+        noise |= dict.fromkeys(n for n, size in sizes.items() if not exact and 0 < size <= FAINT * max(sizes.values()))
         step_on(step)
     return len(silent), list(noise)
 
 
-def _smallest(
-    encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[int | None] | None, engine: str
-) -> Learner:
+def _smallest(encoder: Encoder, config: RunConfig) -> Learner:
     refused: UsageError | None = None
-    for size, factor in _sizes(shape):
+    patches = config.patches
+    for size, factor in _sizes(config.input_shape):
+        rule = config.make_rule()
         try:
             small = narrow(encoder, rule.for_images(size).inputs().shape(size))
             fewer = None if patches is None else [None if p is None else max(1, p // factor) for p in patches]
-            return Learner(small, copy.deepcopy(rule), size, fewer, engine)
+            return Learner(small, rule, size, fewer, config.engine)
         except UsageError as error:
             refused = error
     assert refused is not None
     raise refused
+
+
+def in_floats(learner: Learner, config: RunConfig) -> Learner:
+    """A learner without grids, of the same weights."""
+    blocks = [unrounded(block) for block in copy.deepcopy(learner.encoder.blocks)]
+    encoder = Encoder(blocks, entry=copy.deepcopy(learner.encoder.entry))
+    made = Learner(encoder, config.make_rule(), learner.input_shape, learner.patches).double()
+    state = learner.state_dict()
+    made.load_state_dict({name: state[name] for name in made.state_dict()})
+    return made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _sizes(shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -218,6 +270,11 @@ def _linear(old: nn.Module, x: Tensor) -> nn.Module:
     return nn.Linear(x.shape[-1], min(CHANNELS, old.out_features), bias=bias)
 
 
+def _grid(old: nn.Module, x: Tensor) -> nn.Module:
+    assert isinstance(old, Grid)
+    return Grid(old.bits)
+
+
 def _norm(old: nn.Module, x: Tensor) -> nn.Module:
     assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
     return type(old)(x.shape[1], affine=old.affine)
@@ -227,6 +284,7 @@ _NARROW: dict[type[nn.Module], Callable[[nn.Module, Tensor], nn.Module]] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
+    Grid: _grid,
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
 }
