@@ -396,6 +396,5 @@ def test_maps_of_floats(tmp_path: Path) -> None:
     out = run_tiny(tmp_path / "x", **config).path
     assert main(["report", str(out), "--units", "1"]) == 0
     assert 'alt="The 8 images that excite unit' in text_of(out)
-    shades = from_images.shades(torch.tensor([-3.0, 1.0, 5.0]))
-    assert shades.tolist() == [0.0, 0.5, 1.0]
+    assert from_images.shades(torch.tensor([-3.0, 1.0, 5.0])).tolist() == [0.0, 0.5, 1.0]
     assert from_images.shades(torch.tensor([255], dtype=torch.uint8)).tolist() == [1.0]

@@ -18,11 +18,11 @@ import yaml
 from localssl import own, rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, in_shell, unknown
+from localssl.plain import plain_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-LONGEST = 100_000  # characters of a config.yaml
 FORMAT = 1  # of config.yaml, encoder.json and checkpoints; files of format 1 stay readable
 
 
@@ -244,28 +244,6 @@ def in_words(kind: Any) -> str:
 def program() -> str:
     """How this machine starts the command line."""
     return "localssl" if shutil.which("localssl") else f"{in_shell([sys.executable])} -m localssl"
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no aliases: a few lines of them stand for more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias, *NAME")
-        return super().compose_node(parent, index)
-
-
-def plain_yaml(text: str, source: str) -> Any:
-    """What a YAML text says; None where it is longer than any configuration.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        return yaml.load(text, _Loader) if len(text) <= LONGEST else None
-    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML's own bugs, too
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{source} is not readable YAML ({first})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import yaml
 
 from localssl import own
-from localssl.config import FORMAT, in_words, plain_yaml
+from localssl.config import FORMAT, in_words
 from localssl.errors import UsageError, unknown
 from localssl.files import write_text
+from localssl.plain import plain_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
