@@ -171,7 +171,7 @@ def test_the_process_that_failed_is_the_one_that_says_why(tmp_path: Path) -> Non
     (tmp_path / "own.py").write_text(
         "import torch.distributed as dist\n\n\ndef half(x):\n    return x[: len(x) // (1 + dist.get_rank())]\n"
     )
-    with pytest.raises(RunError, match=r"^view own\.py:half returned of shape"):
+    with pytest.raises(UsageError, match=r"^view own\.py:half returned of shape"):
         run_tiny(tmp_path / "x", devices=2, views=f"{tmp_path / 'own.py'}:half")
 
 
