@@ -22,7 +22,7 @@ def test_every_figure_and_table_has_a_verdict() -> None:
     lines = [line.strip("| ").split(" | ") for line in reproduction.overview(DOCS / "results").splitlines()]
     rows = {line[0]: " | ".join(line) for line in lines}
     for name in re.findall(r"^\| ((?:Figure|Table) \w+) \|", (DOCS / "paper.md").read_text("utf-8"), re.MULTILINE):
-        if name not in ("Table 1", "Table A1", "Figure 1D"):  # the formalism and the encoder: no numbers of theirs
+        if name not in ("Table 1", "Table A1", "Figure 1D", "Figure 4A"):  # forms, drawings: no numbers of theirs
             assert re.search(r"\| (reproduced|in part|not )", rows[name]), name
 
 
