@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -26,7 +24,15 @@ from localssl.pipeline import split
 from localssl.prepared import Prepared, prepare
 from localssl.run import Run, open_run, resolve
 
-from .train_util import assert_same_run, encoder_bytes, last_state, rows, run_tiny, steps, tiny
+from .train_util import (
+    assert_same_run,
+    encoder_bytes,
+    rows,
+    run_tiny,
+    steps,
+    stopped_on_the_command_line,
+    tiny,
+)
 from .util import assert_close_report, numpy, usage_error
 
 RULES = ("clapp++", "clapp++dfb", "clapp++both")
@@ -259,17 +265,4 @@ def test_groups_are_balanced() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    """The real thing: processes that import everything, and Ctrl-C, which reaches all of them."""
-    flags = "--rule clapp++dfb --data digits --width 0.25 --epochs 500 --threads 1 --limit-images 64 --batch-size 16"
-    command = f"{sys.executable} -m localssl train {flags} --pipeline 2 --split 2 3 --out {tmp_path / 'x'}"
-    process = subprocess.Popen(
-        shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    end = time.monotonic() + 120
-    while not rows(tmp_path / "x") and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    said, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (130, "")
-    assert said.splitlines()[-1].endswith("--pipeline 2 --split 2 3")
-    assert last_state(tmp_path / "x")["step"] > 0
+    stopped_on_the_command_line("--rule clapp++dfb", "--pipeline 2 --split 2 3", tmp_path / "x")

@@ -6,10 +6,8 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ from localssl.prepared import Prepared, prepare
 from localssl.run import Run, resolve
 from localssl.training import train
 
-from .train_util import assert_same_run, last_state, rows, run_tiny, steps, tiny
+from .train_util import assert_same_run, run_tiny, steps, stopped_on_the_command_line, tiny
 
 IMAGES, STEPS = 12, 10
 BOUNDS = {2: (0, 2, 5), 3: (0, 1, 3, 5)}  # of 2 and 3 stages
@@ -287,17 +285,4 @@ def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
-    """The real thing: processes that import everything, and Ctrl-C, which reaches all of them."""
-    flags = "--rule clapp++ --data digits --width 0.25 --epochs 500 --threads 1 --limit-images 64 --batch-size 16"
-    command = f"{sys.executable} -m localssl train {flags} --devices 2 --pipeline 2 --out {tmp_path / 'x'}"
-    process = subprocess.Popen(
-        shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    end = time.monotonic() + 120
-    while not rows(tmp_path / "x") and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    said, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (130, "")
-    assert said.splitlines()[-1].endswith("--devices 2 --pipeline 2")
-    assert last_state(tmp_path / "x")["step"] > 0
+    stopped_on_the_command_line("--rule clapp++", "--devices 2 --pipeline 2", tmp_path / "x")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +134,20 @@ def folder(path: Path, count: int = 40) -> Path:
     """Two classes of random images without a test part: 32 of 40 are trained on."""
     images = pictures(count)
     return write_files(path, {f"train/{'ab'[i % 2]}/{i:02d}.png": encoded(images[i]) for i in range(count)})
+
+
+def stopped_on_the_command_line(rule: str, flags: str, out: Path) -> None:
+    """The real thing: processes that import everything, and Ctrl-C, which reaches all of them."""
+    sizes = "--data digits --width 0.25 --epochs 500 --threads 1 --limit-images 64 --batch-size 16"
+    command = f"{sys.executable} -m localssl train {rule} {sizes} {flags} --out {out}"
+    process = subprocess.Popen(
+        shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    while not rows(out) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "")
+    assert said.splitlines()[-1].endswith(flags)  # the command that goes on
+    assert last_state(out)["step"] > 0
