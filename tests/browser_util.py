@@ -58,6 +58,16 @@ def requests(driver: Any) -> list[str]:
     return [url for url in urls if not url.startswith("data:") and url != driver.current_url.partition("#")[0]]
 
 
+def loaded_in(driver: Any) -> float:
+    """Milliseconds that the page takes when it is opened again, charts drawn."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    driver.get(driver.current_url)
+    # The driver may return within the load event, whose end the page has not noted then: 0.
+    end = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+    return WebDriverWait(driver, 20).until(lambda page: page.execute_script(end))
+
+
 def keep_screenshot(driver: Any, name: str) -> None:
     """Keep the whole page as a picture where $LOCALSSL_SCREENSHOTS names a folder, to be looked at."""
     folder = os.environ.get("LOCALSSL_SCREENSHOTS")

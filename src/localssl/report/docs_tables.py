@@ -1,4 +1,4 @@
-"""Tables of the documentation that are made from the code: python -m localssl.report.docs_tables docs."""
+"""Tables of the documentation that are made from the code: python -m localssl.report.docs_tables docs [TABLE …]."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def updated(text: str, name: str) -> str:
     return pattern.sub(lambda _: f"{start}\n{TABLES[name][1]()}\n{end}", text)
 
 
-def main(folder: Path) -> None:
-    """Write all tables into the pages of a folder."""
-    for name, (page, _) in TABLES.items():
+def main(folder: Path, *names: str) -> None:
+    """Write the tables of these names, all where there are none, into the pages of a folder."""
+    for name in names or TABLES:
+        page, _ = TABLES[name]
         path = folder / page
         write_text(path, updated(path.read_text(encoding="utf-8"), name))
 
@@ -113,4 +114,4 @@ def _row(rule: Rule, found_in: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from localssl import encoders, rules
+from localssl import encoders, engine, rules, traffic
 from localssl.data.specs import default_patches
 from localssl.encoders import Encoder
 from localssl.report import arithmetic, benchmark_tables
@@ -112,7 +112,7 @@ def layers(name: str, rule: str) -> tuple[arithmetic.Layer, ...]:
     return tuple(arithmetic.layers(encoder, (3, task.size, task.size), patches))
 
 
-def traffic(name: str, rule: str, kind: str) -> float:
+def moved(name: str, rule: str, kind: str) -> float:
     """Bytes that a step reads and writes besides what products keep on the chip.
 
     Every pass of a block reads its input and writes, or reads, its drive twice and its output once (two passes of local
@@ -121,48 +121,55 @@ def traffic(name: str, rule: str, kind: str) -> float:
     """
     need = cost(name, rule, kind)
     units = sum(layer.x + 2 * layer.a + layer.z for layer in layers(name, rule))
-    passes = 3 if rules.get(rule).credit == "backprop" else 2
+    passes = 3 if by_autograd(rule) else 2
     activity = ACTIVITY * 2 * TASKS[name].batch * passes * units
     tiled = need.b if kind == "dense" and passes == 2 else 0
     return activity + WEIGHT * (need.b + need.fixed + 6 * need.parameters + 2 * (need.parameters - tiled))
 
 
-def exchanged(name: str, rule: str, kind: str, cards: int, factors: bool) -> float:
-    """Bytes that a card sends and receives one way a step.
-
-    Gradients: 2 (k − 1) / k of them, as a ring does it. With ``factors`` a card receives the signals and references of
-    every other one, 2n rows for every matrix of B, instead of its gradient.
-    """
-    need, ring = cost(name, rule, kind), 2 * (cards - 1) / cards * WEIGHT
-    if not factors:
-        return ring * need.parameters
-    rows = 2 * TASKS[name].batch * (cards - 1) * WEIGHT
-    return ring * need.encoder + rows * _factor_lengths(name, rule, kind)
-
-
-def _factor_lengths(name: str, rule: str, kind: str) -> int:
-    found, options = layers(name, rule), made(rule, kind)
-    dims = [layer.d for layer in found]
+@cache
+def sizes(name: str, rule: str, kind: str, cards: int) -> traffic.Sizes:
+    """What the exchange of a step's changes of B depends on."""
+    found, task = made(rule, kind), TASKS[name]
+    lengths = [layer.d for layer in layers(name, rule)]
     with torch.device("meta"):
-        parts = options.build(dims)
-    return sum(sum(p.shape) for modules in parts.values() for module in modules for p in module.parameters())
+        return engine.sizes(found, found.build(lengths), lengths, task.batch, cards)
+
+
+def as_matrices(name: str, rule: str, kind: str, cards: int, way: str) -> frozenset[int]:
+    """The layers whose changes of B are summed as matrices, as ``--exchange`` has it."""
+    found = sizes(name, rule, kind, cards)
+    return {"matrices": frozenset(range(len(found.layers))), "rows": frozenset()}.get(way, traffic.choose(found))
+
+
+def exchanged(name: str, rule: str, kind: str, cards: int, way: str = "auto") -> float:
+    """Bytes that a card sends in a step: the blocks' gradients in a ring, and what the changes of B take."""
+    need, ring = cost(name, rule, kind), 2 * (cards - 1) / cards * WEIGHT
+    if by_autograd(rule):
+        return ring * need.parameters
+    chosen = as_matrices(name, rule, kind, cards, way)
+    return ring * need.encoder + WEIGHT * traffic.numbers(sizes(name, rule, kind, cards), chosen)
+
+
+def by_autograd(rule: str) -> bool:
+    """Whether changes of B are gradients like all others, never made of rows."""
+    return rules.get(rule).credit == "backprop"
 
 
 def seconds(
-    name: str, rule: str, kind: str, card: str, cards: int, efficiency: float = EFFICIENCY, factors: bool = True
+    name: str, rule: str, kind: str, card: str, cards: int, efficiency: float = EFFICIENCY, way: str = "auto"
 ) -> Seconds:
-    """Of a step on ``cards`` cards, each with the task's batch; with ``factors``, each makes ΔB of all rows itself."""
+    """Of a step on ``cards`` cards, each with the task's batch; a change of B made of rows every card makes whole."""
     need, chip, task = cost(name, rule, kind), CARDS[card], TASKS[name]
-    products = need.products + (2 * task.batch * (cards - 1) * need.b if factors else 0)
     link = chip.link if cards <= SERVER else NETWORK
-    between = exchanged(name, rule, kind, cards, factors) / link if cards > 1 else 0.0
-    return Seconds(2 * products / (chip.peak * efficiency), traffic(name, rule, kind) / chip.memory, between)
-
-
-def quicker(name: str, rule: str, kind: str, card: str, cards: int, efficiency: float = EFFICIENCY) -> Seconds:
-    """Of a step, whichever of gradients and factors is exchanged in less time."""
-    both = (seconds(name, rule, kind, card, cards, efficiency, factors) for factors in (False, True))
-    return min(both, key=lambda s: s.all)
+    between = exchanged(name, rule, kind, cards, way) / link if cards > 1 else 0.0
+    more = 0
+    if cards > 1 and not by_autograd(rule):
+        chosen = as_matrices(name, rule, kind, cards, way)
+        rows = sum(layer.weights for i, layer in enumerate(sizes(name, rule, kind, cards).layers) if i not in chosen)
+        more = 2 * task.batch * (cards - 1) * rows
+    products = 2 * (need.products + more) / (chip.peak * efficiency)
+    return Seconds(products, moved(name, rule, kind) / chip.memory, between)
 
 
 def hours(name: str, step: float, cards: int) -> float:
@@ -207,7 +214,7 @@ def hours_table() -> str:
             cells: list[str] = []
             for cards in COUNTS:
                 shares = (1.0, EFFICIENCY, published_efficiency())
-                found = [hours(name, quicker(name, rule, kind, "H100", cards, e).all, cards) for e in shares]
+                found = [hours(name, seconds(name, rule, kind, "H100", cards, e).all, cards) for e in shares]
                 cells.append(" / ".join(f"{h:,.2f}" if h < 10 else f"{h:,.0f}" for h in found))
             lines.append(f"| {name} | {rule} | {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -222,29 +229,29 @@ def parts_table() -> str:
     ]
     for name in TASKS:
         for rule, kind in CASES:
-            alone = quicker(name, rule, kind, "H100", 1)
+            alone = seconds(name, rule, kind, "H100", 1)
             times = [alone.products, alone.memory]
-            times += [s.all - alone.all for s in (quicker(name, rule, kind, "H100", k) for k in several)]
+            times += [s.all - alone.all for s in (seconds(name, rule, kind, "H100", k) for k in several)]
             lines.append(f"| {name} | {rule} | {kind} | {' | '.join(f'{1e3 * t:,.1f}' for t in times)} |")
     return "\n".join(lines)
 
 
 def link_table() -> str:
-    """What cards exchange: gradients against factors."""
+    """What cards send for a step: changes of B as matrices, as rows, and as ``--exchange auto`` chooses."""
     lines = [
-        "| data | rule | B | cards | gradients, MB | factors, MB | gradients, ms | factors, ms | ΔB of all rows, ms |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | rule | B | cards | matrices, MB | rows, MB | auto, MB | matrices, ms | rows, ms | auto, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in TASKS:
         for rule, kind in CASES:
             for cards in COUNTS[1:]:
-                both = [exchanged(name, rule, kind, cards, factors) for factors in (False, True)]
-                plain, sent = (seconds(name, rule, kind, "H100", cards, factors=f) for f in (False, True))
-                more = 1e3 * (sent.products - plain.products)
-                lines.append(
-                    f"| {name} | {rule} | {kind} | {cards} | {both[0] / 1e6:,.0f} | {both[1] / 1e6:,.0f} "
-                    f"| {1e3 * plain.link:,.2f} | {1e3 * sent.link:,.2f} | {more:,.2f} |"
-                )
+                ways = ("matrices", "rows", "auto") if not by_autograd(rule) else ("matrices",)
+                alone = seconds(name, rule, kind, "H100", 1)
+                found = [seconds(name, rule, kind, "H100", cards, way=way) for way in ways]
+                sent = [f"{exchanged(name, rule, kind, cards, way) / 1e6:,.0f}" for way in ways]
+                took = [f"{1e3 * (s.all - alone.all):,.2f}" for s in found]
+                none = ["none"] * (3 - len(ways))
+                lines.append(f"| {name} | {rule} | {kind} | {cards} | {' | '.join([*sent, *none, *took, *none])} |")
     return "\n".join(lines)
 
 
