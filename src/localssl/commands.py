@@ -48,7 +48,7 @@ def run(command: object) -> None:
         expected = command.expect if isinstance(command, flags.Train) else None
         finished = train(command if expected is None else _repeated(command, expected))
         path, localssl = in_shell([str(finished.path)]), program()
-        if not launch.speaks():
+        if not launch.speaks(command.nodes):
             return
         files = command.own_files()
         named = f" --own {in_shell(files)}" if files else ""

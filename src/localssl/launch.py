@@ -89,12 +89,18 @@ def launch(config: TrainConfig, work: Work) -> None:
     Returns when all are done; where torchrun or SLURM started this process, when this one is.
 
     Raises:
-        UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; Lost: one was ended from outside.
+        UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; RunError: they did not find each
+            other; Lost: one was ended from outside.
     """
     strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.together, num_nodes=config.nodes)
     if started_by_others():
-        fabric.launch(functools.partial(_begin, work=work, folder=None))
+        try:
+            fabric.launch(functools.partial(_begin, work=work, folder=None))
+        except RuntimeError as error:
+            if dist.is_initialized():
+                raise
+            raise _unmet(str(error)) from error
         return
     with tempfile.TemporaryDirectory() as folder, _forwarded() as stopped, _own_environment():
         try:
@@ -162,7 +168,16 @@ def _ended(error: Exception) -> Exception:
         guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
         by = f" by {error.signal_name}, for want of memory?" if error.signal_name else guard
         return Lost(f"process {error.error_index} of the run was ended{by}")
-    return error
+    return _unmet(str(error)) if "init_process_group" in str(error) else error
+
+
+def _unmet(text: str) -> RunError:
+    """The processes did not find each other; ``text``: a traceback, or its last line."""
+    return RunError(
+        f"the processes did not find each other: {text.strip().splitlines()[-1]}; check the address and port of the "
+        f"first machine, and that no machine's own name leads to 127.0.0.1 (on CPUs GLOO_SOCKET_IFNAME=eth0 says which "
+        f"network they share)"
+    )
 
 
 @contextmanager
@@ -222,6 +237,7 @@ def _wakened() -> Generator[Callable[[], bool]]:
             signal.signal(signal.SIGINT, handler)
 
 
-def speaks() -> bool:
-    """Whether this process, if torchrun or SLURM has started it, is the one that speaks for all."""
-    return not started_by_others() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+def speaks(nodes: int) -> bool:
+    """Whether this process is the one that speaks for all of a run on so many machines."""
+    ranks = ("RANK", "SLURM_PROCID") if started_by_others() else ("NODE_RANK",) * (nodes > 1)
+    return int(next((os.environ[rank] for rank in ranks if rank in os.environ), "0")) == 0

@@ -46,6 +46,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     launch.check(config)
     if config.devices * config.nodes == 1:
         return _train(config, out, report, pipeline.ALONE)
+    if config.nodes > 1 and not launch.started_by_others():
+        here, first = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR"))
+        report(f"machine {here} of 0 to {config.nodes - 1}: begins when all have found {first}")
     try:
         launch.launch(config, functools.partial(_share, config, own.named()))
     except KeyboardInterrupt as stopped:
