@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 
 import localssl
 from localssl import interrupts
@@ -56,6 +57,7 @@ def _main(arguments: list[str]) -> int:
             return _say(str(error), 2)
         from localssl import commands, own  # after parsing: --help should not wait for the heavier imports
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells stderr which precision was asked for
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # where SLURM is installed
     try:
         with own.only_named(arguments):
             commands.run(command)
