@@ -65,7 +65,7 @@ TASKS = {
     "STL-10": Task(100_000, 300, 32, 96, encoders.vgg6, default_patches("vgg6", 96) or ()),
     "ImageNet": Task(1_281_167, 50, 64, 224, vgg8, (28, 28, 14, 14, 14, 7, 7, 7)),
 }
-COUNTS = (1, SERVER, 64)  # cards
+COUNTS = (1, SERVER, 64, 512)  # cards
 CASES = (
     ("bp-clapp++", "dense"),
     *((rule, kind) for rule in ("clapp++", "clapp++dfb", "clapp++both") for kind in ("dense", "low-rank-frozen")),
@@ -215,7 +215,7 @@ def hours_table() -> str:
             for cards in COUNTS:
                 shares = (1.0, EFFICIENCY, published_efficiency())
                 found = [hours(name, seconds(name, rule, kind, "H100", cards, e).all, cards) for e in shares]
-                cells.append(" / ".join(f"{h:,.2f}" if h < 10 else f"{h:,.0f}" for h in found))
+                cells.append(" / ".join(f"{h:,.{0 if h >= 10 else 2 if h >= 0.1 else 3}f}" for h in found))
             lines.append(f"| {name} | {rule} | {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
