@@ -65,7 +65,8 @@ class Observe:
 
     Args:
         learner: as it trains.
-        view_a, view_b: two views of some images (n, C, H, W), where the learner is.
+        view_a: one view of some images (n, C, H, W), where the learner is.
+        view_b: another view of them.
         images: normalised but not augmented (N, C, H, W); some hundreds will do.
         labels: (N,), for the nearest neighbours alone.
     """

@@ -110,7 +110,8 @@ class Learner(nn.Module):
         """One loss per layer, (L,), or (1,) for an end-to-end rule: means over the 2n samples.
 
         Args:
-            view_a, view_b: two views of the same n >= 2 images, each (n, C, H, W).
+            view_a: one view of each of n >= 2 images, (n, C, H, W).
+            view_b: another view of the same images, (n, C, H, W).
             negatives: LongTensor (2n,) of indices into the stacked positives, serving every layer and every loss;
                 None leaves the choice to the rule. Ignored by rules that draw none.
             labels: LongTensor (n,), for supervised rules only.

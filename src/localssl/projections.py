@@ -158,7 +158,8 @@ def make(kind: str, d_z: int, d_c: int, rank: int, channels: int) -> nn.Module:
 
     Args:
         kind: one of those that ``KINDS`` names; a "patch-" one only where both sides are the same readout.
-        d_z, d_c: lengths of both sides.
+        d_z: length of the prediction g, that is of the readout.
+        d_c: length of the reference c.
         rank: of a low-rank one.
         channels: of the layer.
     """

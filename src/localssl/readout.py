@@ -13,12 +13,7 @@ Patches = Sequence[int | None] | None
 
 
 class Dims(tuple[int, ...]):
-    """Lengths of the readouts, one a block, which know of how many channels each is made.
-
-    Args:
-        lengths: channels times patches.
-        channels: of every block.
-    """
+    """Lengths of the readouts, channels times patches, one a block, which know of how many channels each is made."""
 
     channels: tuple[int, ...]
 

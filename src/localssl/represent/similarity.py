@@ -21,7 +21,8 @@ class Similarity:
 
     Args:
         value: of all images.
-        low, high: 95 % jackknife interval over ten groups of images, left out in turn.
+        low: lower end of the 95 % jackknife interval over ten groups of images, left out in turn.
+        high: its upper end.
         null: mean over permutations of the images of one of the two; NaN where there is none.
         p: share of permutations (and the identity) that give at least the value; NaN where there is none, or no value.
         images: their number.

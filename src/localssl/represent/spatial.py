@@ -24,7 +24,8 @@ class Distance:
         distance: between the two patches' centres, in patches of the larger map.
         strength: mean |B| of a patch's such pairs, over the mean of all pairs, mean over the patches that predictions
             go to: 1 is no structure.
-        low, high: 95 % t interval over these patches; NaN where only one has such a pair.
+        low: lower end of the 95 % t interval over these patches; NaN where only one has such a pair.
+        high: its upper end.
         pairs: number of ordered pairs.
         like: mean weight from a channel to the same channel in such pairs, over the root mean square of all of B's
             weights; NaN where the reference is another readout.

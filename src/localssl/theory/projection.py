@@ -120,7 +120,8 @@ def optimal_projection(
     Type 2: Σ_i f(z_pos,i·Bc_i) + f(-z_neg,i·Bc_neg,i) + λ‖B‖². Type 1: Σ_i f((z_pos,i - z_neg,i)·Bc_i) + λ‖B‖².
 
     Args:
-        z_pos, z_neg: (n, d_z), activities of the positive and the negative samples.
+        z_pos: (n, d_z), activities of the positive samples.
+        z_neg: (n, d_z), of the negative ones.
         c: (n, d_c), the reference of each sample.
         f: "softplus" log(1 + e^(-x)), "hinge" max(0, 1 - x), "linear" -x, or a ``Form`` of your own.
         loss_type: 2 or 1.
