@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from localssl.stats import t_interval
@@ -34,6 +34,78 @@ def brain_answer() -> str:
         value, low, high = (f"{float(r[key]):.2f}" for key in ("correlation", "low", "high"))
         lines.append([r["measure"].upper(), r["over"], f"{value} ({low} to {high})", r["points"]])
     return _table(["measure", "over", "Spearman (95 %)", "points"], lines)
+
+
+FLAWS = ("dead", "weight_noise", "mismatch")
+
+
+def bits() -> str:
+    """Accuracy and cosine against the number of bits, mean over seeds and half the 95 % interval."""
+    rows = _read("bits", "bits.csv")
+    places = list(dict.fromkeys(r["bits"] for r in rows))
+    ordered = sorted(places, key=lambda place: float("inf") if place == "float" else int(place))
+    columns = {place: {"bits": place} for place in ordered}
+    labels = {place: "float" if place == "float" else f"{place} bits" for place in ordered}
+    return _curves("bits", rows, columns, labels, "float")
+
+
+def flaws() -> str:
+    """The same at 8 bits, each flaw alone."""
+    rows = [r for r in _read("flaws", "bits.csv") if r["bits"] == "8"]
+    columns, labels = {"none": dict.fromkeys(FLAWS, "0.0")}, {"none": "8 bits"}
+    for name in FLAWS:
+        for value in dict.fromkeys(r[name] for r in rows if float(r[name])):
+            words = f"{name.replace('_', '-')} {float(value):g}"
+            columns[words], labels[words] = {**columns["none"], name: value}, f"8 bits {words}"
+    return _curves("flaws", rows, columns, labels, "none")
+
+
+def resnet18() -> str:
+    """The study's own table."""
+    text = (RESULTS / "resnet18" / "resnet18.md").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
+def _curves(
+    study: str, rows: Sequence[Row], columns: Mapping[str, Row], labels: Mapping[str, str], against: str
+) -> str:
+    """Of every rule the accuracy, how it differs seed by seed from that of the column ``against``, the cosine.
+
+    ``columns``: what a row has there; ``labels``: the name of the row of seeds.csv after the rule's.
+    """
+    lines: list[Sequence[str]] = []
+    seeds = _seeds(study)
+    for rule in dict.fromkeys(r["rule"] for r in rows):
+        mine = [r for r in rows if r["rule"] == rule]
+        base = seeds[f"{rule} {labels[against]}"]
+        paired: list[str] = []
+        for name, label in labels.items():
+            values = seeds[f"{rule} {label}"]
+            found = t_interval([values[seed] - base[seed] for seed in base])
+            paired.append(
+                "" if name == against else f"{found[0]:+.2f} ± {(found[2] - found[1]) / 2:.2f}".replace("-", "−")
+            )
+        lines.append([f"`{rule}`", "accuracy", *(_one(mine, "accuracy", wanted, 2) for wanted in columns.values())])
+        lines.append(["", f"minus {against}, paired", *paired])
+        lines.append(["", "cosine", *(_one(mine, "cosine", wanted, 3) for wanted in columns.values())])
+    return _table(["rule", "", *columns], lines)
+
+
+def _seeds(study: str) -> dict[str, dict[str, float]]:
+    """Accuracy of the linear probe of all blocks, by row and seed."""
+    found: dict[str, dict[str, float]] = {}
+    for r in _read(study, "seeds.csv"):
+        if r["layer"] == "all" and r["method"] == "linear":
+            found.setdefault(r["rule"], {})[r["seed"]] = float(r["accuracy"])
+    return found
+
+
+def _one(rows: Sequence[Row], quantity: str, wanted: Row, digits: int) -> str:
+    found = [r for r in rows if r["quantity"] == quantity and all(r[key] == value for key, value in wanted.items())]
+    if not found:
+        return ""
+    mean, low, high = (float(found[0][key]) for key in ("mean", "low", "high"))
+    return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}".replace("-", "−")
 
 
 def _read(study: str, file: str) -> list[Row]:
