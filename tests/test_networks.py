@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import localssl
 from localssl import networks
 from localssl.encoders import Encoder
+from localssl.errors import UsageError
 from localssl.learner import Learner
 
 from .test_bad_input import Capture, refuse, status
@@ -95,6 +96,15 @@ def test_a_cut_through_a_skip_connection_is_refused() -> None:
         networks.blocks_of(Small(long_skip=True), 3)
 
 
+def test_the_ends_that_are_offered_can_be_taken() -> None:
+    with pytest.raises(UsageError) as refused:
+        Encoder.from_torchvision("resnet18", blocks=["layer1.0.conv1", "layer4"])
+    offered = str(refused.value).split("whole ones end with ")[1].split(", ")
+    assert "layer1.0" in offered  # its last module runs twice
+    for end in offered[: offered.index("layer4")]:
+        assert len(Encoder.from_torchvision("resnet18", blocks=[end, "layer4"]).blocks) == 2
+
+
 @pytest.mark.parametrize(
     ("blocks", "says"),
     [
@@ -161,7 +171,7 @@ def test_the_certificate_says_block_local() -> None:
     found = localssl.certificate.certify(small_learner("clapp++dfb", "group"))
     assert (found.verdict, found.reasons) == ("block-local", ("gradient inside a block",))
     crossing = localssl.certificate.certify(small_learner("clapp++dfb", "batch"))
-    assert crossing.reasons == ("batch statistics", "gradient inside a block")
+    assert (crossing.verdict, crossing.reasons) == ("not local", ("batch statistics", "gradient inside a block"))
     assert any("BatchNorm2d" in r.source + r.evidence for r in crossing.because("batch statistics"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -36,7 +37,8 @@ class BlackBox(nn.Module):
             otherwise every time. What it draws from NumPy's global generator is resumed bit for bit with the run.
         out_shape: shape of one sample's output.
         timeout: seconds that a call may take; None: any time. With one, the function is called in a thread of its own;
-            code that holds Python's lock (a long loop in C that never lets go) cannot be interrupted.
+            code that holds Python's lock (a long loop in C that never lets go) cannot be interrupted, only refused
+            once it has come back.
         name: in errors; default: the function's own.
 
     Raises:
@@ -87,12 +89,17 @@ class BlackBox(nn.Module):
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()  # NumPy knows no bfloat16
         given = np.array(wide.cpu().numpy(), order="C")  # a copy: the function may write to it
         try:
-            found = np.asarray(self._in_time(given))
-            found = found if found.dtype == given.dtype else found.astype(given.dtype, casting="same_kind")
+            answered = self._in_time(given)
         except BlackBoxError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a driver's sys.exit would end the run without a checkpoint
             raise BlackBoxError(f"black box {self.name!r} raised {_described(error)}") from error
+        try:
+            found = np.asarray(answered)
+            found = found if found.dtype == given.dtype else found.astype(given.dtype, casting="same_kind")
+        except (TypeError, ValueError) as error:
+            kind = type(answered).__name__
+            raise BlackBoxError(f"black box {self.name!r} returned no array of real numbers, but {kind}") from error
         wanted = (len(given), *self.out_shape)
         if found.shape != wanted:
             raise BlackBoxError(f"black box {self.name!r} returned an array {found.shape}, expected {wanted}")
@@ -106,16 +113,21 @@ class BlackBox(nn.Module):
         result: list[Any] = []
         failed: list[BaseException] = []
 
+        ended: list[float] = []
+
         def work() -> None:
             try:
                 result.append(self.function(given))
             except BaseException as error:
                 failed.append(error)
+            ended.append(time.monotonic())
 
         thread = threading.Thread(target=work, name=self.name, daemon=True)  # it must not keep the program alive
+        began = time.monotonic()
         thread.start()
         thread.join(self.timeout)
-        if thread.is_alive():
+        # Code that holds Python's lock holds this thread, too: it has answered by now, and too late.
+        if thread.is_alive() or ended[0] - began > self.timeout:
             raise BlackBoxError(f"black box {self.name!r} gave no answer within {self.timeout:g} s")
         if failed:
             raise failed[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -135,7 +136,7 @@ def _named(nodes: Sequence[fx.Node], ends: Sequence[str], name: str) -> list[fx.
             raise UsageError(f"{end} of {name} runs {len(calls)} times, so that no block can end there")
         at = nodes.index(calls[0])
         if not _alone(nodes, at):
-            near = [str(n.target) for i, n in enumerate(nodes) if n.op == "call_module" and _alone(nodes, i)]
+            near = _whole(nodes)
             raise UsageError(
                 f"a block that ends with {end} of {name} would cut a skip connection; whole ones end with "
                 f"{', '.join(near[:12])}{', …' if len(near) > 12 else ''}"
@@ -143,6 +144,19 @@ def _named(nodes: Sequence[fx.Node], ends: Sequence[str], name: str) -> list[fx.
         found.append(calls[0])
     if not found or [nodes.index(n) for n in found] != sorted({nodes.index(n) for n in found}):
         raise UsageError(f"blocks of {name}: name the module that each block ends with, in the order in which they run")
+    return found
+
+
+def _whole(nodes: Sequence[fx.Node]) -> list[str]:
+    """The modules that a block can end with; for one that runs several times, the module that it is the last of."""
+    calls = [(i, str(node.target)) for i, node in enumerate(nodes) if node.op == "call_module"]
+    times = Counter(target for _, target in calls)
+    found: list[str] = []
+    for at, target in calls:
+        around = target.rpartition(".")[0]
+        last = bool(around) and not any(i > at and other.startswith(f"{around}.") for i, other in calls)
+        if _alone(nodes, at) and (times[target] == 1 or last):
+            found.append(target if times[target] == 1 else around)
     return found
 
 

@@ -33,7 +33,10 @@ def other_peoples(
     if norm is not None and norm not in NORMS:
         raise unknown("norm", str(norm), NORMS)
     if isinstance(blocks, bool) or not isinstance(blocks, int | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"blocks is {blocks!r}; give their number, or a list of the modules that they end with")
+        raise UsageError(
+            f"blocks is {blocks!r}; give their number, or a list of the modules that they end with, on the command "
+            f"""line 'blocks=["layer2","layer4"]'"""
+        )
     source, _, own_name = name.partition(":")
     model = networks.network(source, own_name)
     parts = networks.blocks_of(model, blocks, in_channels, inner_norm, own_name)

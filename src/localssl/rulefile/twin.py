@@ -216,7 +216,7 @@ def narrow(encoder: Encoder, sample: Sequence[int]) -> Encoder:
         if count > LARGE:
             raise UsageError(
                 f"export --rule: blocks that are no stacks of layers have no small twin, and {count:,} weights are "
-                f"too many for golden vectors: at most {LARGE:,}"
+                f"too many for golden vectors: at most {LARGE:,} (a rule that is block-local on them is refused anyway)"
             )
         return copy.deepcopy(encoder)
     x = torch.zeros(2, *sample)
