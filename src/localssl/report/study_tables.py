@@ -36,7 +36,7 @@ def brain_answer() -> str:
     return _table(["measure", "over", "Spearman (95 %)", "points"], lines)
 
 
-FLAWS = ("dead", "weight_noise", "mismatch")
+FLAWS: Sequence[str] = ("dead", "weight_noise", "mismatch")
 
 
 def bits() -> str:
@@ -52,7 +52,8 @@ def bits() -> str:
 def flaws() -> str:
     """The same at 8 bits, each flaw alone."""
     rows = [r for r in _read("flaws", "bits.csv") if r["bits"] == "8"]
-    columns, labels = {"none": dict.fromkeys(FLAWS, "0.0")}, {"none": "8 bits"}
+    columns: dict[str, Row] = {"none": dict.fromkeys(FLAWS, "0.0")}
+    labels = {"none": "8 bits"}
     for name in FLAWS:
         for value in dict.fromkeys(r[name] for r in rows if float(r[name])):
             words = f"{name.replace('_', '-')} {float(value):g}"
