@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localssl import encoders
+from localssl import encoders, evaluate
 from localssl.cli import main
 from localssl.encoders import Encoder
+from localssl.engine.blocks import leaves
 from localssl.errors import UsageError
-from localssl.nir_graph import to_nir
+from localssl.nir_graph import HEADROOM, to_nir
 
 from .train_util import run_tiny
 
 SHAPE = (1, 16, 16)
+MOVED = 0.05  # of the length, what spikes that rounding moves may come to
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -47,6 +50,31 @@ def snntorch_output(path: Path, x: Tensor) -> Tensor:
     return found[0] if isinstance(found, tuple) else found
 
 
+def differ(found: Tensor, expected: Tensor) -> float:
+    """The length of the difference over that of what is expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def own_outputs(encoder: Encoder, scales: tuple[float, ...], x: Tensor, steps: int) -> tuple[Tensor, list[int]]:
+    """The last block's activity, a mean over steps, and every ReLU's spikes: trained weights and average pools as they
+    are, thresholds of a scale, spikes of its height, in float64."""
+    encoder, x = copy.deepcopy(encoder).double(), x.double()
+    potentials, counts, total = [torch.zeros(())] * len(scales), [0] * len(scales), torch.zeros(())
+    for _ in range(steps):
+        at, h = 0, x[None]
+        for module in (m for block in encoder.blocks for m in leaves(block)):
+            if isinstance(module, nn.ReLU):
+                potential = potentials[at] + h
+                spikes = potential > scales[at]
+                potentials[at] = potential * ~spikes
+                counts[at] += int(spikes.sum())
+                at, h = at + 1, spikes.double() * scales[at]
+            else:
+                h = module(h)
+        total = total + h[0]
+    return total / steps, counts
+
+
 def norse_outputs(path: Path, x: Tensor, steps: int) -> Tensor:
     """Norse's output summed over some steps with the same input."""
     import nir
@@ -60,12 +88,35 @@ def norse_outputs(path: Path, x: Tensor, steps: int) -> Tensor:
     return total
 
 
+def snntorch_outputs_of_leaky(path: Path, x: Tensor, steps: int) -> Tensor:
+    """snnTorch's output summed over some steps, with the leaky neurons in place of IF that the documentation has."""
+    import nir
+    from snntorch.import_nir import import_from_nir
+
+    graph = nir.read(str(path))
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.IF):
+            o = node.v_threshold
+            graph.nodes[name] = nir.LIF(tau=1e4 * o, r=1e8 * o, v_leak=0 * o, v_threshold=o, v_reset=0 * o)
+    network = import_from_nir(graph)
+    total = torch.zeros(())
+    for _ in range(steps):
+        out = network(x)
+        total = total + (out[0] if isinstance(out, tuple) else out)
+    return total
+
+
 @needs("nir", "snntorch", "nirtorch")
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.LPPool2d(1, 2)])
+@pytest.mark.parametrize("activation", [None, "if"])
 @torch.no_grad()
-def test_layers_that_nir_has_come_to_the_same_in_snntorch(tmp_path: Path) -> None:
-    encoder = plain(nn.AvgPool2d(2))
-    found = to_nir(encoder, SHAPE, tmp_path / "x.nir")
-    assert (found.nodes, found.scales) == (5, ())
+def test_layers_that_nir_has_come_to_the_same_in_snntorch(
+    tmp_path: Path, pool: nn.Module, activation: str | None
+) -> None:
+    """Without a ReLU there are no neurons, whatever would stand for it, and no scales."""
+    encoder = plain(pool)
+    found = to_nir(encoder, SHAPE, tmp_path / "x.nir", activation)
+    assert (found.nodes, found.scales, found.output) == (5, (), 1.0)
     expected = encoder(image()[None])[-1]
     torch.testing.assert_close(snntorch_output(tmp_path / "x.nir", image()).view(1, -1), expected, rtol=1e-5, atol=1e-6)
     encoder.blocks[0][0].weight.mul_(1.01)
@@ -91,7 +142,64 @@ def test_spikes_in_norse(tmp_path: Path) -> None:
     found = norse_outputs(tmp_path / "both.nir", image(), steps) / steps * scale
     expected = both(image()[None])[-1][0]
     assert float(torch.cosine_similarity(found.flatten(), expected, dim=0)) > 0.99
-    assert float((found.flatten() - expected).norm() / expected.norm()) < 0.25
+    assert differ(found.flatten(), expected) < 0.25
+
+
+@needs("nir", "norse", "snntorch", "nirtorch")
+@pytest.mark.parametrize(("name", "size"), [("vgg5", 16), ("vgg6", 32)])
+@torch.no_grad()
+def test_what_the_command_writes_of_a_trained_vgg(tmp_path: Path, name: str, size: int) -> None:
+    """Spikes against our own neurons on the trained weights: the same, but for the rare one that rounding moves."""
+    run = run_tiny(tmp_path / "run", encoder=name, image_size=size, width=0.1, epochs=1, encoder_options=("pool=avg",))
+    path, shape, steps = tmp_path / "x.nir", (1, size, size), 100
+    assert main(["export", str(run.path), "--nir", str(path), "--nir-activation", "if"]) == 0
+    encoder = run.encoder().eval()
+    written = to_nir(encoder, shape, tmp_path / "again.nir", "if")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3  # spikes in the last block, too
+    expected, counts = own_outputs(encoder, written.scales, x, steps)
+    assert all(counts), f"a block of which no neuron spikes says nothing: {counts}"
+    found = norse_outputs(path, x, steps) / steps * written.output
+    assert found.shape == encoder.output_shapes(shape)[-1]
+    assert differ(found, expected) < MOVED
+    assert differ(snntorch_outputs_of_leaky(path, x, steps) / steps * written.output, expected) < MOVED
+
+
+@needs("nir", "norse", "nirtorch")
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.LPPool2d(1, 2)])
+@torch.no_grad()
+def test_pools_between_drive_and_neurons(tmp_path: Path, pool: nn.Module) -> None:
+    """The neurons' drive is measured behind the pool: nobody spikes sooner than elsewhere."""
+    torch.manual_seed(0)
+    encoder = Encoder([nn.Sequential(nn.Conv2d(1, 4, 3), pool, nn.ReLU())]).eval()
+    found = to_nir(encoder, SHAPE, tmp_path / "x.nir", "if")
+    noise = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert found.scales == (pytest.approx(HEADROOM * float(encoder(noise)[-1].max())),)
+    expected, counts = own_outputs(encoder, found.scales, image(), 100)
+    assert counts[0] > 100
+    torch.testing.assert_close(norse_outputs(tmp_path / "x.nir", image(), 100) / 100 * found.output, expected.float())
+
+
+@needs("nir", "norse", "nirtorch")
+@torch.no_grad()
+def test_the_benchmark_of_spikes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates after some steps of many images are those of one image after as many steps; 0 steps are the encoder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    spikes = importlib.import_module("spikes")
+    with torch.enable_grad():
+        run = run_tiny(tmp_path / "run", epochs=1, width=0.1, encoder_options=("pool=avg",))
+    rows = spikes.measured(run, tmp_path, [1, 60])
+    assert [row["steps"] for row in rows] == [0, 1, 60]
+    probed = evaluate.probe_run(run, evaluate.ProbeOptions())["clapp++"]
+    of_last = [row.accuracy for row in probed.rows if (row.layer, row.method, row.labels) == ("5", "linear", "all")]
+    assert rows[0]["accuracy"] == pytest.approx(of_last[0], abs=0.21), "one of 500 images"
+    assert rows[0]["accuracy"] > rows[2]["accuracy"] > rows[1]["accuracy"], "nothing spikes at the first step"
+    assert (rows[1]["spikes"], rows[1]["difference"]) == (0, 1)
+    assert rows[2]["spikes"] > 0
+    x = torch.stack([image(1), image(2)]) * 3
+    found = spikes.rates(tmp_path / "x.nir", x, [30, 60])
+    for steps, both in zip((30, 60), found, strict=True):
+        for one, alone in zip(both, x, strict=True):
+            assert differ(one, norse_outputs(tmp_path / "x.nir", alone, steps) / steps) < MOVED
 
 
 @needs("nir", "norse", "nirtorch")
@@ -113,7 +221,7 @@ def test_read_back(tmp_path: Path) -> None:
     graph = nir.read(str(tmp_path / "x.nir"))
     kinds = [type(node).__name__ for node in graph.nodes.values()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        **{"Conv2d": 6, "IF": 6, "AvgPool2d": 4, "Input": 1, "Output": 1}
+        **{"Conv2d": 6, "IF": 6, "SumPool2d": 4, "Input": 1, "Output": 1}
     }
     assert len(graph.edges) == found.nodes + 1
     below = 1.0
@@ -125,7 +233,10 @@ def test_read_back(tmp_path: Path) -> None:
         assert spikes.v_threshold.shape == tuple(encoder.output_shapes((3, 32, 32))[0]) or number > 1
         assert (spikes.v_threshold == 1).all()
         assert float(spikes.metadata["activity of one spike a step"]) == pytest.approx(scale)
-        below = scale
+        pooled = isinstance(encoder.blocks[number - 1][-1], nn.AvgPool2d)
+        below = scale / 4 if pooled else scale  # the graph sums four spikes, of which the encoder takes the mean
+    assert found.output == below == found.scales[-1] / 4
+    assert float(graph.nodes["output"].metadata["activity of 1 a step"]) == pytest.approx(below)
 
 
 @needs("nir")
@@ -174,6 +285,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert main(["export", str(run.path), "--nir", out, "--nir-activation", "if"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"written: {out}, 13 nodes; activity of one spike a step, by ReLU: ")
+    by_relu, output = said.split("by ReLU: ")[1].split("; of 1 a step of the output: ")
+    assert float(output) == pytest.approx(float(by_relu.split(", ")[-1]) / 4, rel=0.01)
     for flags, says in (
         (["--nir", out], "NIR has no node for block 1: ReLU"),
         (["--nir", out, "--rule"], "export needs one of"),

@@ -297,11 +297,11 @@ def export_run(command: flags.Export) -> Path:
     if command.nir is not None:
         _check_folder(command.nir)
         graph = nir_graph.to_nir(encoder, shape, command.nir, command.nir_activation)
-        spikes = ", ".join(f"{scale:.3g}" for scale in graph.scales)
-        print(
-            f"written: {command.nir}, {graph.nodes} nodes"
-            + (f"; activity of one spike a step, by ReLU: {spikes}" if spikes else "")
-        )
+        said = f"written: {command.nir}, {graph.nodes} nodes"
+        if graph.scales:
+            said += f"; activity of one spike a step, by ReLU: {', '.join(f'{scale:.3g}' for scale in graph.scales)}"
+            said += f"; of 1 a step of the output: {graph.output:.3g}"
+        print(said)
         return command.nir
     if command.onnx:
         path = command.out or command.run / "encoder.onnx"

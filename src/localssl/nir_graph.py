@@ -1,7 +1,8 @@
 """The encoder as a graph of the Neuromorphic Intermediate Representation (NIR, Pedersen et al. 2024).
 
 NIR has convolutions, linear layers, average and sum pools and flattening, which mean there what they mean here. It has
-no ReLU and no max-pool. For a ReLU integrate-and-fire neurons can stand, whose rate approaches its activity.
+no ReLU and no max-pool. For a ReLU integrate-and-fire neurons can stand, whose rate approaches its activity. Among them
+average pools become sum pools, their 1/k² a factor of the next weights: sums of spikes, which readers of spikes run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from localssl.errors import UsageError
 from localssl.files import write_atomic
 from localssl.grids import Grid
 
+WEIGHTED = nn.Conv1d | nn.Conv2d | nn.Linear
 PLACES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, nn.Identity, nn.ReLU)
 HEADROOM = 10.0  # threshold over the largest drive seen: a neuron spikes at most every tenth step or so
 IMAGES = 64  # random ones, standard normal, on which drives are measured
@@ -35,10 +37,13 @@ class Exported:
     Args:
         nodes: their number, input and output apart.
         scales: of every block with spiking neurons, what one spike a step stands for in the block's activity.
+        output: what 1 a step of the graph's output stands for in the last block's activity: 1 without spiking neurons;
+            with them the last scale, divided by the units of a pool (k²) if one follows the last neurons.
     """
 
     nodes: int
     scales: tuple[float, ...]
+    output: float
 
 
 def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activation: str | None = None) -> Exported:
@@ -49,7 +54,8 @@ def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activatio
         input_shape: of one image, (C, H, W).
         path: file to write, HDF5 as ``nir.read`` takes it.
         activation: None refuses ReLU; "if": integrate-and-fire neurons in its place, threshold 1, reset to 0. Weights
-            and biases are then scaled so that a block's rate (spikes a step) times its scale stands for its activity.
+            and biases are then scaled so that a block's rate (spikes a step) times its scale stands for its activity,
+            and average pools are sum pools.
 
     Raises:
         UsageError: nir is not installed, or layers that NIR cannot express: every one is named.
@@ -58,33 +64,36 @@ def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activatio
         raise UsageError("--nir needs nir: pip install 'localssl[nir]'")
     encoder = encoder.eval().float()
     check(encoder, activation)
+    spiking = any(isinstance(module, nn.ReLU) for module in encoder.blocks.modules())
     import nir
 
     nodes: dict[str, Any] = {"input": nir.Input({"input": np.array(input_shape)})}
     scales: list[float] = []
     with torch.no_grad():
         x = torch.randn(IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
-        scale = 1.0  # of what arrives
-        for name, module, weighted in _layers(encoder):
+        scale = 1.0  # what 1 of what arrives stands for
+        for name, module, drive in _layers(encoder):
             after = module(x)
             if isinstance(module, nn.ReLU):
                 units = np.ones(tuple(after.shape[1:]), dtype=np.float32)
                 meaning = {"activity of one spike a step": scale}
                 nodes[name] = nir.IF(units, units.copy(), np.zeros_like(units), metadata=meaning)
                 scales.append(scale)
-            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-                spiking = weighted and activation is not None
-                new = HEADROOM * max(float(after.max()), 1e-12) if spiking else scale
+            elif isinstance(module, WEIGHTED):
+                new = scale if drive is None else _stands_for(drive, after)
                 nodes[name] = _weighted(module, tuple(x.shape[2:]), scale / new, 1 / new)
                 scale = new
+            elif isinstance(module, nn.AvgPool2d) and spiking:
+                nodes[name] = _pool(module, nir.SumPool2d)
+                scale /= _units(module)
             elif not isinstance(module, nn.Identity):
                 nodes[name] = _plain(module, tuple(x.shape[1:]))
             x = after
-        nodes["output"] = nir.Output({"output": np.array(x.shape[1:])})
+        nodes["output"] = nir.Output({"output": np.array(x.shape[1:])}, metadata={"activity of 1 a step": scale})
     names = list(nodes)
     graph = nir.NIRGraph(nodes, list(pairwise(names)))
     write_atomic(path, lambda temporary: nir.write(str(temporary), graph))
-    return Exported(len(nodes) - 2, tuple(scales))
+    return Exported(len(nodes) - 2, tuple(scales), scale)
 
 
 def check(encoder: Encoder, activation: str | None) -> None:
@@ -128,16 +137,34 @@ def _refused(module: nn.Module, activation: str | None) -> str:
     return f"{kind} of some axes" if isinstance(module, nn.Flatten) and module.start_dim != 1 else ""
 
 
-def _layers(encoder: Encoder) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Every layer with its node's name, and whether a ReLU follows it, perhaps behind a pool or flattening."""
+def _layers(encoder: Encoder) -> Iterator[tuple[str, nn.Module, list[nn.Module] | None]]:
+    """Every layer with its node's name, and what stands between it and the ReLU that follows; None where none does."""
     found = [
         (f"block_{number}_{place}_{type(module).__name__.lower()}", module)
         for number, block in enumerate(encoder.blocks, start=1)
         for place, module in enumerate(leaves(block), start=1)
     ]
     for i, (name, module) in enumerate(found):
-        behind = (m for _, m in found[i + 1 :] if isinstance(m, nn.ReLU | nn.Conv1d | nn.Conv2d | nn.Linear))
-        yield name, module, isinstance(next(behind, None), nn.ReLU)
+        stops = (j for j in range(i + 1, len(found)) if isinstance(found[j][1], nn.ReLU | WEIGHTED))
+        stop = next(stops, None)
+        neurons = stop is not None and isinstance(found[stop][1], nn.ReLU)
+        between = [behind for _, behind in found[i + 1 : stop]] if neurons else None
+        yield name, module, between
+
+
+def _stands_for(between: list[nn.Module], x: torch.Tensor) -> float:
+    """What 1 of a layer's output x stands for, with a tenth of the threshold for the neurons behind these pools."""
+    units = 1
+    for module in between:
+        x = module(x)
+        units *= _units(module) if isinstance(module, nn.AvgPool2d) else 1  # a sum pool in the graph
+    return HEADROOM * max(float(x.max()), 1e-12) * units
+
+
+def _units(pool: nn.AvgPool2d) -> int:
+    """k² of a pool."""
+    k = pool.kernel_size
+    return k[0] * k[1] if isinstance(k, tuple) else k * k
 
 
 def _weighted(module: nn.Conv1d | nn.Conv2d | nn.Linear, positions: tuple[int, ...], w: float, b: float) -> Any:
@@ -174,9 +201,12 @@ def _plain(module: nn.Module, shape: tuple[int, ...]) -> Any:
     if isinstance(module, nn.Flatten):
         return nir.Flatten({"input": np.array(shape)}, start_dim=0)
     assert isinstance(module, nn.AvgPool2d | nn.LPPool2d)
+    return _pool(module, nir.AvgPool2d if isinstance(module, nn.AvgPool2d) else nir.SumPool2d)
+
+
+def _pool(module: nn.AvgPool2d | nn.LPPool2d, kind: type[Any]) -> Any:
+    """A pool of the layer's geometry."""
     padding = module.padding if isinstance(module, nn.AvgPool2d) else 0
     stride = module.kernel_size if module.stride is None else module.stride  # pyright: ignore[reportUnnecessaryComparison]
-    kernel, stride, padding = (
-        np.array(n if isinstance(n, tuple) else (n, n)) for n in (module.kernel_size, stride, padding)
-    )
-    return (nir.AvgPool2d if isinstance(module, nn.AvgPool2d) else nir.SumPool2d)(kernel, stride, padding)
+    sides = (module.kernel_size, stride, padding)
+    return kind(*(np.array(n if isinstance(n, tuple) else (n, n)) for n in sides))
