@@ -121,8 +121,8 @@ COMMANDS = {  # all ten, each with all that it takes; in capitals what has its p
 }
 BESIDE = "--help --version --citation --completion"  # what the command line takes before a command
 NAMES = (
-    "Learner __version__ alignment blocks callbacks certificate encoders load open_run represent rules testing theory "
-    "train"
+    "Learner __version__ alignment blocks callbacks certificate certify compare doctor dry_run encoders load open_run "
+    "represent rules testing theory train"
 )
 FUNCTIONS = (
     "train dry_run open_run probe align compare certify theory reproduce report export doctor"  # of localssl.api

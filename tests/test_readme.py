@@ -34,7 +34,8 @@ def test_two_commands_and_one_figure() -> None:
 
 def test_three_claims_with_their_commands() -> None:
     assert CLAIMS.count("**") == 2 * 3
-    for command in ("`make bench`", "`python benchmarks/pipeline.py`", "`localssl reproduce fig3b`"):
+    drawn = "`localssl reproduce fig3b --seeds 1 --data-root PATH`"
+    for command in ("`make bench`", "`python benchmarks/pipeline.py`", drawn):
         assert f"({command};" in CLAIMS
 
 

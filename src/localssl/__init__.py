@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localssl import alignment, blocks, callbacks, certificate, encoders, represent, rules, testing, theory
-    from localssl.api import open_run, train
+    from localssl.api import certify, compare, doctor, dry_run, open_run, train
     from localssl.checkpoint import load
     from localssl.learner import Learner
 
@@ -19,6 +19,10 @@ __all__ = [
     "blocks",
     "callbacks",
     "certificate",
+    "certify",
+    "compare",
+    "doctor",
+    "dry_run",
     "encoders",
     "load",
     "open_run",
@@ -32,8 +36,7 @@ __all__ = [
 _HOMES = {
     "Learner": "localssl.learner",
     "load": "localssl.checkpoint",
-    "open_run": "localssl.api",
-    "train": "localssl.api",
+    **dict.fromkeys(("certify", "compare", "doctor", "dry_run", "open_run", "train"), "localssl.api"),
 }
 
 
@@ -52,4 +55,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -35,37 +35,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class TrainedRun(Run):
-    """A run's folder, opened, with the commands that go on from it, and a card in a notebook."""
-
-    def probe(self, **options: Any) -> dict[str, ProbeResult]:
-        """As ``probe``."""
-        return probe(self.path, **options)
-
-    def align(self, **options: Any) -> AlignResult:
-        """As ``align``."""
-        return align(self.path, **options)
-
-    def report(self, **options: Any) -> Path:
-        """As ``report``; the page."""
-        return report(self.path, **options)[0]
-
-    def export(self, **options: Any) -> Path:
-        """As ``export``; the file."""
-        return export(self.path, **options)
-
-    def __repr__(self) -> str:
-        """One line; ``config`` has all of it."""
-        c = self.config
-        return f"TrainedRun({str(self.path)!r}: {c.rule} on {c.data}, {c.epochs} epochs)"
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from localssl.report import card  # here: what draws charts takes a second to import
-
-        return card.html(self)
-
-
 def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Give a function the signature of a command's flags, for those who ask a notebook for it."""
 
@@ -81,6 +50,41 @@ def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], 
         return function
 
     return decorate
+
+
+class TrainedRun(Run):
+    """A run's folder, opened, with the commands that go on from it, and a card in a notebook."""
+
+    @_takes(flags.Probe, "run")
+    def probe(self, **options: Any) -> dict[str, ProbeResult]:
+        """As ``probe``."""
+        return probe(self.path, **options)
+
+    @_takes(flags.Align, "run")
+    def align(self, **options: Any) -> AlignResult:
+        """As ``align``."""
+        return align(self.path, **options)
+
+    @_takes(flags.Report, "runs")
+    def report(self, **options: Any) -> Path:
+        """As ``report``; the page."""
+        return report(self.path, **options)[0]
+
+    @_takes(flags.Export, "run")
+    def export(self, **options: Any) -> Path:
+        """As ``export``; the file."""
+        return export(self.path, **options)
+
+    def __repr__(self) -> str:
+        """One line; ``config`` has all of it."""
+        c = self.config
+        return f"TrainedRun({str(self.path)!r}: {c.rule} on {c.data}, {c.epochs} epochs)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from localssl.report import card  # here: what draws charts takes a second to import
+
+        return card.html(self)
 
 
 def _flags(kind: type[T], given: Mapping[str, Any]) -> T:

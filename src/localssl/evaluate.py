@@ -210,10 +210,12 @@ def align_run(
     rows = alignment.measure(learner.encoder, learner, pairs, options.reference, fit=fit)
     jackknifed = ", ".join(alignment.OVER_BATCHES)
     count = f"{len(pairs)} batches" if len(pairs) > 1 else "1 batch (so no interval, no null: lower --batch-size)"
+    fewer = f" (not {options.batches}: there are no more test images)" if 1 < len(pairs) < options.batches else ""
     protocol = (
-        f"weight gradients on {count} of {n} test images of {images.name}, two augmented views each; "
+        f"weight gradients on {count}{fewer} of {n} test images of {images.name}, two augmented views each; "
         f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
-        f"jackknife); null: the rule's gradient of one batch against the reference's of another"
+        f"jackknife, which may leave -1 to 1); null: the rule's gradient of one batch against the reference's of "
+        f"another"
     )
     return AlignResult(
         rules.own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows

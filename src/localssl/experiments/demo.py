@@ -17,7 +17,7 @@ VIEW_STRENGTH = {"bp-clapp++": 0.5}  # each rule at the best of its own search (
 
 
 def run(settings: Settings) -> None:
-    """The main job on the embedded digits: local rules beside backpropagation and the untrained encoder (3 minutes)."""
+    """The main job on the embedded digits: local rules beside backpropagation and the untrained encoder (a minute)."""
     seeds = range(settings.seeds or 1)
     cells = [Cell(f"{rule}-s{seed}", _config(settings, rule, seed), _measure) for seed in seeds for rule in RULES]
     records = run_cells(cells, settings)

@@ -30,7 +30,7 @@ SOLVED = "optimum, solved at DFB's encoder and gates"
 
 
 def run(settings: Settings) -> None:
-    """Figure 3B: a 6-layer ReLU MLP on MNIST crops, local rules and the optimum (an hour on one core)."""
+    """Figure 3B: a 6-layer ReLU MLP on MNIST crops, local rules and the optimum (hours on one core)."""
     seeds = range(settings.seeds or SEEDS)
     parts = [Part(f"{_file(line)}-s{seed}", train, (line, seed)) for seed in seeds for line in LINES]
     records = run_cells(parts, settings)

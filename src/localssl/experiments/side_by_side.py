@@ -61,7 +61,8 @@ def _accuracy(compared: Sequence[Compared], lines: Sequence[Line], study: Study)
         ]
         of = "all labels" if budget == "all" else f"{budget} label{'' if budget == '1' else 's'} per class"
         said = "; ".join(f"{line.label}: {plus_minus(line.accuracy[budget])} %" for line in done)
-        caption = "All blocks together. Bars: 95 % t interval over seeds."
+        spread = any(row["low"] is not None for row in rows)
+        caption = f"All blocks together. {'Bars: 95 % t interval over seeds.' if spread else 'One seed: no interval.'}"
         if any(row["mark"] is not None for row in rows):
             caption += " Diamonds: the paper's number; whether the two can be compared stands below."
         title = f"Linear probe, {of}"
@@ -128,7 +129,7 @@ def _by_block(lines: Sequence[Line], study: Study) -> page.Section:
     if found:
         rows = [{"name": name, "block": block, "cosine": value} for name, block, value in found]
         says = "Cosine of every rule's update with backpropagation of its own last-layer loss, block by block."
-        parts.append(page.Chart("Cosine with backpropagation", charts.grid(rows, "cosine", 0.0, 1.0), says))
+        parts.append(page.Chart("Cosine with backpropagation", charts.grid(rows, "cosine", -1.0, 1.0), says))
         parts.append(_table("Cosines by block", {line.label: line.align for line in lines if line.align}))
     parts += [] if parts else [page.Missing("No row came to an end.")]
     return page.Section("blocks", "Block by block", parts)
@@ -143,8 +144,8 @@ def _table(title: str, values: Mapping[str, Mapping[str, Interval]]) -> page.Tab
 def _costs(lines: Sequence[Line], study: Study) -> page.Section:
     header, rows = comparison.to_read(lines, study.labels)
     first = 1 + 2 * len(study.labels) + 1  # columns of how good it is
-    table = page.Table("Cost", [header[0], *header[first:]], [[row[0], *row[first:]] for row in rows], folded=False)
-    return page.Section("cost", "Cost", [table])
+    shown = [[row[0], *row[first:]] for row in rows]
+    return page.Section("cost", "Cost", [page.Table("What it took", [header[0], *header[first:]], shown, folded=False)])
 
 
 def _ends(interval: Interval) -> dict[str, float | None]:

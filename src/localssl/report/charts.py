@@ -40,7 +40,7 @@ def lines(rows: Sequence[Row], x: str, y: str, of: str) -> Row:
 
     Args:
         rows: one a point, with the keys ``x``, ``y`` and ``of``; those without a value of ``y`` are left out.
-        x, y, of: titles of the axes and the legend.
+        x, y, of: titles of the axes and the legend; x counts something.
     """
     found = [row for row in rows if row[y] is not None]
     names = list(dict.fromkeys(str(row[of]) for row in found))
@@ -50,7 +50,7 @@ def lines(rows: Sequence[Row], x: str, y: str, of: str) -> Row:
         alt.Chart(_data([{"x": row[x], "y": row[y], "of": str(row[of])} for row in found]))
         .mark_line(point={"size": 30} if few else False, strokeWidth=2, aria=False)
         .encode(
-            x=alt.X("x:Q", title=x),
+            x=alt.X("x:Q", title=x, axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False)),
             color=colour,
             tooltip=_tips(x=x, y=y, of=of),
@@ -124,7 +124,7 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
     Args:
         rows: with the keys "name", "block" and ``value``.
         value: title.
-        low, high: ends of the colours.
+        low, high: ends of the colours; from below 0 to above it, 0 is white and what is below has its own colour.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
     data = [{"name": r["name"], "block": r["block"], "value": r[value], "text": f"{r[value]:.2f}"} for r in rows]
@@ -132,9 +132,11 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
         x=alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220)),
     )
-    colour = alt.Color("value:Q", title=value, legend=None, scale=alt.Scale(domain=[low, high], scheme="blues"))
+    signed = low < 0 < high
+    scale = alt.Scale(domain=[low, high], scheme="redblue" if signed else "blues")
+    colour = alt.Color("value:Q", title=value, legend=None, scale=scale)
     cells = base.mark_rect(aria=False).encode(color=colour, tooltip=_tips(name="rule", block="block", value=value))
-    dark = f"datum.value > {low + 0.6 * (high - low)}"
+    dark = f"abs(datum.value) > {0.6 * high}" if signed else f"datum.value > {low + 0.6 * (high - low)}"
     text = base.mark_text(aria=False, fontSize=11).encode(
         text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value("#10243a"))
     )

@@ -159,7 +159,7 @@ def cost(run: Run) -> page.Section:
         facts.append(("bytes of a checkpoint", f"{kept[-1].stat().st_size:,}"))
     shown = [[name, value] for name, value in facts if value is not None]
     note = page.Text("Time is that of the steps alone (views, update), measured by the clock of the machine it ran on.")
-    return page.Section("cost", "Cost", [page.Table("Cost", ["", "value"], shown, folded=False), note])
+    return page.Section("cost", "Cost", [page.Table("What it took", ["", "value"], shown, folded=False), note])
 
 
 def _cost_file(run: Run) -> dict[str, Any]:

@@ -105,9 +105,14 @@ def _embedding(run: Run, encoder: Encoder, images: Images) -> list[page.Part]:
             note += f" The first {CLASSES} of {len(images.classes)} classes."
     if len(chosen) < 3:
         return [page.Missing("Left out: fewer than three images of the first classes; use a larger --images.")]
-    for name, net in (("untrained", run.learner().encoder), ("trained", encoder)):
-        z = features(net, images, patches=run.config.patches, normalise=run.normalise())[-1][chosen]
-        for method, points in embed(z).items():
+    nets = {"untrained": run.learner().encoder, "trained": encoder}
+    embedded = {
+        name: embed(features(net, images, patches=run.config.patches, normalise=run.normalise())[-1][chosen])
+        for name, net in nets.items()
+    }
+    for method in embedded["trained"]:  # before and after stand beside each other
+        for name in nets:
+            points = embedded[name][method]
             rows = [{"x": float(x), "y": float(y), "label": c} for (x, y), c in zip(points, of, strict=True)]
             says = f"{method} of the last block's activities of {len(rows)} test images, {name} encoder, by label."
             caption = (
