@@ -49,7 +49,7 @@ def losses(run: Run) -> page.Section:
     if not rows:
         return page.Section("losses", "Losses", [page.Missing("There is no metrics.csv with a finished step yet.")])
     every = -(-len(rows) // charts.POINTS)
-    caption = "metrics.csv" + (f"; every point is the mean of {every} rows." if every > 1 else ".")
+    caption = "From metrics.csv" + (f"; every point is the mean of {every} rows." if every > 1 else ".")
     parts: list[page.Part] = [_curve(rows, "loss", "Loss by block", "loss", caption)]
     monitors = [row for row in rows if row.get("rank_1") is not None]
     note = "On a fixed sample of 512 training images without augmentation, while training."
