@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from PIL import Image
 
 from localssl import checkpoint, encoders, metrics
 from localssl.config import RunConfig, TrainConfig
-from localssl.data import folders, parquet, readers
+from localssl.data import folders, index_file, parquet, readers, shards
 from localssl.data.decode import BadImage, decode, is_colour, shorter_side
 from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
@@ -122,6 +123,51 @@ def _parquet(data: bytes, folder: Path) -> None:
     table = parquet.read_table([_written(folder, "train.parquet", data)])
     if len(table.rows) <= 1000:
         table.rows.load(range(min(4, len(table.rows))), 3, 16)
+
+
+def _tars() -> list[bytes]:
+    found: list[bytes] = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        into = io.BytesIO()
+        with tarfile.open(fileobj=into, mode="w", format=form) as archive:
+            for i, image in enumerate(_pictures()[:3]):
+                key = f"{'x' * 120}/{i}" if i == 2 else f"{i}"  # a name that one header does not hold
+                for name, data in ((f"{key}.png", image), (f"{key}.cls", b"1")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+        found.append(into.getvalue())
+    return found
+
+
+def _tar(data: bytes, folder: Path) -> None:
+    """Headers keep a checksum that holds, or hardly any would be read."""
+    whole = bytearray(data)
+    for at in range(0, len(whole) - 511, 512):
+        if whole[at + 257 : at + 262] == b"ustar":
+            head = whole[at : at + 148] + b" " * 8 + whole[at + 156 : at + 512]
+            whole[at + 148 : at + 156] = b"%06o\0 " % sum(head)
+    (folder / index_file.NAME).unlink(missing_ok=True)
+    _shards(_written(folder, "a.tar", bytes(whole)))
+
+
+def _shards(file: Path) -> None:
+    rows = shards.read_shards([file]).rows
+    rows.load(range(min(4, len(rows))), 3, 16)
+
+
+def _indices(folder: Path) -> list[bytes]:
+    file = _written(folder, "a.tar", _tars()[0])
+    os.utime(file, (1, 1))
+    shards.read_shards([file])
+    return [(folder / index_file.NAME).read_bytes()]
+
+
+def _index(data: bytes, folder: Path) -> None:
+    file = _written(folder, "a.tar", _tars()[0])
+    os.utime(file, (1, 1))  # the index is of a file of that time
+    _written(folder, index_file.NAME, data)
+    _shards(file)
 
 
 def _idx() -> list[bytes]:
@@ -231,13 +277,15 @@ def targets(folder: Path) -> dict[str, Target]:
     cifar = (b"\3" + bytes(range(256)) * 12)[:3073] * 2
     texts = [b"x.JPEG\tn01\t0\t0\t1\t1\n", b"step,loss\n1,2.0\n2,1.5\n", b'{"data": {"root": "x"}}']
     return {
-        "images": Target(_pictures(), _image, 0.3),
+        "images": Target(_pictures(), _image, 0.23),
         "parquet": Target(_tables(), _parquet, 0.05),
         "idx": Target(_idx(), _mnist, 0.2),
         "stl10": Target([bytes(2 * 3 * 96 * 96)], partial(_records, "train_X.bin", "train_y.bin"), 0.02),
         "stl10 labels": Target([b"\1\2"], _stl_labels, 0.08),
         "cifar10": Target([cifar], partial(_records, "data_batch_1.bin", None), 0.02),
         "npz": Target(_npz_files(), _npz, 0.05),
+        "tar": Target(_tars(), _tar, 0.05),
+        "tar index": Target(_indices(folder / "tars"), _index, 0.02),
         "configuration": Target(_configs(), _config, 0.01),
         "encoder.json": Target([good["encoder.json"]], partial(_encoder, "encoder.json", good), 0.02),
         "safetensors": Target([good["encoder.safetensors"]], partial(_encoder, "encoder.safetensors", good), 0.05),
