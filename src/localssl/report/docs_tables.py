@@ -50,6 +50,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "takes-measured": ("what-it-would-take.md", what_it_takes.measured_table),
     "brain": ("neuroscience.md", study_tables.brain),
     "brain-answer": ("neuroscience.md", study_tables.brain_answer),
+    "resnet18": ("networks.md", study_tables.resnet18),
     "bits": ("hardware.md", study_tables.bits),
     "flaws": ("hardware.md", study_tables.flaws),
     "operations": ("hardware.md", ops.table),
