@@ -2,7 +2,7 @@
 # make bench: time and memory of a training step into benchmarks/results, on an idle machine.
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
-# make soak: what of benchmarks/reliability.md takes hours; each part but the first goes on where its results stop.
+# make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # make dist: wheel and sdist in dist/, checked; the wheel then trains in an environment of its own, outside the repository.
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.
@@ -40,8 +40,11 @@ bench-growth: .venv/installed
 	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
 
 soak: .venv/installed
-	@echo "== six hours of training with kills, 100 kills at random moments, a million damaged files (a day on two cores)"
+	@echo "== six hours of training with kills, 100 kills at random moments, a million damaged files, threads, a large data set"
+	@echo "   (a day on two cores; 2 GB in /tmp while the large data set is there)"
 	.venv/bin/python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
+	.venv/bin/python benchmarks/threads.py --out benchmarks/results/threads.json
+	.venv/bin/python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json
 	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 600
 	.venv/bin/python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json
 	.venv/bin/python benchmarks/reliability.py

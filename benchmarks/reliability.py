@@ -82,6 +82,21 @@ def threads() -> tuple[str, str]:
     )
 
 
+def large_data() -> tuple[str, str]:
+    """Count and result of ``large_data.py``."""
+    found = record("large_data")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    order = found["order"]
+    came = "as ordered" if order["as_ordered"] and order["each_once"] else "**not as ordered**"
+    rates = ", ".join(f"{row['ratio']:.2f} at {row['size']} pixels" for row in found["rows"])
+    steps = f"{order['steps']:,} steps, stopped at {order['stopped_at']:,}"
+    return (
+        f"{found['images']:,} images, {found['mib']:,} MiB, {steps}",
+        f"{came}; memory {order['growth_mib']:+.1f} MiB from the tenth step on; speed of that in memory: {rates}",
+    )
+
+
 def rows() -> Iterator[tuple[str, ...]]:
     """The table."""
     pytest = "`pytest tests/{}`".format
@@ -89,14 +104,18 @@ def rows() -> Iterator[tuple[str, ...]]:
            "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
            "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
-           "ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run in turn; a real tmpfs that is full",
+           "one of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full",
            "every write; of one file's pieces the first and last", SUITE, pytest("test_disk.py"))  # fmt: skip
+    yield ("a checkpoint that has changed on the disk is noticed, and the one before taken; an encoder too",
+           "20 bytes of a weight or of the random numbers' state flipped", "3 files", SUITE,
+           pytest("test_damage.py"))  # fmt: skip
     yield ("NaN and explosion: found in the step, block and images named, state before it kept, batch left out",
            "an infinite activity in a chosen block and step; rates at which weights explode",
            "`--on-nan` stop, skip, rollback; 4 rules", SUITE, pytest("test_divergence.py"))  # fmt: skip
-    yield ("two runs into one folder are refused, the owner named; a stale lock is recognised",
-           "the lock held; file systems without locks; dead owners", "5 cases", SUITE,
-           pytest("test_files.py tests/test_resume.py"))  # fmt: skip
+    yield ("two runs into one folder: the second is refused and has read and changed nothing, the owner named; a stale "
+           "lock is recognised",
+           "a second run begun at five moments of the first, anew and with `--resume`; file systems without locks; "
+           "dead owners", "14 cases", SUITE, pytest("test_two_runs.py tests/test_files.py"))  # fmt: skip
     yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
            "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
@@ -107,6 +126,10 @@ def rows() -> Iterator[tuple[str, ...]]:
            "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
     yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
            "`make soak`")  # fmt: skip
+    yield ("a set larger than memory comes in the order of its seed, each image once, resumed in mid-epoch, in bounded "
+           "memory", "an epoch from tar shards on disk, stopped and resumed; images a second from disk and in memory",
+           *large_data(),
+           "`python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json`")  # fmt: skip
     yield ("same seed, same bits on the CPU, with the same number of threads", "runs repeated and compared", *threads(),
            "`python benchmarks/threads.py --out benchmarks/results/threads.json`")  # fmt: skip
     yield ("a process or machine that dies ends the run on all others in seconds, with the reason",
@@ -123,8 +146,8 @@ def rows() -> Iterator[tuple[str, ...]]:
            pytest("test_format_1.py"))  # fmt: skip
     yield ("the wheel is whole, and works where the repository is not",
            "wheel and sdist built, `twine check --strict`, every file of the package looked for; installed into an "
-           "environment of its own, doctor, train, probe, report", "4 commands", "holds (not in the suite)",
-           "`make dist`")  # fmt: skip
+           "environment of its own, doctor, train, probe, report", "4 commands",
+           f"{SUITE} where `.[dist]` is installed", f"{pytest('test_wheel.py')}, `make dist`")  # fmt: skip
 
 
 def updated(text: str) -> str:

@@ -37,3 +37,22 @@ def test_results_are_read(reliability: ModuleType, tmp_path: Path, monkeypatch: 
     found = {"kills": 7, "moments": {"between checkpoints": 7}, "finished": 3, "different": 1}
     (tmp_path / "results" / "kills.json").write_text(json.dumps(found))
     assert reliability.kills() == ("7 kills (7 between checkpoints)", "3 finished runs, 1 different")
+    assert reliability.large_data() == ("not measured yet", "not measured yet")
+    order = {"steps": 8, "stopped_at": 3, "as_ordered": True, "each_once": True, "growth_mib": 0.5}
+    large = {"images": 64_000, "mib": 1024, "order": order, "rows": [{"size": 32, "ratio": 0.91}]}
+    (tmp_path / "results" / "large_data.json").write_text(json.dumps(large))
+    assert reliability.large_data() == (
+        "64,000 images, 1,024 MiB, 8 steps, stopped at 3",
+        "as ordered; memory +0.5 MiB from the tenth step on; speed of that in memory: 0.91 at 32 pixels",
+    )
+    order["as_ordered"] = False
+    (tmp_path / "results" / "large_data.json").write_text(json.dumps(large))
+    assert reliability.large_data()[1].startswith("**not as ordered**; ")
+
+
+def test_what_takes_hours_is_in_make_soak(reliability: ModuleType) -> None:
+    """Every benchmark of the table is, with its command."""
+    soak = re.split(r"\n(?=\S)", (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nsoak:")[2])[0]
+    for row in reliability.rows():
+        for script in re.findall(r"benchmarks/\w+\.py", row[-1]):
+            assert script in soak, script

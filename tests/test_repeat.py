@@ -55,14 +55,39 @@ def test_another_seed_is_no_repetition(run: Path, tmp_path: Path, capsys: Captur
 def test_circumstances_are_told_and_are_no_failure(run: Path, tmp_path: Path, capsys: Capture) -> None:
     file = run / "manifest.json"
     manifest = json.loads(file.read_text())
-    manifest["environment"] |= {"torch": "2.0.0", "machine": "PDP-11"}
+    manifest["environment"] |= {"torch": "2.0.0", "machine": "PDP-11", "torchvision": "0.1", "cpu": "KA11", "cores": 0}
     manifest["data"]["fingerprint"] = "other"
     manifest["processes"] = 4
     file.write_text(json.dumps(manifest))
     status, lines, _ = said(capsys, f"train --expect {run}")
     assert status == 0
-    for text in ("environment torch '", "environment machine '", "data fingerprint '", "processes 1 (there: 4)"):
+    parts = ("torch '", "machine '", "torchvision '", "cpu '", "cores ")
+    for text in (*(f"environment {part}" for part in parts), "data fingerprint '", "processes 1 (there: 4)"):
         assert any(line.startswith(f"differs from {run}: {text}") for line in lines), text
+
+
+def test_a_manifest_from_before_packages_and_processors_were_named(run: Path, tmp_path: Path) -> None:
+    other = run_tiny(tmp_path / "y", rule="clapp++dfb", rule_options=("negatives=random",)).path
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    known = ("localssl", "python", "torch", "threads", "machine", "cuda", "git")
+    manifest["environment"] = {key: manifest["environment"][key] for key in known} | {"torch": "2.0.0"}
+    file.write_text(json.dumps(manifest))
+    for one, expected in ((run, other), (other, run)):
+        (line,) = repeat.compare(one, expected).circumstances
+        assert line.startswith("environment torch '")
+
+
+def test_a_package_that_only_one_has_is_told(run: Path, tmp_path: Path) -> None:
+    other = run_tiny(tmp_path / "y", rule="clapp++dfb", rule_options=("negatives=random",)).path
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert {"numpy", "torchvision", "lightning-fabric", "pillow", "safetensors"} <= manifest["environment"].keys()
+    del manifest["environment"]["torchvision"]
+    file.write_text(json.dumps(manifest))
+    (line,) = repeat.compare(other, run).circumstances
+    assert line.startswith("environment torchvision '")
+    assert line.endswith("(there: None)")
 
 
 def test_a_changed_weight_and_a_lost_row_are_seen(run: Path, tmp_path: Path) -> None:

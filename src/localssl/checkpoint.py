@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import random
+import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from localssl.errors import UsageError
 from localssl.files import Sink, make_folder, move, remove, sweep, write_bytes, write_into, write_text
 
 KEEP = 2  # the last one, and one more in case the last is on a failing disk
+SUM = "sha256"  # of an encoder's numbers, in the header of their file
 KEYS = ("step", "seconds", "config", "learner", "optimizer", "rng", "sum", "count")
 
 
@@ -40,7 +43,17 @@ def save_encoder(run: Path, encoder: Encoder, config: RunConfig) -> None:
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_text(run / "encoder.json", json.dumps(meta, indent=2) + "\n")
-    write_bytes(run / "encoder.safetensors", to_bytes(weights))
+    data = to_bytes(weights)
+    start = 8 + int.from_bytes(data[:8], "little")  # of the numbers, after the header
+    write_bytes(run / "encoder.safetensors", to_bytes(weights, {SUM: hashlib.sha256(data[start:]).hexdigest()}))
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether the numbers in a .safetensors are not those that were written; without their sha256 nobody knows."""
+    with file.open("rb", buffering=0) as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        written = (header.get("__metadata__") or {}).get(SUM)
+        return written is not None and hashlib.file_digest(opened, "sha256").hexdigest() != written
 
 
 def holds_other_weights(run: Path, encoder: Encoder) -> bool:
@@ -83,8 +96,11 @@ def load(path: str | Path, encoder: Encoder | None = None) -> Encoder:
     file = run / "encoder.safetensors"
     try:
         weights = load_file(file)
+        damaged = _is_damaged(file)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} cannot be read ({error}); resume the run to write it anew") from error
+    if damaged:
+        raise UsageError(f"{file} is damaged: not the weights that were written; resume the run to write it anew")
     load_weights(encoder, weights, str(file))
     encoder.preprocess = Normalise(meta["mean"], meta["std"])
     return encoder.eval()
@@ -204,6 +220,22 @@ def existing(run: Path) -> list[Path]:
     return sorted((run / "checkpoint").glob("step-*.pt"))
 
 
+def _check_sums(path: Path) -> None:
+    """Compare what a checkpoint holds with the CRC-32 of its every part, at which ``torch.load`` does not look.
+
+    Raises:
+        BadZipFile: they differ, or it is no archive as torch writes them: nothing compressed, nothing there twice.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise zipfile.BadZipFile("compressed parts")
+        if sum(part.file_size for part in parts) > path.stat().st_size:  # else it could be made to take for ever
+            raise zipfile.BadZipFile("parts larger than the file")
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{bad} is damaged")
+
+
 def read_last(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The last readable checkpoint, or None where there is none yet, and remarks on any that was not readable.
 
@@ -213,6 +245,7 @@ def read_last(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     notes: list[str] = []
     for path in reversed(existing(run)):
         try:
+            _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file fails in many ways, none of which should end the run
             notes.append(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import platform
 import zipfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+TRIES = 10  # to make a folder and hold it, while others make and remove it
 
 
 def attempt(what: str, path: Path) -> None:
@@ -128,10 +131,27 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it."""
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder, and those above it; the ones that were not there before, the innermost first."""
     attempt("folder", path)
-    path.mkdir(parents=True, exist_ok=True)
+    missing = list(itertools.takewhile(lambda folder: not os.path.isdir(folder), (path, *path.parents)))
+    made: list[Path] = []
+    for folder in reversed(missing):
+        try:
+            folder.mkdir()
+            made.insert(0, folder)
+        except OSError as error:
+            if not (isinstance(error, FileExistsError) and folder.is_dir()):
+                _remove_empty(made)
+                raise
+    return made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Delete folders, the innermost first, as far as they are empty."""
+    for folder in itertools.takewhile(lambda path: not any(path.iterdir()), folders):
+        attempt("remove", folder)
+        folder.rmdir()
 
 
 def move(path: Path, name: str) -> None:
@@ -154,42 +174,69 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Generator[None]:
-    """Keep other processes that ask for it out of a folder; the system lets go of it even if this process is killed.
+    """Make a folder and keep other processes that ask for it out; the system lets go of it even if this one is killed.
 
     ``owner.json`` says which process of which machine it is. Where the file system has no locks that file is the lock:
-    one that a dead process of this machine left is taken over, another machine's is not.
+    one that a dead process of this machine left is taken over, another machine's is not. A folder that was not there
+    before is removed again where nothing was left in it.
 
     Raises:
         UsageError: another process holds it.
+        OSError: it cannot be made.
     """
-    if fcntl is None:
-        yield
-        return
     owner = folder / "owner.json"
-    handle = os.open(folder, os.O_RDONLY)
+    made: list[Path] = []
+    handle = _made_and_locked(folder, made)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{_named(owner)} is training in {folder}; wait for it, or choose another --out"
-            ) from error
-        except OSError as error:
-            if _alive(owner):
-                raise UsageError(
-                    f"{_named(owner)} is training in {folder}, which has no locks: wait for it, choose another --out, "
-                    f"or delete {owner} if it is gone"
-                ) from error
-        with suppress(OSError):  # a full disk: the run will meet it where it matters
-            attempt("write", owner)
-            owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+        if handle is not None:
+            with suppress(OSError):  # a full disk: the run will meet it where it matters
+                attempt("write", owner)
+                owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
         try:
             yield
         finally:
             with suppress(OSError):
-                remove(owner)
+                if handle is not None:
+                    remove(owner)
+                _remove_empty(made)  # while it is held: nobody else has begun in it
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def _made_and_locked(folder: Path, made: list[Path]) -> int | None:
+    """What holds a folder; None where the system has no locks. ``made``: gets the folders that were not there."""
+    for left in reversed(range(TRIES)):
+        try:
+            made[:0] = make_folder(folder)
+            if fcntl is None:
+                return None
+            with ExitStack() as stack:
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                _lock(handle, folder)
+                if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                    stack.pop_all()
+                    return handle
+        except FileNotFoundError:  # whoever made it was refused, and has just removed it
+            if not left:
+                raise
+    raise FileNotFoundError(errno.ENOENT, "removed again and again", str(folder))
+
+
+def _lock(handle: int, folder: Path) -> None:
+    assert fcntl is not None
+    owner = folder / "owner.json"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"{_named(owner)} is training in {folder}; wait for it, or choose another --out") from error
+    except OSError as error:
+        if _alive(owner):
+            raise UsageError(
+                f"{_named(owner)} is training in {folder}, which has no locks: wait for it, choose another --out, "
+                f"or delete {owner} if it is gone"
+            ) from error
 
 
 def _read(owner: Path) -> tuple[int, str] | None:

@@ -42,8 +42,7 @@ class Loop:
         number: int = 0,
     ):
         assert options.out is not None
-        self.place, self.processes = place, (processes := place.peers)
-        self.speaks = processes is None or processes.rank == 0
+        self.place, self.processes, self.speaks = place, (processes := place.peers), place.speaks
         self.out, self.config, self.images, self.report = options.out, config, images, report
         self.resume_command = options.resume_command()
         self.checkpoint_seconds = 60 * options.checkpoint_every

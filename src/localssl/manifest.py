@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import time
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,21 @@ from localssl.data.sources import Images
 from localssl.files import write_text
 from localssl.run import manifest_of
 
+# What else may change a run's numbers: images as they are decoded and augmented, data as they are read, weights' files.
+PACKAGES = ("numpy", "torchvision", "lightning-fabric", "kornia", "pillow", "pyarrow", "safetensors")
+
 
 def environment() -> dict[str, Any]:
-    """Versions, threads, device names and git state of this process."""
+    """Versions, of packages that are installed, threads, device names and git state of this process."""
     return {
         "localssl": localssl.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **_versions(),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git(),
     }
@@ -80,6 +88,23 @@ def write_cost(run: Path) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         spent = {key: max(value, float(before.get(key) or 0)) for key, value in spent.items()}
     write_text(file, json.dumps({key: round(value, 1) for key, value in spent.items()}) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _cpu() -> str:
+    """The processor's name, as far as the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git() -> str | None:

@@ -17,7 +17,7 @@ from localssl import devices, metrics
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
 from localssl.loop import Loop
-from localssl.resume import begin, found_again
+from localssl.resume import begin, check_folder, found_again
 from localssl.run import check
 
 QUICK = 2.0  # seconds within which a measurement is repeated
@@ -78,6 +78,7 @@ def rehearse(config: TrainConfig, report: Callable[[str], None] = print) -> Esti
         torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory(prefix="localssl-") as folder:
         out = config.out or Path(folder) / "run"
+        check_folder(out)
         resolved, images, state = begin(found_again(config, out), out, report)
         for note in images.notes:
             report(note)

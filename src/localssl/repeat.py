@@ -71,7 +71,10 @@ def _circumstances(one: Path, other: Path) -> Iterator[str]:
         yield f"setting {line}"
     for section in ("data", "environment"):
         mine, theirs = manifest_of(one, section), manifest_of(other, section)
-        for key in {**theirs, **mine}:
+        keys = {**theirs, **mine}
+        if section == "environment" and ("cpu" in mine) != ("cpu" in theirs):  # one is from before packages were named
+            keys = [key for key in keys if key in mine and key in theirs]
+        for key in keys:
             if key not in ("root", "notes") and mine.get(key) != theirs.get(key):
                 yield f"{section} {key} {mine.get(key)!r} (there: {theirs.get(key)!r})"
     mine, theirs = (_processes(folder) for folder in (one, other))

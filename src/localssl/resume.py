@@ -43,7 +43,6 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
     Raises:
         UsageError: anything that the user must mend; nothing was written or changed.
     """
-    _check_folder(out)
     state = stored = None
     if config.resume:
         state, stored = _last(out, report)
@@ -99,8 +98,12 @@ def found_again(config: TrainConfig, out: Path) -> TrainConfig:
     return dataclasses.replace(config, data_root=stored_root(begun))
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be written, before a data set is read."""
+def check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be written, before it is made or a data set is read.
+
+    Raises:
+        UsageError: says why not.
+    """
     place = next(p for p in (out, *out.absolute().parents) if os.path.exists(p))
     if not place.is_dir():
         raise UsageError(f"--out {out}: {place} is a file; name a folder")

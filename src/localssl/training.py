@@ -15,11 +15,11 @@ import torch
 from localssl import devices, flagfile, interrupts, launch, own, pipeline, testing
 from localssl.config import RunConfig, TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.files import held, make_folder, sweep, write_text
+from localssl.files import held, sweep, write_text
 from localssl.loop import Loop
 from localssl.manifest import write_cost, write_manifest
 from localssl.parallel import Lost, Processes
-from localssl.resume import begin, found_again
+from localssl.resume import begin, check_folder, found_again
 from localssl.run import Run, check, manifest_of, open_run
 
 
@@ -91,38 +91,45 @@ def _train(
     config: TrainConfig, out: Path, report: Callable[[str], None], place: pipeline.Place, number: int = 0
 ) -> Run:
     _set_threads(config)
-    config = found_again(config, out)
-    resolved, images, state = begin(config, out, report)
-    for note in images.notes:
-        report(note)
-    for part, name in resolved.own_files().items():
-        changed = manifest_of(out, part).get("sha256") not in (None, own.fingerprint(name))
-        if state is not None and changed:
-            report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
-        if part == "rule" and (state is None or changed):
-            _check_own_rule(resolved, report)
-    if place.peers is not None:
-        _compare(place.peers, resolved, state, len(images))
-    with _explained(config, out):
+    check_folder(out)
+    with _explained(config, out), _held(out, place):
+        config = found_again(config, out)
+        resolved, images, state = begin(config, out, report)
+        for note in images.notes:
+            report(note)
+        for part, name in resolved.own_files().items():
+            changed = manifest_of(out, part).get("sha256") not in (None, own.fingerprint(name))
+            if state is not None and changed:
+                report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
+            if part == "rule" and (state is None or changed):
+                _check_own_rule(resolved, report)
+        if place.peers is not None:
+            _compare(place.peers, resolved, state, len(images))
         loop = Loop(config, resolved, images, state, report, place, number)
         if loop.speaks:
-            make_folder(out)
-        with held(out) if loop.speaks else nullcontext():
-            if loop.speaks:
-                sweep(out)
-                write_text(out / "config.yaml", resolved.to_yaml())
-                _keep_flags(config, out / flagfile.NAME)
-                root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-                write_manifest(out, resolved, images, root, config, resumed=state is not None)
-            finished = loop.run()
-            if loop.speaks:
-                write_cost(out)
+            sweep(out)
+            write_text(out / "config.yaml", resolved.to_yaml())
+            _keep_flags(config, out / flagfile.NAME)
+            root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
+            write_manifest(out, resolved, images, root, config, resumed=state is not None)
+        finished = loop.run()
+        if loop.speaks:
+            write_cost(out)
     if not finished:
         report(f"stopped at step {loop.step}; go on with: {config.resume_command()}")
         if place.peers is not None:
             place.peers.any(False)  # the first to end ends all: nobody does before this is said
         raise KeyboardInterrupt
     return Run(out, resolved)
+
+
+@contextmanager
+def _held(out: Path, place: pipeline.Place) -> Generator[None]:
+    """Hold the run's folder before anything in it is read; the process that speaks does, and the others wait for it."""
+    with held(out) if place.speaks else nullcontext():
+        if place.peers is not None:
+            place.peers.any(False)
+        yield
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class Place:
     group: dist.ProcessGroup | None = None
     peers: Processes | None = None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this process writes and reports, of those of its stage."""
+        return self.peers is None or self.peers.rank == 0
+
     def samples(self, config: RunConfig) -> tuple[int, int]:
         """Samples of a batch that run through this stage's blocks, and those that they are compared with."""
         whole = 2 * config.batch_size
