@@ -147,6 +147,12 @@ ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
         ({}, {"nodes": 2}, "--nodes 2 needs MASTER_ADDR, MASTER_PORT, NODE_RANK"),
         (ADDRESS, {"nodes": 2}, "--nodes 2 needs NODE_RANK"),
         (ADDRESS | {"NODE_RANK": "2"}, {"nodes": 2}, "NODE_RANK=2: --nodes 2 are 0 to 1"),
+        *[
+            (ADDRESS | {"NODE_RANK": "0", "MASTER_PORT": port}, {"nodes": 2}, f"MASTER_PORT={port}: .* from 1 to 65535")
+            for port in ("abc", "0", "99999", "-1", "29500.0", "\u0663")
+        ],
+        ({"MASTER_PORT": "abc"}, {"devices": 2}, "MASTER_PORT=abc: .* from 1 to 65535"),
+        ({"MASTER_PORT": ""}, {"devices": 2}, "MASTER_PORT=: .* from 1 to 65535"),
     ],
 )
 def test_who_would_wait_for_ever(

@@ -45,8 +45,8 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; more
-            processes than GPUs.
+        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; a
+            MASTER_PORT that is no port; more processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
     if count > 1:
@@ -61,6 +61,8 @@ def check(config: TrainConfig) -> None:
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
             raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.together}")
         return
+    if count > 1 and "MASTER_PORT" in environ:  # Fabric takes it with one machine, too
+        _check_port(environ["MASTER_PORT"])
     if config.nodes == 1:
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not environ.get(name)]:
@@ -70,6 +72,11 @@ def check(config: TrainConfig) -> None:
         )
     if environ["NODE_RANK"] not in map(str, range(config.nodes)):
         raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
+def _check_port(text: str) -> None:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= 65535):
+        raise UsageError(f"MASTER_PORT={text}: no port; give a whole number from 1 to 65535, free on the first machine")
 
 
 def _check_devices(config: TrainConfig) -> None:
