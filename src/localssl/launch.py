@@ -113,7 +113,9 @@ def launch(config: TrainConfig, work: Work) -> None:
         try:
             fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
-            said = _said(Path(folder)) or _ended(error)
+            ended, said = _ended(error), _said(Path(folder))
+            if said is None or (isinstance(said, Lost) and _killed(error)):  # the others only know that one is gone
+                said = ended
             if stopped.is_set() and isinstance(said, Lost):  # before there was anything to save
                 raise KeyboardInterrupt from error
             raise said from error
@@ -169,12 +171,17 @@ def _said(folder: Path) -> BaseException | None:
     return found[0] if found else None
 
 
+def _killed(error: Exception) -> bool:
+    return isinstance(error, mp.ProcessExitedException) and error.signal_name is not None  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _ended(error: Exception) -> Exception:
     """A process that an exception ended is a bug, and says so; one that was killed is not."""
     if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
         guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
-        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else guard
-        return Lost(f"process {error.error_index} of the run was ended{by}")
+        memory = " (out of memory?)" if error.signal_name == "SIGKILL" else ""
+        by = f" by {error.signal_name}{memory}" if error.signal_name else guard
+        return Lost(f"process {error.error_index}, counted from 0 on this machine, was ended{by}")
     return _unmet(str(error)) if "init_process_group" in str(error) else error
 
 
