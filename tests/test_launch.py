@@ -141,6 +141,11 @@ ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
         (TORCHRUN, {"pipeline": 2}, "torchrun started 2 processes, --devices times --nodes is 1"),
         (TORCHRUN, {"devices": 4}, "torchrun started 2 processes, --devices times --nodes is 4"),
         (TORCHRUN, {"devices": 2, "pipeline": 2}, "started 2 .*, --devices times --nodes times --pipeline is 4"),
+        (
+            TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+            {"devices": 2},
+            "torchrun --max-restarts 3: .* TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+        ),
         ({"SLURM_NTASKS": "3"}, {"devices": 2}, "SLURM started 3 processes, --devices times --nodes is 2"),
         ({"SLURM_NTASKS": "2"}, {"devices": 2}, "SLURM must know .* --ntasks-per-node=2"),
         ({"SLURM_NTASKS": "6"}, {"devices": 2, "pipeline": 3}, "SLURM must know .* --ntasks-per-node=6"),

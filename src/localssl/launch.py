@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; a
+        UsageError: torchrun or SLURM started another number of processes, or torchrun restarts some that would hang; --nodes without what finds the others; a
             MASTER_PORT that is no port; more processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
@@ -58,6 +58,8 @@ def check(config: TrainConfig) -> None:
         if there != str(count):
             times = "--devices times --nodes" + (" times --pipeline" if config.together > config.devices else "")
             raise UsageError(f"{name} started {there} processes, {times} is {count}; give as many")
+        if count > 1 and by_torchrun:
+            _check_restarts(environ)
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
             raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.together}")
         return
@@ -72,6 +74,16 @@ def check(config: TrainConfig) -> None:
         )
     if environ["NODE_RANK"] not in map(str, range(config.nodes)):
         raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
+def _check_restarts(environ: Mapping[str, str]) -> None:
+    """Processes that torchrun restarts may read from its store where those that ended were, and wait for them."""
+    restarts, shared = environ.get("TORCHELASTIC_MAX_RESTARTS", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    if restarts != "0" and environ.get(shared) == "True":  # github.com/pytorch/pytorch/issues/135712
+        raise UsageError(
+            f"torchrun --max-restarts {restarts}: restarted processes may look for those that ended, and hang; start "
+            f"torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
 
 
 def _check_port(text: str) -> None:
