@@ -113,6 +113,8 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
         ({"devices": 0}, "--devices 0: use a number of processes, 1 or more"),
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"devices": 16}, "--batch-size 16 is the whole batch: .* 2 images or more for each"),
+        ({"patience": 0.0}, "--patience 0.0: use a positive number of minutes"),
+        ({"patience": float("inf")}, "--patience inf: use a positive number of minutes"),
         ({"across": "process"}, "--across process goes with --devices"),
     ],
 )

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from localssl import devices, interrupts
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.parallel import PATIENCE, Lost, Processes
+from localssl.parallel import Lost, Processes
 
+YEAR = 525_600  # minutes
 START = "spawn"  # CUDA allows no other
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
@@ -45,10 +47,12 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes, or torchrun restarts some that would hang; --nodes without what finds the others; a
+        UsageError: no --patience; torchrun or SLURM started another number of processes, or torchrun restarts some that would hang; --nodes without what finds the others; a
             MASTER_PORT that is no port; more processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
+    if not 0 < config.patience <= YEAR:
+        raise UsageError(f"--patience {config.patience}: use a positive number of minutes, up to 525600, a year")
     if count > 1:
         _check_devices(config)
     by_torchrun = TorchElasticEnvironment.detect()
@@ -111,7 +115,9 @@ def launch(config: TrainConfig, work: Work) -> None:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; RunError: they did not find each
             other; Lost: one was ended from outside.
     """
-    strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
+    strategy = DDPStrategy(
+        start_method="popen" if started_by_others() else START, timeout=timedelta(minutes=config.patience)
+    )
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.together, num_nodes=config.nodes)
     if started_by_others():
         try:
