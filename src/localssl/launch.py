@@ -47,8 +47,8 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: no --patience; torchrun or SLURM started another number of processes, or torchrun restarts some that would hang; --nodes without what finds the others; a
-            MASTER_PORT that is no port; more processes than GPUs.
+        UsageError: no --patience; torchrun or SLURM started another number of processes, or torchrun restarts some that
+            would hang; --nodes without what finds the others; a MASTER_PORT that is no port; more processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
     if not 0 < config.patience <= YEAR:

@@ -38,7 +38,7 @@ class Place:
 ALONE = Place()
 
 
-def place(world: Processes, stages: int, patience: timedelta) -> Place:
+def place(world: Processes, stages: int, patience: timedelta = PATIENCE) -> Place:
     """The place of this process among all: number r is stage r % P of replica r // P, all of one machine if it can be.
 
     To be called by every process of the world at the same time. ``patience``: how long a process waits for another.
