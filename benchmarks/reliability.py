@@ -132,12 +132,12 @@ def rows() -> Iterator[tuple[str, ...]]:
            "`python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json`")  # fmt: skip
     yield ("same seed, same bits on the CPU, with the same number of threads", "runs repeated and compared", *threads(),
            "`python benchmarks/threads.py --out benchmarks/results/threads.json`")  # fmt: skip
-    yield ("a process or machine that dies ends the run on all others in seconds, with the reason",
-           "SIGKILL of one of two processes, and of one of two hosts in network namespaces", "1 case each", SUITE,
-           pytest("test_launch.py tests/test_hosts.py"))  # fmt: skip
+    yield ("a process or machine that dies ends the run on all others in seconds, one that is cut off after "
+           "`--patience`", "SIGKILL of one of two processes, and of one of two hosts in network namespaces; their "
+           "cable down", "1 case each", SUITE, pytest("test_launch.py tests/test_hosts.py"))  # fmt: skip
     yield ("N processes or machines train what one process trains",
            "losses, gradients, weights in float64; two hosts against two processes, bit for bit",
-           "fourteen rules and variants", SUITE, pytest("test_parallel.py tests/test_hosts.py"))  # fmt: skip
+           "seventeen rules and variants", SUITE, pytest("test_parallel.py tests/test_hosts.py"))  # fmt: skip
     yield ("a run can be repeated from its folder, and what differs is named", "`train --config … --expect …`",
            "settings, versions, data, machine, numbers", SUITE, pytest("test_repeat.py"))  # fmt: skip
     yield ("files of format 1 are read for ever",

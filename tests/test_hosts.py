@@ -45,15 +45,21 @@ def hosts() -> Generator[None]:
 
 
 @contextmanager
-def begun(out: Path, epochs: int, named: bool = True) -> Generator[list[subprocess.Popen[str]]]:
+def begun(
+    out: Path, epochs: int, *flags: str, named: bool = True, by_torchrun: bool = False
+) -> Generator[list[subprocess.Popen[str]]]:
     """A run on both machines, ended with the block; ``named``: each is told which network they share."""
     started: list[subprocess.Popen[str]] = []
     try:
         for rank, (name, cable) in enumerate(zip(NAMES, CABLES, strict=True)):
             meeting = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29511", "NODE_RANK": str(rank)}
-            environment = {**os.environ, **meeting, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, **({} if by_torchrun else meeting), "OMP_NUM_THREADS": "1"}
             environment |= {"GLOO_SOCKET_IFNAME": cable} if named else {}
-            command = ["ip", "netns", "exec", name, sys.executable, "-m", "localssl", "train", *WHAT]
+            command = ["ip", "netns", "exec", name, sys.executable]
+            if by_torchrun:
+                command += ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+                command += ["--node-rank", str(rank), "--master-addr", ADDRESSES[0], "--master-port", "29511"]
+            command += ["-m", "localssl", "train", *WHAT, *flags]
             command += ["--devices", "1", "--nodes", "2", "--out", str(out), "--epochs", str(epochs)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
@@ -78,15 +84,23 @@ def test_two_machines_are_two_processes_of_one(tmp_path: Path) -> None:
     subprocess.run([*one, "--out", str(tmp_path / "one")], check=True, capture_output=True, timeout=120)
     assert encoder_bytes(tmp_path / "two") == encoder_bytes(tmp_path / "one")
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
+    with begun(tmp_path / "torchrun", 1, by_torchrun=True) as machines:
+        said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert encoder_bytes(tmp_path / "torchrun") == encoder_bytes(tmp_path / "one")
+
+
+def wait_for_checkpoint(out: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not (out / "checkpoint").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.usefixtures("hosts")
 def test_a_machine_that_dies_ends_the_run_on_the_other(tmp_path: Path) -> None:
     with begun(tmp_path / "x", 1000) as machines:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "x" / "checkpoint").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for_checkpoint(tmp_path / "x")
         pids = subprocess.run(["ip", "netns", "pids", NAMES[1]], capture_output=True, text=True, check=True)
         subprocess.run(["kill", "-9", *pids.stdout.split()], check=True)
         said, _ = machines[0].communicate(timeout=30)
@@ -94,6 +108,23 @@ def test_a_machine_that_dies_ends_the_run_on_the_other(tmp_path: Path) -> None:
     assert "another process of the run ended before its time" in said
     assert "go on with: " in said
     assert "Traceback" not in said
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_machine_that_is_cut_off_ends_the_run_on_both(tmp_path: Path) -> None:
+    """Nothing says that it is gone: each waits for as long as --patience has it."""
+    with begun(tmp_path / "x", 1000, "--patience", "0.25") as machines:
+        wait_for_checkpoint(tmp_path / "x")
+        ip("-n", NAMES[1], "link", "set", CABLES[1], "down")
+        try:
+            said = [machine.communicate(timeout=60)[0] for machine in machines]
+        finally:
+            ip("-n", NAMES[1], "link", "set", CABLES[1], "up")
+    assert [machine.returncode for machine in machines] == [1, 1], said
+    assert "localssl: no word from another process for 0.25 minutes (its machine cut off?); the last check" in said[0]
+    assert "go on with: " in said[0]
+    assert "--patience 0.25" in said[0]
+    assert "Traceback" not in said[0]
 
 
 @pytest.mark.usefixtures("hosts")

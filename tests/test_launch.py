@@ -102,7 +102,7 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1, errors
-    assert "ended" in errors
+    assert "process 1, counted from 0 on this machine, was ended by SIGKILL (out of memory?); the last chec" in errors
     assert "go on with: " in errors
     last_state(tmp_path / "x")
 
@@ -113,6 +113,8 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
         ({"devices": 0}, "--devices 0: use a number of processes, 1 or more"),
         ({"devices": 3}, "--batch-size 16 is the whole batch: give a multiple of the 3 processes"),
         ({"devices": 16}, "--batch-size 16 is the whole batch: .* 2 images or more for each"),
+        ({"patience": 0.0}, "--patience 0.0: use a positive number of minutes"),
+        ({"patience": float("inf")}, "--patience inf: use a positive number of minutes"),
         ({"across": "process"}, "--across process goes with --devices"),
     ],
 )
@@ -141,12 +143,23 @@ ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
         (TORCHRUN, {"pipeline": 2}, "torchrun started 2 processes, --devices times --nodes is 1"),
         (TORCHRUN, {"devices": 4}, "torchrun started 2 processes, --devices times --nodes is 4"),
         (TORCHRUN, {"devices": 2, "pipeline": 2}, "started 2 .*, --devices times --nodes times --pipeline is 4"),
+        (
+            TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+            {"devices": 2},
+            "torchrun --max-restarts 3: .* TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+        ),
         ({"SLURM_NTASKS": "3"}, {"devices": 2}, "SLURM started 3 processes, --devices times --nodes is 2"),
         ({"SLURM_NTASKS": "2"}, {"devices": 2}, "SLURM must know .* --ntasks-per-node=2"),
         ({"SLURM_NTASKS": "6"}, {"devices": 2, "pipeline": 3}, "SLURM must know .* --ntasks-per-node=6"),
         ({}, {"nodes": 2}, "--nodes 2 needs MASTER_ADDR, MASTER_PORT, NODE_RANK"),
         (ADDRESS, {"nodes": 2}, "--nodes 2 needs NODE_RANK"),
         (ADDRESS | {"NODE_RANK": "2"}, {"nodes": 2}, "NODE_RANK=2: --nodes 2 are 0 to 1"),
+        *[
+            (ADDRESS | {"NODE_RANK": "0", "MASTER_PORT": port}, {"nodes": 2}, f"MASTER_PORT={port}: .* from 1 to 65535")
+            for port in ("abc", "0", "99999", "-1", "29500.0", "\u0663")
+        ],
+        ({"MASTER_PORT": "abc"}, {"devices": 2}, "MASTER_PORT=abc: .* from 1 to 65535"),
+        ({"MASTER_PORT": ""}, {"devices": 2}, "MASTER_PORT=: .* from 1 to 65535"),
     ],
 )
 def test_who_would_wait_for_ever(

@@ -46,7 +46,7 @@ CASES = {
     "clapp++, type 1, softplus": Case("clapp++", {"f": "softplus", "loss_type": 1}, ways=("matrices",)),
     "clapp++, low rank": Case("clapp++", {"projection": "low-rank", "rank": 2}, ways=("matrices",)),
     "clapp++dfb": Case("clapp++dfb", engine="hebbian", ways=("matrices", "sharded")),
-    "clapp++dfb, lean": Case("clapp++dfb", engine="hebbian-lean", ways=("matrices",)),
+    "clapp++dfb, lean": Case("clapp++dfb", engine="hebbian-lean", ways=("matrices",), images=8),
     "clapp++both": Case("clapp++both", engine="hebbian", ways=("matrices", "sharded")),
     "clapp++both, some of each": Case("clapp++both", ways=("auto",), patches=(2, None, 1), images=36),
     "clapp++both, patch-local": Case("clapp++both", {"projection": "patch-local"}, ways=("matrices", "sharded")),
@@ -55,7 +55,7 @@ CASES = {
     "bp-clapp++": Case("bp-clapp++", ways=("sharded",)),
     "bp-infonce": Case("bp-infonce", {"projection_dim": 4}),
     "bp-lpl": Case("bp-lpl"),
-    "bp-simclr": Case("bp-simclr"),
+    "bp-simclr": Case("bp-simclr", images=12),
     "bp": Case("bp", {"classes": 3}),
 }
 
@@ -163,7 +163,9 @@ def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("size", "cases"), [(2, list(CASES)), (3, ["clapp++both", "bp-simclr"])])
+@pytest.mark.parametrize(
+    ("size", "cases"), [(2, list(CASES)), (3, ["clapp++both", "bp-simclr"]), (4, ["clapp++dfb, lean", "bp-simclr"])]
+)
 def test_as_one_process(size: int, cases: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # processes that need not import everything anew

@@ -105,7 +105,7 @@ PROJECTIONS = {
 COMMANDS = {  # all ten, each with all that it takes; in capitals what has its place on the line
     "train": "rule rule-options data data-root download config views view-strength image-size epochs width seed out "
     "encoder encoder-options patches engine lr batch-size weight-decay optimizer schedule device precision threads "
-    "devices nodes across exchange shard-b pipeline split staleness probe-every align-every checkpoint-every "
+    "devices nodes across exchange shard-b patience pipeline split staleness probe-every align-every checkpoint-every "
     "limit-images trackers on-nan expect own resume skip-bad memory dry-run bits weight-noise dead mismatch",
     "probe": "RUN protocol labels draws epochs data data-root limit-images device threads skip-bad own",
     "align": "RUN data data-root batches batch-size fit-batches reference threads skip-bad own",

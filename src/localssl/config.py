@@ -117,6 +117,9 @@ class TrainConfig:
     matrices: each makes its samples' part, parts are summed; auto: layer by layer what sends less."""
     shard_b: bool = False
     """With --devices: every process keeps some rows of every dense B, with their optimiser's state. Same numbers."""
+    patience: float = 60.0
+    """With --devices: minutes that a process waits for word from another before it takes it for lost, its machine cut
+    off. One that is killed is seen at once."""
     pipeline: int | None = None
     """Train the blocks in this many processes at the same time, each a part of them. Default: one process."""
     split: tuple[int, ...] | None = None
@@ -169,6 +172,7 @@ class TrainConfig:
             "nodes",
             "exchange",
             "shard_b",
+            "patience",
             "pipeline",
             "split",
             "trackers",

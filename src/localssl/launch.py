@@ -12,8 +12,9 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from localssl import devices, interrupts
 from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.parallel import PATIENCE, Lost, Processes
+from localssl.parallel import Lost, Processes
 
+YEAR = 525_600  # minutes
 START = "spawn"  # CUDA allows no other
 KINDS = (Lost, RunError, UsageError, KeyboardInterrupt)  # what is no bug; the first that fits
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # six lines about ranks
@@ -45,10 +47,12 @@ def check(config: TrainConfig) -> None:
     """Refuse processes that would wait for others which nobody starts, or train the same run twice.
 
     Raises:
-        UsageError: torchrun or SLURM started another number of processes; --nodes without what finds the others; more
-            processes than GPUs.
+        UsageError: no --patience; torchrun or SLURM started another number of processes, or torchrun restarts some that
+            would hang; --nodes without what finds the others; a MASTER_PORT that is no port; more processes than GPUs.
     """
     count, environ = config.together * config.nodes, os.environ
+    if not 0 < config.patience <= YEAR:
+        raise UsageError(f"--patience {config.patience}: use a positive number of minutes, up to 525600, a year")
     if count > 1:
         _check_devices(config)
     by_torchrun = TorchElasticEnvironment.detect()
@@ -58,9 +62,13 @@ def check(config: TrainConfig) -> None:
         if there != str(count):
             times = "--devices times --nodes" + (" times --pipeline" if config.together > config.devices else "")
             raise UsageError(f"{name} started {there} processes, {times} is {count}; give as many")
+        if count > 1 and by_torchrun:
+            _check_restarts(environ)
         if not by_torchrun and "SLURM_NTASKS_PER_NODE" not in environ:  # Fabric insists
             raise UsageError(f"SLURM must know how many there are of each machine: --ntasks-per-node={config.together}")
         return
+    if count > 1 and "MASTER_PORT" in environ:  # Fabric takes it with one machine, too
+        _check_port(environ["MASTER_PORT"])
     if config.nodes == 1:
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not environ.get(name)]:
@@ -70,6 +78,21 @@ def check(config: TrainConfig) -> None:
         )
     if environ["NODE_RANK"] not in map(str, range(config.nodes)):
         raise UsageError(f"NODE_RANK={environ['NODE_RANK']}: --nodes {config.nodes} are 0 to {config.nodes - 1}")
+
+
+def _check_restarts(environ: Mapping[str, str]) -> None:
+    """Processes that torchrun restarts may read from its store where those that ended were, and wait for them."""
+    restarts, shared = environ.get("TORCHELASTIC_MAX_RESTARTS", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    if restarts != "0" and environ.get(shared) == "True":  # github.com/pytorch/pytorch/issues/135712
+        raise UsageError(
+            f"torchrun --max-restarts {restarts}: restarted processes may look for those that ended, and hang; start "
+            f"torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+
+
+def _check_port(text: str) -> None:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= 65535):
+        raise UsageError(f"MASTER_PORT={text}: no port; give a whole number from 1 to 65535, free on the first machine")
 
 
 def _check_devices(config: TrainConfig) -> None:
@@ -92,7 +115,9 @@ def launch(config: TrainConfig, work: Work) -> None:
         UsageError, RunError, KeyboardInterrupt: as ``work`` raised in one of them; RunError: they did not find each
             other; Lost: one was ended from outside.
     """
-    strategy = DDPStrategy(start_method="popen" if started_by_others() else START, timeout=PATIENCE)
+    strategy = DDPStrategy(
+        start_method="popen" if started_by_others() else START, timeout=timedelta(minutes=config.patience)
+    )
     fabric = Fabric(accelerator=config.device, strategy=strategy, devices=config.together, num_nodes=config.nodes)
     if started_by_others():
         try:
@@ -106,7 +131,9 @@ def launch(config: TrainConfig, work: Work) -> None:
         try:
             fabric.launch(functools.partial(_begin, work=work, folder=folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:  # pyright: ignore[reportPrivateImportUsage]
-            said = _said(Path(folder)) or _ended(error)
+            ended, said = _ended(error), _said(Path(folder))
+            if said is None or (isinstance(said, Lost) and _killed(error)):  # the others only know that one is gone
+                said = ended
             if stopped.is_set() and isinstance(said, Lost):  # before there was anything to save
                 raise KeyboardInterrupt from error
             raise said from error
@@ -162,12 +189,17 @@ def _said(folder: Path) -> BaseException | None:
     return found[0] if found else None
 
 
+def _killed(error: Exception) -> bool:
+    return isinstance(error, mp.ProcessExitedException) and error.signal_name is not None  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _ended(error: Exception) -> Exception:
     """A process that an exception ended is a bug, and says so; one that was killed is not."""
     if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
         guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
-        by = f" by {error.signal_name}, for want of memory?" if error.signal_name else guard
-        return Lost(f"process {error.error_index} of the run was ended{by}")
+        memory = " (out of memory?)" if error.signal_name == "SIGKILL" else ""
+        by = f" by {error.signal_name}{memory}" if error.signal_name else guard
+        return Lost(f"process {error.error_index}, counted from 0 on this machine, was ended{by}")
     return _unmet(str(error)) if "init_process_group" in str(error) else error
 
 

@@ -8,6 +8,7 @@ since B's factors are the readouts: no matrix of its size is ever sent.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from localssl.errors import RunError, UsageError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # a process that is stopped for a while is not lost; one that ends is seen at once
+PATIENCE = timedelta(days=1)  # on one machine: stopped for a while is not lost; a process that ends is seen at once
 LARGE = 2**18  # numbers of a gradient
 
 
@@ -38,6 +39,9 @@ def guarded(call: Callable[[], T]) -> T:
     try:
         return call()
     except RuntimeError as error:
+        if found := re.search(r"[Tt]imed out waiting (\d+)ms", str(error)):  # gloo's
+            minutes = f"{int(found[1]) / 60_000:.2g}"
+            raise Lost(f"no word from another process for {minutes} minutes (its machine cut off?)") from error
         raise Lost("another process of the run ended before its time (killed, or out of memory?)") from error
 
 

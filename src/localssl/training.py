@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _share(config: TrainConfig, named: list[str] | None, processes: Processes, n
     """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []
-    place = pipeline.place(processes, config.pipeline or 1)
+    place = pipeline.place(processes, config.pipeline or 1, timedelta(minutes=config.patience))
     if place.peers is not None:
         place.peers.exchange = config.exchange
     try:

@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("learning in integers", "bits weight-noise dead mismatch"),
-        ("several processes", "devices nodes across exchange shard-b pipeline split staleness"),
+        ("several processes", "devices nodes across exchange shard-b patience pipeline split staleness"),
         ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
     ),
     "compare": (

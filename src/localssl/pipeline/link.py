@@ -95,7 +95,7 @@ def groups(device: torch.device, place: Place) -> Groups:
     alone = place.peers is not None or torch.cuda.device_count() >= world  # with peers: started as many as devices
     if device.type == "cuda" and alone:
         replicas = [[*range(first, first + place.stages)] for first in range(0, world, place.stages)]
-        activity, context = (subgroup(replicas, "nccl") for _ in range(2))
+        activity, context = (subgroup(replicas, place.patience, "nccl") for _ in range(2))
         return Groups(activity, context, device, False)
     return Groups(place.group, place.group, torch.device("cpu"), device.type == "cuda")
 

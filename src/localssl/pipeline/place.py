@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -18,12 +19,14 @@ class Place:
         stage, stages: its number in its replica, and how many there are.
         group: the replica's processes in the order of their stages, through gloo; None: all processes that there are.
         peers: those of this stage in all replicas, each with its part of the batch; None: there is one replica.
+        patience: how long this process waits for another.
     """
 
     stage: int = 0
     stages: int = 1
     group: dist.ProcessGroup | None = None
     peers: Processes | None = None
+    patience: timedelta = PATIENCE
 
     @property
     def speaks(self) -> bool:
@@ -40,21 +43,21 @@ class Place:
 ALONE = Place()
 
 
-def place(world: Processes, stages: int) -> Place:
+def place(world: Processes, stages: int, patience: timedelta = PATIENCE) -> Place:
     """The place of this process among all: number r is stage r % P of replica r // P, all of one machine if it can be.
 
-    To be called by every process of the world at the same time.
+    To be called by every process of the world at the same time. ``patience``: how long a process waits for another.
     """
     if stages == 1:
-        return Place(peers=world)
+        return Place(peers=world, patience=patience)
     replicas = [[*range(first, first + stages)] for first in range(0, world.size, stages)]
     same_stage = [list(ranks) for ranks in zip(*replicas, strict=True)]
-    group = subgroup(replicas, "gloo")
-    return Place(world.rank % stages, stages, group, Processes(world.device, subgroup(same_stage)))
+    group = subgroup(replicas, patience, "gloo")
+    return Place(world.rank % stages, stages, group, Processes(world.device, subgroup(same_stage, patience)), patience)
 
 
-def subgroup(ranks: list[list[int]], backend: str | None = None) -> dist.ProcessGroup:
+def subgroup(ranks: list[list[int]], patience: timedelta, backend: str | None = None) -> dist.ProcessGroup:
     """The group of this process, of groups that all of the world make at the same time; by default with its backend."""
-    own, _ = dist.new_subgroups_by_enumeration(ranks, timeout=PATIENCE, backend=backend)
+    own, _ = dist.new_subgroups_by_enumeration(ranks, timeout=patience, backend=backend)
     assert isinstance(own, dist.ProcessGroup)
     return own
