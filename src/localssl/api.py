@@ -26,6 +26,7 @@ from localssl.checkup import Finding
 from localssl.config import check_kinds
 from localssl.errors import unknown
 from localssl.evaluate import AlignResult
+from localssl.own import check_files
 from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
 from localssl.run import Run
@@ -108,6 +109,7 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         values[name] = value
     made = kind(**values)
     check_kinds(made)  # pyright: ignore[reportArgumentType]
+    check_files(getattr(made, "own", ()))
     return flagfile.taken(made) if isinstance(made, flags.TrainConfig | flags.Compare) else made
 
 

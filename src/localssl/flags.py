@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-import localssl
 from localssl import flagfile
 from localssl.config import TrainConfig
 from localssl.errors import UsageError, unknown
@@ -326,7 +325,7 @@ Command = (
 
 
 _NO_TYPE = re.compile(r"Error parsing (\S+): no type matching (?:{None}\|)?(.+?) could be instantiated from \['(.*)'\]")
-_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def parse(arguments: list[str]) -> object:
@@ -335,8 +334,6 @@ def parse(arguments: list[str]) -> object:
     Raises:
         UsageError: no such command, a file of --config that cannot be taken, or what tyro finds wrong with a flag.
     """
-    if arguments[0].startswith("-"):  # tyro's own, for completion
-        return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
     kinds: dict[str, Any] = {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
     if arguments[0] not in kinds:
         raise unknown("command", arguments[0], kinds)
@@ -346,7 +343,7 @@ def parse(arguments: list[str]) -> object:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=_STYLE, **more)
+            command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=STYLE, **more)
     except SystemExit as error:
         if error.code != 2:
             raise
