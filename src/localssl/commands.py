@@ -52,9 +52,11 @@ def run(command: object) -> None:
         path, localssl = in_shell([str(finished.path)]), program()
         if not launch.speaks(command.nodes):
             return
-        files = command.own_files()
-        named = f" --own {in_shell(files)}" if files else ""
-        print(f"done: {path}; next: {localssl} probe {path}{named}, {localssl} align {path}{named}")
+        named = f" --own {in_shell(files)}" if (files := command.own_files()) else ""
+        if not finished.config.epochs:
+            print("no epoch was run: the encoder is as its seed drew it")
+        advice = ", ".join(f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
+        print(f"done: {path}; next: {advice}")
         if expected is not None:
             expect(finished.path, expected)
     elif isinstance(command, flags.Probe):

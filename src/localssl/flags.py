@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-from localssl import flagfile
+from localssl import flagfile, misread
 from localssl.config import TrainConfig
-from localssl.errors import UsageError, unknown
+from localssl.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +323,6 @@ Command = (
 )
 
 
-_NO_TYPE = re.compile(r"Error parsing (\S+): no type matching (?:{None}\|)?(.+?) could be instantiated from \['(.*)'\]")
 STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
@@ -347,17 +345,8 @@ def parse(arguments: list[str]) -> object:
     except SystemExit as error:
         if error.code != 2:
             raise
-        raise UsageError(f"{_first(said.getvalue())}; {prog} --help shows what it takes") from None
+        raise misread.refusal(said.getvalue(), arguments[0], kinds[arguments[0]]) from None
     return flagfile.taken(command) if isinstance(command, Train | Compare) else command
-
-
-def _first(box: str) -> str:
-    """What tyro's box says, between its title and its details, in a line."""
-    rows = [line.strip(" │") for line in box.splitlines()[1:]]
-    blank = [not row.strip("─-╭╮╰╯") for row in rows]  # a ruler, or a gap
-    first = blank.index(False)
-    said = " ".join(rows[first : blank.index(True, first)])
-    return _NO_TYPE.sub(r"\1 takes \2, not '\3'", said.rstrip("."))
 
 
 def _from_file(arguments: list[str]) -> object | None:
