@@ -182,3 +182,15 @@ def test_what_a_flag_does_not_take_is_a_line(words: str, said: str, capsys: Capt
     assert not out
     assert err.count("\n") == 1
     assert err.startswith(f"localssl: {said}")
+
+
+def test_what_training_says_last(tmp_path: Path, capsys: Capture) -> None:
+    """What to do next, and that nothing was learnt where no epoch was asked for."""
+    tiny = "--rule ff --data digits --limit-images 64 --width 0.25 --threads 1 --epochs"
+    for epochs, remark in ((0, True), (1, False)):
+        out = tmp_path / f"x{epochs}"
+        assert main(["train", *tiny.split(), str(epochs), "--out", str(out)]) == 0
+        *said, last = capsys.readouterr().out.splitlines()
+        assert ("no epoch was run: the encoder is as its seed drew it" in said) == remark
+        words = [f"{command} {shlex.quote(str(out))}" for command in ("probe", "align", "report")]
+        assert [next_.partition("localssl ")[2] for next_ in last.partition("; next: ")[2].split(", ")] == words

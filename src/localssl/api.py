@@ -105,7 +105,8 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         elif isinstance(value, Mapping):
             value = tuple(f"{key}={json.dumps(item)}" for key, item in value.items())
         elif isinstance(value, list):
-            value = tuple(value)
+            paths = "Path" in fields[name]
+            value = tuple(Path(item) if paths and isinstance(item, str) else item for item in value)
         values[name] = value
     made = kind(**values)
     check_kinds(made)  # pyright: ignore[reportArgumentType]
