@@ -139,6 +139,7 @@ def test_every_command_is_one_documented_function(name: str) -> None:
         ({"width": "0.25"}, "--width '0.25': give a number"),
         ({"batch_size": 16.0}, "--batch-size 16.0: give a whole number"),
         ({"patches": 4}, "--patches 4: give several in a list, each a whole number or None"),
+        ({"patches": (4, "2")}, "--patches: '2' in the list is not a whole number"),
         ({"rule_options": "margin=2"}, "--rule-options 'margin=2': give several in a list, each a text"),
         ({"resume": "no"}, "--resume 'no': give True or False"),
         ({"seed": True}, "--seed True: give a whole number"),
@@ -157,7 +158,9 @@ def test_values_that_no_flag_takes(options: dict[str, Any], says: str, tmp_path:
     ("command", "options", "says"),
     [
         (api.probe, {"protocol": "papr"}, "unknown protocol 'papr': did you mean 'paper'"),
-        (api.probe, {"labels": [10]}, "--labels (10,): give several in a list, each '1' or '10' or 'all'"),
+        (api.probe, {"labels": [10]}, "--labels: 10 in the list is not '1' or '10' or 'all'"),
+        (api.probe, {"labels": ["all", "5"]}, "--labels: '5' in the list is not '1' or '10' or 'all'"),
+        (api.probe, {"own": ["nothere.py"]}, "--own nothere.py: there is no file"),
         (api.align, {"batches": "2"}, "--batches '2': give a whole number"),
         (api.export, {"split": "tets", "embeddings": True}, "unknown split 'tets': did you mean 'test'"),
         (api.report, {"images": 0.5}, "--images 0.5: give a whole number"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from localssl import commands
+from localssl import commands, usage
 from localssl.cli import main
 from localssl.errors import RunError, UsageError
 
@@ -101,6 +101,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--rule clapp --data digits --view-strength nan", ["--view-strength nan"]),
         ("--rule clapp --data cifar10 --view-strength 2", ["--view-strength goes with the affine views of digits"]),
         ("--rule clapp --data digits --threads 0", ["--threads 0: use 1 or more"]),
+        (
+            "--rule clapp --data digits --views nothere",
+            ["--views takes views of your own, PATH.py:NAME, not 'nothere'"],
+        ),
+        ("--rule clapp --data digits --views nothere:view", ["PATH.py:NAME, not 'nothere:view'"]),
+        ("--rule clapp --data digits --views nothere.py:view", ["there is no file", "nothere.py", "PATH.py:NAME"]),
         ("--rule clapp --data digits --probe-every -1", ["--probe-every -1"]),
         ("--rule clapp --data digits --checkpoint-every 0", ["--checkpoint-every 0.0"]),
         ("--rule clapp --data digits --device gpu", ["--device 'gpu': use one of auto, cpu, cuda, mps"]),
@@ -219,6 +225,37 @@ def test_parquet(tmp_path: Path, out: Path, capsys: Capture) -> None:
     )
     file.write_bytes(file.read_bytes()[:100])
     refuse(capsys, f"train --rule clapp --data parquet:{file} --out {out}", "a.parquet")
+    assert not out.exists()
+
+
+OWN = (
+    "train --rule clapp --data digits --out",
+    "compare --data digits --out",
+    "probe",
+    "align",
+    "report",
+    "export --onnx",
+)
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_own_names_no_file(command: str, trained: Path, out: Path, capsys: Capture) -> None:
+    """Every command that has --own, before it does anything."""
+    assert {c.split()[0] for c in OWN} == {c for c, kind in usage.commands().items() if hasattr(kind, "own")}
+    place = out if "--out" in command else trained
+    before = contents(trained)
+    refuse(capsys, f"{command} {place} --own nothere", "--own takes files with code of yours, PATH.py, not 'nothere'")
+    for typed in ("nothere.py", "nothere.py:MyRule"):
+        refuse(capsys, f"{command} {place} --own {typed}", f"--own {typed}: there is no file {Path.cwd()}/nothere.py")
+    refuse(capsys, f"{command} {place} --own {Path(__file__).parent}", "--own takes files", "PATH.py")
+    assert contents(trained) == before
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["seeds", "jobs", "threads"])
+def test_numbers_of_reproduce(flag: str, out: Path, capsys: Capture) -> None:
+    for number in (0, -1):
+        refuse(capsys, f"reproduce demo --{flag} {number} --out {out}", f"--{flag} {number}: use 1 or more")
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""The command line around its commands: overview, version, citation, completion."""
+"""The command line around its commands: overview, help, version, citation, what it refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +46,18 @@ def test_help_fits_a_screen(command: str, capsys: Capture) -> None:
     places = [place.lower() for place in re.findall(r"^  ([A-Z]+)  ", whole, re.MULTILINE)]
     assert sorted([*shown, *places]) == sorted(fields)
     assert ("--help-all" in short) == (short != whole)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_as_a_word(command: str, capsys: Capture) -> None:
+    for typed in ([command, "--help"], [command, "--help-all"]):
+        assert main(typed) == 0
+        page = capsys.readouterr().out
+        for flag in [flag for flag in typed[1:] if flag != "--help"] or ["--help", None]:
+            assert main([word for word in ("help", command, flag) if word]) == 0
+            assert capsys.readouterr().out == page
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == f"{usage.overview()}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -124,35 +135,6 @@ def test_changelog_knows_the_version() -> None:
     assert f"\n## {localssl.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_completion(tmp_path: Path, capsys: Capture) -> None:
-    """bash itself completes a command and a flag."""
-    with pytest.raises(SystemExit) as end:
-        main(["--completion", "bash"])
-    assert end.value.code in (0, None)
-    script = tmp_path / "localssl.bash"
-    script.write_text(capsys.readouterr().out, encoding="utf-8")
-    ask = """
-        source "$1"; shift
-        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
-        $(complete -p localssl | sed -E 's/.*-F ([^ ]+).*/\\1/') localssl "${COMP_WORDS[COMP_CWORD]}" ""
-        printf '%s\n' "${COMPREPLY[@]}"
-    """
-    for words, expected in ((["localssl", "do"], "doctor"), (["localssl", "train", "--dry"], "--dry-run")):
-        done = subprocess.run(
-            ["bash", "-c", ask, "bash", str(script), *words], capture_output=True, text=True, check=False
-        )
-        assert done.stdout.split()[0] == expected, done.stderr  # a description may follow
-
-
-@pytest.mark.parametrize("words", ["", "fish", "bash zsh"])
-def test_bad_input(words: str, capsys: Capture) -> None:
-    assert main(["--completion", *words.split()]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("localssl: --completion takes one of bash, zsh, tcsh")
-    assert said.count("\n") == 1
-
-
 def test_an_unknown_flag_is_one_line_with_the_nearest(capsys: Capture) -> None:
     assert main(["train", "--rule", "clapp++", "--data", "digits", "--out", "x", "--epoch", "2"]) == 2
     said = capsys.readouterr().err
@@ -164,16 +146,51 @@ def test_an_unknown_flag_is_one_line_with_the_nearest(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--bits", "eight"], "--bits takes INT, not 'eight'; localssl train --help shows what it takes"),
-        (["compare", "--precision", "8"], "invalid choice '8' for argument '--precision'. Expected one of"),
-        (["probe"], "Missing from localssl probe: PATH Folder of the run. (required);"),
-        (["probe", "a", "b"], "Unrecognized options: b;"),
-        (["train", "--rule"], "Missing value for argument '--rule'. Expected 1 values;"),
+        (
+            "train --bits eight",
+            "--bits takes a whole number, not 'eight'; localssl train --help-all shows what it takes",
+        ),
+        ("train --width 0.25x", "--width takes a number, not '0.25x';"),
+        ("train --seed 1.5", "--seed takes a whole number, not '1.5';"),
+        ("train --patches 4 x", "--patches takes a whole number, not 'x';"),
+        ("compare --data digits --out x --search-lr fast", "--search-lr takes a number, not 'fast';"),
+        (
+            "train --optimizer adma",
+            "unknown optimizer 'adma': did you mean 'adam' or 'adam-l2'? choices: adam, adam-fac",
+        ),
+        ("compare --precision 8", "unknown precision '8': choices: 32-true, 64-true, bf16-mixed\n"),
+        ("probe x --labels 5", "unknown labels '5': choices: 1, 10, all\n"),
+        ("probe", "probe needs the folder of a run, localssl probe runs/x;"),
+        ("compare", "compare needs --data and --out;"),
+        ("compare --data digits", "compare needs --out;"),
+        ("probe a b", "probe takes no 'b' where it stands: flags begin with --; localssl probe --help-all"),
+        (
+            "train rule clapp++",
+            "train takes no 'rule' where it stands: flags begin with --, did you mean --rule? local",
+        ),
+        ("train --rule", "--rule stands without a value: give a text;"),
+        ("--versoin", "localssl has no flag --versoin: did you mean --version? localssl --help shows"),
+        ("--rule clapp", "localssl has no flag --rule: flags stand behind a command, localssl --help shows"),
+        ("--citation x", "--citation stands alone: leave out 'x'\n"),
+        ("--version=2", "--version stands alone: leave out '2'\n"),
+        ("help trian", "unknown command 'trian': did you mean 'train'"),
     ],
 )
-def test_what_a_flag_does_not_take_is_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+def test_what_a_flag_does_not_take_is_a_line(words: str, said: str, capsys: Capture) -> None:
+    assert main(words.split()) == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
     assert err.startswith(f"localssl: {said}")
+
+
+def test_what_training_says_last(tmp_path: Path, capsys: Capture) -> None:
+    """What to do next, and that nothing was learnt where no epoch was asked for."""
+    tiny = "--rule ff --data digits --limit-images 64 --width 0.25 --threads 1 --epochs"
+    for epochs, remark in ((0, True), (1, False)):
+        out = tmp_path / f"x{epochs}"
+        assert main(["train", *tiny.split(), str(epochs), "--out", str(out)]) == 0
+        *said, last = capsys.readouterr().out.splitlines()
+        assert ("no epoch was run: the encoder is as its seed drew it" in said) == remark
+        words = [f"{command} {shlex.quote(str(out))}" for command in ("probe", "align", "report")]
+        assert [next_.partition("localssl ")[2] for next_ in last.partition("; next: ")[2].split(", ")] == words

@@ -32,7 +32,7 @@ def test_a_machine_that_can_work(tmp_path: Path, capsys: Capture, monkeypatch: p
     assert f"{os.cpu_count()} cores" in said
     assert f"torch: {importlib.metadata.version('torch')}" in said
     assert "digits: found, 1,297 training images" in said
-    assert "cifar10: localssl train with --download fetches it" in said
+    assert "\n   cifar10: localssl train --rule clapp --data cifar10 --download --dry-run\n" in said
     assert said.endswith("localssl can work here\n")
 
 

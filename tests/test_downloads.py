@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import re
 import tarfile
 import threading
 from collections.abc import Generator
@@ -136,7 +137,7 @@ def test_a_single_pickle_that_does_not_match_is_not_opened(
 
     files, _ = cifar10(monkeypatch)
     write_files(tmp_path, {**files, f"cifar-10-batches-py/{name}": pickle.dumps(Trap())})
-    with usage_error("cifar-10-batches-py does not match .* delete it and fetch it again with --download"):
+    with usage_error("cifar-10-batches-py does not match .* delete it and fetch it again: localssl train .*--download"):
         open_images("cifar10", root=tmp_path)
     assert not (tmp_path / "sprung").exists()
 
@@ -157,10 +158,34 @@ def test_a_cut_off_download_is_never_taken_for_whole(
     server.cut = cut
     with usage_error("the download of cifar10 failed .*; try again"):
         open_images("cifar10", root=tmp_path, download=True)
-    with usage_error("cifar10 not found: looked for .*--download fetches"):
+    with usage_error("cifar10 not found: looked for .*fetch its python version: localssl train .*--download"):
         open_images("cifar10", root=tmp_path)
     server.cut = 1.0
     check_cifar10(tmp_path, images, download=True)
+
+
+@pytest.mark.parametrize("place", ["", " --data-root there"])
+@pytest.mark.parametrize("command", ["train --rule ff --data cifar10 --out x", "doctor --quick"])
+def test_the_advice_fetches_whatever_the_command(
+    command: str,
+    place: str,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Most commands have no --download: what they advise is a command that has, for the folder that was named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCALSSL_DATA", raising=False)
+    (tmp_path / "there").mkdir()
+    images = serve_cifar10(server, monkeypatch)
+    main((command + place).split())
+    advised = re.search(r"localssl (train .* cifar10 --download --dry-run.*)\n", "".join(capsys.readouterr()))
+    assert advised is not None
+    assert advised[1].endswith(place)
+    assert main(advised[1].split()) == 2
+    assert "10 training images, fewer than a batch of 64" in capsys.readouterr().err  # the server's set is as small
+    check_cifar10(tmp_path / ("there" if place else "data"), images)
 
 
 def test_files_that_were_unpacked_in_part_are_fetched_again(

@@ -212,12 +212,13 @@ def test_what_opens_a_run_names_the_file(
     assert cli.main(["train", "--rule", "mine.py:MyRule", *TINY.split(), "--out", "my run"]) == 0
     done, advice = capsys.readouterr().out.splitlines()[-1].split("; next: ")
     assert done == f"done: {shlex.quote('my run')}"
-    probe, align = (shlex.split(each) for each in advice.split(", "))
+    probe, align, report = (shlex.split(each) for each in advice.split(", "))
     Path("rules.yaml").write_text(COMPARED, encoding="utf-8")
     named = ["--own", "mine.py"]
     for words in (
         [*probe[probe.index("probe") :], "--limit-images", "40"],
         [*align[align.index("align") :], "--batches", "2"],
+        [*report[report.index("report") :], "--images", "0"],
         ["train", "--resume", "--out", "my run", "--epochs", "2", *named],
         ["train", "--expect", "my run", *named],
         ["compare", "--config", "rules.yaml", "--align-batches", "0", "--threads", "1", "--out", "compared", *named],

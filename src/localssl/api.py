@@ -26,6 +26,7 @@ from localssl.checkup import Finding
 from localssl.config import check_kinds
 from localssl.errors import unknown
 from localssl.evaluate import AlignResult
+from localssl.own import check_files
 from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
 from localssl.run import Run
@@ -108,10 +109,12 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
         elif isinstance(value, Mapping):
             value = tuple(f"{key}={json.dumps(item)}" for key, item in value.items())
         elif isinstance(value, list):
-            value = tuple(value)
+            paths = "Path" in fields[name]
+            value = tuple(Path(item) if paths and isinstance(item, str) else item for item in value)
         values[name] = value
     made = kind(**values)
     check_kinds(made)  # pyright: ignore[reportArgumentType]
+    check_files(getattr(made, "own", ()))
     return flagfile.taken(made) if isinstance(made, flags.TrainConfig | flags.Compare) else made
 
 

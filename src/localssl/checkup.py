@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 import localssl
 from localssl import devices, encoders, rules
-from localssl.data.readers import DOWNLOADS, NAMED
+from localssl.data.readers import DOWNLOADS, NAMED, data_folder, fetching
 from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
@@ -126,13 +126,12 @@ def _rules() -> Finding:
 
 
 def _data(root: Path | None) -> Iterator[Finding]:
-    place = Path(root or os.environ.get("LOCALSSL_DATA") or "data").expanduser()
+    place = data_folder(root)
     for name in NAMED:
         try:
             images = open_images(name, "train", root=place, limit=1)
         except (UsageError, RunError) as error:
-            fetch = "localssl train with --download fetches it" if name in DOWNLOADS else ""
-            yield Finding("data", name, _line(error), fetch)
+            yield Finding("data", name, _line(error), fetching(name, place) if name in DOWNLOADS else "")
         else:
             kept = next((note for note in images.notes if "1 of" in note), "")
             total = kept.partition(" of ")[2].partition(" images")[0]

@@ -13,8 +13,6 @@ import localssl
 from localssl import interrupts
 from localssl.errors import RunError, UsageError
 
-SHELLS = ("bash", "zsh", "tcsh")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the run could not go on, 2 bad input, 130 stopped by the user."""
@@ -38,19 +36,23 @@ def _main(arguments: list[str]) -> int:
         print(citation.bibtex())
         return 0
     if arguments[:1] == ["--completion"]:
-        if len(arguments) != 2 or arguments[1] not in SHELLS:
-            return _say(f"--completion takes one of {', '.join(SHELLS)}; docs/first-hour.md says where it goes", 2)
-        arguments = ["--tyro-print-completion", arguments[1]]
+        from localssl import completion
+
+        if len(arguments) != 2 or arguments[1] not in completion.SHELLS:
+            shells = " or ".join(completion.SHELLS)
+            return _say(f"--completion takes {shells}; docs/first-hour.md says where it goes", 2)
+        print(completion.script(arguments[1]))
+        return 0
     with interrupts.leaving():  # importing PyTorch takes seconds
         from localssl import flags, usage
 
-        if arguments in ([], ["-h"], ["--help"]):
-            print(usage.overview(), file=sys.stdout if arguments else sys.stderr)
-            return 0 if arguments else 2
-        if arguments[0] in usage.commands() and (asked := {"-h", "--help", "--help-all"}.intersection(arguments)):
-            print(usage.page(arguments[0], "--help-all" in asked))
-            return 0
+        if not arguments:
+            print(usage.overview(), file=sys.stderr)
+            return 2
         try:
+            if (page := usage.asked_for(arguments)) is not None:
+                print(page)
+                return 0
             usage.refuse_unknown(arguments)
             command = flags.parse(arguments)
         except UsageError as error:

@@ -18,6 +18,7 @@ from localssl import (
     flags,
     launch,
     nir_graph,
+    own,
     rehearsal,
     repeat,
     rulefile,
@@ -41,6 +42,7 @@ from localssl.training import train
 
 def run(command: object) -> None:
     """Carry out a parsed command."""
+    own.check_files(getattr(command, "own", ()))
     if isinstance(command, flags.Train) and command.dry_run:
         for line in rehearsal.lines(rehearsal.rehearse(command)):
             print(line)
@@ -50,9 +52,11 @@ def run(command: object) -> None:
         path, localssl = in_shell([str(finished.path)]), program()
         if not launch.speaks(command.nodes):
             return
-        files = command.own_files()
-        named = f" --own {in_shell(files)}" if files else ""
-        print(f"done: {path}; next: {localssl} probe {path}{named}, {localssl} align {path}{named}")
+        named = f" --own {in_shell(files)}" if (files := command.own_files()) else ""
+        if not finished.config.epochs:
+            print("no epoch was run: the encoder is as its seed drew it")
+        advice = ", ".join(f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
+        print(f"done: {path}; next: {advice}")
         if expected is not None:
             expect(finished.path, expected)
     elif isinstance(command, flags.Probe):
@@ -154,11 +158,8 @@ def align(command: flags.Align) -> evaluate.AlignResult:
 def compare(command: flags.Compare) -> list[Line]:
     """Train and measure the rules that are not there yet; show and write the table."""
     c = command
-    for name, value, least in (("seeds", c.seeds, 1), ("jobs", c.jobs, 1), ("align-batches", c.align_batches, 0)):
-        if value < least:
-            raise UsageError(f"--{name} {value}: use {least} or more")
-    if c.probe_images is not None and c.probe_images < 1:
-        raise UsageError(f"--probe-images {c.probe_images}: use 1 or more")
+    _at_least(1, seeds=c.seeds, jobs=c.jobs, probe_images=c.probe_images)
+    _at_least(0, align_batches=c.align_batches)
     if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
         raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
     _set_threads(c.threads)
@@ -227,8 +228,7 @@ def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
     if command.encoder is None:
         return rule
     size = 32 if command.image_size is None else command.image_size
-    if size < 1:
-        raise UsageError(f"--image-size {size}: use 1 or more")
+    _at_least(1, image_size=size)
     shape, width = (3, size, size), command.width
     if width is None:  # networks of others, and one's own, have widths of their own
         width = 0.0625 if command.encoder in encoders.names() else 1.0
@@ -336,6 +336,7 @@ def _export_rule(opened: Run, path: Path) -> Path:
 
 def reproduce(command: flags.Reproduce) -> None:
     """Run experiments by name."""
+    _at_least(1, seeds=command.seeds, jobs=command.jobs, threads=command.threads)
     if not command.names:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:18s} {(experiment.__doc__ or '').splitlines()[0]}")
@@ -374,10 +375,16 @@ def doctor(command: flags.Doctor) -> list[checkup.Finding]:
 
 
 def _set_threads(threads: int | None) -> None:
+    _at_least(1, threads=threads)
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads {threads}: use 1 or more")
         torch.set_num_threads(threads)
+
+
+def _at_least(least: int, **values: int | None) -> None:
+    """Refuse numbers of flags below the least that makes sense."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: use {least} or more")
 
 
 def _suffix(data: str | None) -> str:

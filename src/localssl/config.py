@@ -212,11 +212,18 @@ def check_kinds(flags: DataclassInstance) -> None:
         choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
         if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
             raise unknown(name, value, choices)
-        shown = repr(value)
-        if len(shown) > 80 or "\n" in shown:  # an array, a network
-            shown = f"of type {type(value).__name__}"
+        several = [k.__args__[0] for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is tuple]
+        if several and isinstance(value, tuple):
+            wrong = next(item for item in value if not _is_of(item, several[0]))
+            raise UsageError(f"--{name.replace('_', '-')}: {_shown(wrong)} in the list is not {in_words(several[0])}")
         own = "; one of your own stands in a file, PATH.py:NAME" if name in ("data", "encoder", "rule", "views") else ""
-        raise UsageError(f"--{name.replace('_', '-')} {shown}: give {in_words(kind)}{own}")
+        raise UsageError(f"--{name.replace('_', '-')} {_shown(value)}: give {in_words(kind)}{own}")
+
+
+def _shown(value: object) -> str:
+    """A value in an error of one line: an array or a network only by its type."""
+    shown = repr(value)
+    return f"of type {type(value).__name__}" if len(shown) > 80 or "\n" in shown else shown
 
 
 def _is_of(value: object, kind: Any) -> bool:

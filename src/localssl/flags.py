@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-import localssl
-from localssl import flagfile
+from localssl import flagfile, misread
 from localssl.config import TrainConfig
-from localssl.errors import UsageError, unknown
+from localssl.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +323,7 @@ Command = (
 )
 
 
-_NO_TYPE = re.compile(r"Error parsing (\S+): no type matching (?:{None}\|)?(.+?) could be instantiated from \['(.*)'\]")
-_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def parse(arguments: list[str]) -> object:
@@ -335,8 +332,6 @@ def parse(arguments: list[str]) -> object:
     Raises:
         UsageError: no such command, a file of --config that cannot be taken, or what tyro finds wrong with a flag.
     """
-    if arguments[0].startswith("-"):  # tyro's own, for completion
-        return tyro.cli(Command, prog="localssl", description=localssl.__doc__, args=arguments, config=_STYLE)  # pyright: ignore
     kinds: dict[str, Any] = {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
     if arguments[0] not in kinds:
         raise unknown("command", arguments[0], kinds)
@@ -346,21 +341,12 @@ def parse(arguments: list[str]) -> object:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=_STYLE, **more)
+            command: Any = tyro.cli(kinds[arguments[0]], prog=prog, args=arguments[1:], config=STYLE, **more)
     except SystemExit as error:
         if error.code != 2:
             raise
-        raise UsageError(f"{_first(said.getvalue())}; {prog} --help shows what it takes") from None
+        raise misread.refusal(said.getvalue(), arguments[0], kinds[arguments[0]]) from None
     return flagfile.taken(command) if isinstance(command, Train | Compare) else command
-
-
-def _first(box: str) -> str:
-    """What tyro's box says, between its title and its details, in a line."""
-    rows = [line.strip(" │") for line in box.splitlines()[1:]]
-    blank = [not row.strip("─-╭╮╰╯") for row in rows]  # a ruler, or a gap
-    first = blank.index(False)
-    said = " ".join(rows[first : blank.index(True, first)])
-    return _NO_TYPE.sub(r"\1 takes \2, not '\3'", said.rstrip("."))
 
 
 def _from_file(arguments: list[str]) -> object | None:

@@ -72,6 +72,19 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     return getattr(module, wanted)
 
 
+def check_files(files: Iterable[str | Path]) -> None:
+    """Refuse names behind --own that are no file of Python; PATH.py:NAME stands for its file.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for name in map(str, files):
+        if not is_path(name):
+            raise UsageError(f"--own takes files with code of yours, PATH.py, not {name!r}")
+        if not (file := _parts(name)[0]).is_file():
+            raise UsageError(f"--own {name}: there is no file {file}")
+
+
 @contextmanager
 def only_named(words: Iterable[str] | None) -> Generator[None]:
     """For a while no code runs but that of files named in a command line's words: a run's folder may come from others.

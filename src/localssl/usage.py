@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import localssl
-from localssl.errors import UsageError
+from localssl.errors import UsageError, unknown
 from localssl.flags import Command
 
+HELP = ("-h", "--help", "--help-all")
+TOP = ("--help", "--version", "--citation", "--completion")  # flags that stand before a command
 WIDTH, COLUMN = 80, 24  # of a line; where what a flag means begins
 
 EXAMPLES = {
@@ -66,7 +68,7 @@ BESIDE = (
     "localssl COMMAND --help     its usual flags; --help-all: all of them",
     "localssl --version          the version",
     "localssl --citation         how to cite, as BibTeX",
-    "localssl --completion SHELL completion for bash, zsh or tcsh",
+    "localssl --completion SHELL completion for bash or zsh",
     "",
     "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
     "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
@@ -78,13 +80,39 @@ def commands() -> dict[str, type[Any]]:
     return {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
 
 
+def asked_for(arguments: list[str]) -> str | None:
+    """The page of help that a command line asks for, "help train", "--help" or "train --help"; None: it asks for none.
+
+    Raises:
+        UsageError: help for what is no command.
+    """
+    first, *rest = arguments
+    if first in ("help", *HELP):
+        named = [word for word in rest if word not in HELP]
+        if not named:
+            return overview()
+        if named[0] not in commands():
+            raise unknown("command", named[0], commands())
+        return page(named[0], "--help-all" in arguments)
+    asked = first in commands() and set(HELP).intersection(rest)
+    return page(first, "--help-all" in rest) if asked else None
+
+
 def refuse_unknown(arguments: list[str]) -> None:
     """Refuse flags that the command does not have; tyro's own message proposes those of other commands, too.
 
     Raises:
-        UsageError: names the first of them, and the nearest that there are.
+        UsageError: names the first of them, and the nearest that there are; or a flag where a command should be.
     """
-    if arguments[0] not in (kinds := commands()):
+    first = arguments[0]
+    if first.startswith("-"):
+        flag = first.partition("=")[0]
+        if flag in TOP:
+            raise UsageError(f"{flag} stands alone: leave out {' '.join(arguments[1:]) or first.partition('=')[2]!r}")
+        near = difflib.get_close_matches(flag, TOP, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}? " if near else "flags stand behind a command, "
+        raise UsageError(f"localssl has no flag {flag}: {hint}localssl --help shows what there is")
+    if first not in (kinds := commands()):
         return
     known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kinds[arguments[0]])]
     for word in arguments[1:]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from localssl.data import folders, parquet
 from localssl.data import shards as tar_shards
 from localssl.data.pixels import ArrayRows, EncodedRows, Rows
-from localssl.errors import UsageError
+from localssl.errors import UsageError, in_shell
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -73,7 +74,7 @@ def mnist(root: Path, split: str, download: bool) -> Found:
         _fetch("mnist", lambda: datasets.MNIST(str(root), download=True))
         place = places[0]
     if place is None:
-        raise missing("mnist", [(p, names) for p in places], "--download fetches them")
+        raise missing("mnist", [(p, names) for p in places], f"fetch it: {fetching('mnist', root)}")
     try:
         images = read_image_file(str(place / names[0])).numpy()
         labels = read_label_file(str(place / names[1])).numpy()
@@ -102,8 +103,8 @@ def cifar10(root: Path, split: str, download: bool) -> Found:
     place = next((p for p in places if (p / "cifar-10-batches-py").is_dir()), None)
     if place is None and not download:
         looked = [(p, ("cifar-10-batches-bin/*.bin", f"{split}.parquet", "cifar-10-batches-py")) for p in places]
-        raise missing("cifar10", looked, "--download fetches the python version")
-    return _cifar10_python(place or root, split, download)
+        raise missing("cifar10", looked, f"fetch its python version: {fetching('cifar10', root)}")
+    return _cifar10_python(place or root, split, download, root)
 
 
 def _cifar10_binary(place: Path, names: Sequence[str]) -> Found:
@@ -126,7 +127,7 @@ def _cifar10_parquet(files: Sequence[Path]) -> Found:
     return Found(table.rows, table.labels, table.classes or CIFAR10, 3, 32, notes=notes)
 
 
-def _cifar10_python(place: Path, split: str, download: bool) -> Found:
+def _cifar10_python(place: Path, split: str, download: bool, root: Path) -> Found:
     from torchvision import datasets
 
     if download:
@@ -135,7 +136,9 @@ def _cifar10_python(place: Path, split: str, download: bool) -> Found:
         data = datasets.CIFAR10(str(place), train=split == "train")
     except RuntimeError as error:
         folder = place / "cifar-10-batches-py"
-        raise UsageError(f"{folder} {CIFAR10_MD5}: delete it and fetch it again with --download") from error
+        raise UsageError(
+            f"{folder} {CIFAR10_MD5}: delete it and fetch it again: {fetching('cifar10', root)}"
+        ) from error
     images: NDArray[np.uint8] = data.data.transpose(0, 3, 1, 2)
     return Found(ArrayRows([images]), np.asarray(data.targets, dtype=np.int64), CIFAR10, 3, 32)
 
@@ -152,7 +155,7 @@ def stl10(root: Path, split: str, download: bool) -> Found:
         _fetch("stl10", lambda: datasets.STL10(str(root), split="train", download=True))
         place = places[0]
     if place is None:
-        raise missing("stl10", [(p, names) for p in places], "--download fetches them (2.6 GB)")
+        raise missing("stl10", [(p, names) for p in places], f"fetch it (2.6 GB): {fetching('stl10', root)}")
     official = FULL["stl10"][split]
     raw = records(place / names[0], 3 * 96 * 96, official)
     rows = ArrayRows([raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)])
@@ -259,7 +262,18 @@ def missing(data: str, looked: Sequence[tuple[Path, Sequence[str]]], hint: str) 
     """The error for files that are not there: what was looked for, where, and how to get it."""
     names = ", ".join(dict.fromkeys(name for _, names in looked for name in names))
     places = ", ".join(str(place) for place, _ in looked)
-    return UsageError(f"{data} not found: looked for {names} in {places}; {hint}, --data-root names the folder")
+    return UsageError(f"{data} not found: looked for {names} in {places}; name its folder with --data-root, or {hint}")
+
+
+def data_folder(root: str | Path | None) -> Path:
+    """The folder that holds the named data sets: the one that was named, else the environment's, else "data"."""
+    return Path(root or os.environ.get("LOCALSSL_DATA") or "data").expanduser()
+
+
+def fetching(data: str, root: Path) -> str:
+    """The command that fetches a data set and does no more: any may miss it, and train alone has --download."""
+    place = [] if root == data_folder(None) else ["--data-root", str(root)]
+    return in_shell(["localssl", "train", "--rule", "clapp", "--data", data, "--download", "--dry-run", *place])
 
 
 def _fetch(data: str, build: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from localssl.data import arrays, shards
 from localssl.data.decode import BadImage, is_colour, shorter_side
 from localssl.data.pixels import ArrayRows, EncodedRows, InMemory, Pixels, Streamed, decode_all
-from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found
+from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found, data_folder
 from localssl.errors import UsageError, unknown
 
 SPLITS = ("train", "test", "unlabeled")
@@ -232,7 +232,7 @@ def _find(data: str, split: str, root: str | Path | None, download: bool) -> Fou
         raise UsageError(f"only {', '.join(DOWNLOADS)} can be downloaded, {data} cannot: leave out --download")
     if colon and not path:
         raise UsageError(f"{data!r} names no path: write {kind}:PATH")
-    place = Path(path or root or os.environ.get("LOCALSSL_DATA") or "data").expanduser()
+    place = data_folder(path or root)
     try:
         return WITH_PATH[kind](place, split) if colon else NAMED[kind](place, split, download)
     except OSError as error:  # a folder without permission, a disk that fails

@@ -101,6 +101,8 @@ class OwnView(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
+        if not own.is_path(name):
+            raise UsageError(f"--views takes views of your own, PATH.py:NAME, not {name!r}")
         self.name, self.function = name, own.load(name, "view", callable)
         if isinstance(self.function, type):
             self.function = own.called(name, "view", self.function)
