@@ -25,7 +25,7 @@ from localssl.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = (
-    *("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz"),
+    *("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz", "tar", "tar index"),
     *("configuration", "encoder.json", "safetensors", "checkpoint", "texts"),
 )
 
