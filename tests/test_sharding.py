@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_e
 
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need not import everything anew, and wait a minute for each other, not a day."""
+    """Processes that need not import everything anew."""
     monkeypatch.setattr("localssl.launch.START", "fork")
-    monkeypatch.setattr("localssl.launch.PATIENCE", timedelta(minutes=1))
 
 
 def alike(found: Any, expected: Any, where: str = "state") -> None:

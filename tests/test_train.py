@@ -151,7 +151,9 @@ def test_a_configuration_from_before_align_every_is_read(run: Run) -> None:
 def test_encoder_file_says_nothing_of_where_and_when(run: Run) -> None:
     data = encoder_bytes(run.path)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert set(header) == set(run.encoder().state_dict())  # tensors only, no "__metadata__"
+    (digest,) = header.pop("__metadata__").values()  # tensors, and the sum of their numbers
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert set(header) == set(run.encoder().state_dict())
     meta = (run.path / "encoder.json").read_text()
     for word in (str(run.path), platform.node(), os.path.expanduser("~"), str(Path.cwd()), "202"):
         assert word not in meta
