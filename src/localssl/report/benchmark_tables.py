@@ -146,6 +146,20 @@ def inactive() -> str:
     return "\n".join([*lines, "", f"{found['data']}. {_source('inactive')}"])
 
 
+def compiled() -> str:
+    """A step with one part compiled against the same step without."""
+    found = record("compiled")
+    if found is None:
+        return _missing("compiled")
+    lines = ["| rule | compiled | width | ratio (95 %) | n | seconds to compile |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['rule']} | {r['compiled']} | {r['width']:g} | {r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f}) "
+        f"| {r['n']} | {r['seconds_to_compile']:.1f} |"
+        for r in found["rows"]
+    ]
+    return "\n".join([*lines, "", _source("compiled")])
+
+
 def record(name: str) -> dict[str, Any] | None:
     """What a benchmark wrote; None where it was not run."""
     path = RESULTS / f"{name}.json"

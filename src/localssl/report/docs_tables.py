@@ -42,6 +42,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "growth": ("engine.md", benchmark_tables.growth),
     "throughput": ("engine.md", benchmark_tables.throughput),
     "inactive": ("engine.md", benchmark_tables.inactive),
+    "compiled": ("engine.md", benchmark_tables.compiled),
     "takes-assumptions": ("what-it-would-take.md", what_it_takes.assumptions_table),
     "takes-step": ("what-it-would-take.md", what_it_takes.step_table),
     "takes-hours": ("what-it-would-take.md", what_it_takes.hours_table),
