@@ -33,7 +33,6 @@ API = {  # titles and modules
     "What enters, and credit assignment": ["localssl.inputs", "localssl.credit"],
     "Projections and readout": ["localssl.projections", "localssl.readout"],
     "Learner": ["localssl.learner"],
-    "What processes send": ["localssl.traffic"],
     "Callbacks": ["localssl.callbacks"],
     "Alignment": ["localssl.alignment"],
     "Theory": ["localssl.theory"],

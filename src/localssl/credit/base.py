@@ -22,7 +22,8 @@ class Step:
         projections: the rule's parts, and those that the credit assignment brought.
         x: what enters the first block, (N, ...).
         patches: of every block's readout.
-        negatives, labels: as given with the batch, or None.
+        negatives: as given with the batch, or None.
+        labels: as given with the batch, or None.
         drawn: choices of negatives that were drawn beforehand, as in ``Batch``, or None.
         factored: whether the gradient of a dense projection may be left as factors (``optimizer.leave_factors``).
         processes: those that the batch is spread over; x is then this process's part, the losses are the whole's.
@@ -71,7 +72,8 @@ class Credit:
         """Parts of its own (feedback matrices, say), by key, next to the rule's.
 
         Args:
-            encoder, rule: for which.
+            encoder: the blocks.
+            rule: whose updates it assigns.
             dims: ``dims[l]`` is the length of readout l.
             parts: what the rule has built.
         """
