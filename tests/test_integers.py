@@ -293,6 +293,24 @@ def test_sixteen_bits_are_floats(rule: str, seed: int) -> None:
     assert max(updates) < LARGEST
 
 
+@pytest.mark.parametrize("rule", ["clapp", "clapp++", "clapp++dfb", "clapp++both", "ff"])
+def test_sixteen_bits_are_floats_where_little_can_flip(rule: str) -> None:
+    """Two blocks, four images: every matrix's update, whatever the seed, without an allowance for flips."""
+    for seed in range(20):
+        found: list[list[torch.Tensor]] = []
+        for bits in (16, None):
+            learner = small(bits, rule, seed)
+            torch.manual_seed(1000 + seed)
+            pair = [torch.randn(N, 2, SIDE, SIDE, dtype=torch.float64) for _ in range(2)]
+            for _ in range(2):  # the first batch chooses the grids
+                learner.zero_grad()
+                torch.manual_seed(4)
+                learner.accumulate_grads(*pair)
+            found.append([p.grad for p in learner.parameters() if p.ndim > 1 and p.grad is not None])
+        for mine, want in zip(*found, strict=True):
+            assert float((mine - want).norm()) <= 2.0**-9 * float(want.norm()), seed
+
+
 def test_few_bits_are_not() -> None:
     """The bounds above can be missed."""
     activities, updates = apart("clapp++", 4, 0)
