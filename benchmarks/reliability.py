@@ -104,7 +104,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
            "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
-           "one of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full",
+           "each of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full",
            "every write; of one file's pieces the first and last", SUITE, pytest("test_disk.py"))  # fmt: skip
     yield ("a checkpoint that has changed on the disk is noticed, and the one before taken; an encoder too",
            "20 bytes of a weight or of the random numbers' state flipped", "3 files", SUITE,

@@ -62,24 +62,26 @@ def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {"folder", "open", "write", "sync", "replace", "append", "remove"} <= kinds
     assert {path.name for _, path in done} >= {"config.yaml", "manifest.json", "metrics.csv", "encoder.safetensors"}
     for turn, at in enumerate(chosen(done)):
-        number, out = REASONS[turn % len(REASONS)], tmp_path / str(at)
-        with monkeypatch.context() as patch:
-            patch.setattr(files, "attempt", failing(at, number, []))
-            patch.setattr("localssl.metrics.attempt", files.attempt)
-            said = ended(out)
-        if said is None:
-            assert done[at][1].name == "owner.json", done[at]  # nobody needs it
-        else:
-            assert said.startswith(os.strerror(number)), done[at]
-            assert "\n" not in said
-            assert "mend that, then" in said
-        if steps(out):
-            last_state(out)
-        if (out / "encoder.safetensors").exists():
-            weights(out)
+        for number in REASONS:
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "attempt", failing(at, number, []))
+                patch.setattr("localssl.metrics.attempt", files.attempt)
+                out = tmp_path / f"{at}-{number}"
+                said = ended(out)
+            if said is None:
+                assert done[at][1].name == "owner.json", done[at]  # nobody needs it
+            else:
+                assert said.startswith(os.strerror(number)), done[at]
+                assert "\n" not in said
+                assert "mend that, then" in said
+            if steps(out):
+                last_state(out)
+            if (out / "encoder.safetensors").exists():
+                weights(out)
+            assert not list(out.rglob(".*")), done[at]
+        out = tmp_path / f"{at}-{REASONS[turn % len(REASONS)]}"  # what is left does not depend on the reason
         run_tiny(out, resume=True, **SMALL)
         assert_same_run(out, whole.path)
-        assert not list(out.rglob(".*")), done[at]
 
 
 @pytest.fixture

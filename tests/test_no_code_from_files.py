@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,38 @@ def test_code_that_a_folder_names(tmp_path: Path, marker: Path, capsys: pytest.C
     own._LOADED.pop(file)
     assert "--own" in tiny_command(file)
     assert main(["train", "--resume", "--out", str(run), "--own", str(file), "--threads", "1"]) == 0
+
+
+def test_code_that_a_folder_names_in_a_program(tmp_path: Path, marker: Path) -> None:
+    """Neither a function, nor a run that was opened, nor an encoder alone runs it, until the program names the file."""
+    file = tmp_path / "theirs.py"
+    examples = Path(__file__).parents[1] / "examples"
+    net = "from torch import nn\ndef net(shape):\n    return [nn.Conv2d(shape[0], 4, 3)]\n"
+    text = f"{(examples / 'my_rule.py').read_text(encoding='utf-8')}\n{net}\nimport os\nos.mkdir({str(marker)!r})\n"
+    file.write_text(text, encoding="utf-8")
+    run = run_tiny(tmp_path / "x", rule=f"{file}:MyRule", encoder=f"{file}:net", width=1.0, epochs=0).path
+    own._LOADED.pop(file)
+    marker.rmdir()
+    opened = localssl.open_run(run)
+    measure = partial(localssl.api.align, batches=1, batch_size=4, threads=1)
+    for attempt in (opened.encoder, opened.learner, partial(localssl.load, run)):
+        with usage_error(f"so it was not run: to trust it, call localssl.trust\\('{file}'\\) first"):
+            attempt()
+    for attempt in (partial(measure, run), opened.align):
+        with usage_error(f"so it was not run: add --own {file}"):
+            attempt()
+    assert not marker.exists()
+    measure(run, own=[file])
+    assert marker.exists()
+    own._LOADED.pop(file)
+    marker.rmdir()
+    with usage_error("so it was not run"):
+        opened.encoder()  # it was named for one call
+    localssl.trust(file)
+    assert opened.encoder().blocks
+    assert marker.exists()
+    own._trusted.clear()
+    own._LOADED.pop(file)
 
 
 def tiny_command(file: Path) -> str:

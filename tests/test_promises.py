@@ -35,6 +35,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.load, "path encoder"),
     (localssl.train, "report rule data out"),
     (localssl.open_run, "path"),
+    (localssl.trust, "files"),
     (localssl.testing.check_rule, "rule"),
     (localssl.certificate.certify, "subject seed"),
     (localssl.represent.activities, "encoder images patches whole"),
@@ -122,7 +123,7 @@ COMMANDS = {  # all ten, each with all that it takes; in capitals what has its p
 BESIDE = "--help --version --citation --completion"  # what the command line takes before a command
 NAMES = (
     "Learner __version__ alignment blocks callbacks certificate certify compare doctor dry_run encoders load open_run "
-    "represent rules testing theory train"
+    "represent rules testing theory train trust"
 )
 FUNCTIONS = (
     "train dry_run open_run probe align compare certify theory reproduce report export doctor"  # of localssl.api

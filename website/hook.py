@@ -27,7 +27,7 @@ LANGUAGES = {".py": "python", ".json": "json"}
 API = {  # titles and modules
     "Commands as functions": ["localssl.api"],
     "Flags": ["localssl.config.TrainConfig", "localssl.flags", "localssl.flagfile"],
-    "Opening what was trained": ["localssl.checkpoint.load", "localssl.run.Run"],
+    "Opening what was trained": ["localssl.checkpoint.load", "localssl.own.trust", "localssl.run.Run"],
     "Encoders": ["localssl.encoders", "localssl.networks", "localssl.blocks"],
     "Rules": ["localssl.rules", "localssl.rules.base", "localssl.losses", "localssl.references"],
     "What enters, and credit assignment": ["localssl.inputs", "localssl.credit"],

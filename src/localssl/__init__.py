@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from localssl.api import certify, compare, doctor, dry_run, open_run, train
     from localssl.checkpoint import load
     from localssl.learner import Learner
+    from localssl.own import trust
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "testing",
     "theory",
     "train",
+    "trust",
 ]
 
 _HOMES = {
     "Learner": "localssl.learner",
     "load": "localssl.checkpoint",
+    "trust": "localssl.own",
     **dict.fromkeys(("certify", "compare", "doctor", "dry_run", "open_run", "train"), "localssl.api"),
 }
 

@@ -13,9 +13,10 @@ with the same defaults. What the command line prints is printed here, too. Bad i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,7 +27,7 @@ from localssl.checkup import Finding
 from localssl.config import check_kinds
 from localssl.errors import unknown
 from localssl.evaluate import AlignResult
-from localssl.own import check_files
+from localssl.own import check_files, named, only_named
 from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
 from localssl.run import Run
@@ -37,7 +38,7 @@ P = ParamSpec("P")
 
 
 def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Give a function the signature of a command's flags, for those who ask a notebook for it."""
+    """Make of a function a command: the signature of its flags, and code runs only where the call names its file."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
@@ -47,8 +48,14 @@ def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], 
             for f in dataclasses.fields(kind)
             if f.name not in names
         ]
-        function.__signature__ = inspect.Signature([*own, *given])  # pyright: ignore[reportFunctionMemberAccess]
-        return function
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with only_named((*named(), *_words([*args, *kwargs.values()]))):
+                return function(*args, **kwargs)
+
+        call.__signature__ = inspect.Signature([*own, *given])  # pyright: ignore[reportAttributeAccessIssue]
+        return call
 
     return decorate
 
@@ -86,6 +93,19 @@ class TrainedRun(Run):
         from localssl.report import card  # here: what draws charts takes a second to import
 
         return card.html(self)
+
+
+def _words(values: Iterable[object]) -> list[str]:
+    """What a call names, as the words of a command line."""
+    words: list[str] = []
+    for value in values:
+        if isinstance(value, Mapping):
+            words += _words(value.values())
+        elif isinstance(value, list | tuple):
+            words += _words(value)
+        elif isinstance(value, str | Path):
+            words.append(str(value))
+    return words
 
 
 def _flags(kind: type[T], given: Mapping[str, Any]) -> T:

@@ -25,6 +25,7 @@ from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.files import Sink, make_folder, move, remove, sweep, write_bytes, write_into, write_text
+from localssl.own import doubt
 
 KEEP = 2  # the last one, and one more in case the last is on a failing disk
 SUM = "sha256"  # of an encoder's numbers, in the header of their file
@@ -136,6 +137,8 @@ def _read_meta(run: Path) -> dict[str, Any]:
     keys = {"format", "encoder", "mean", "std", "patches", "input_shape"}
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not keys <= meta.keys():
         raise UsageError(f"{file} is not an encoder of format {FORMAT}")
+    if isinstance(meta["encoder"], dict):
+        doubt([str(meta["encoder"].get("name"))])
     return meta
 
 

@@ -343,7 +343,9 @@ class RunConfig:
             raise UsageError(f"{source}: augmentation has unknown keys ({error})") from error
         for key in ("mean", "std", "patches", "shape"):
             raw[key] = None if raw.get(key) is None else tuple(raw[key])
-        return cls(**raw)
+        config = cls(**raw)
+        own.doubt(config.own_files().values())
+        return config
 
     def flat(self) -> dict[str, Any]:
         """The configuration's values by name, those of the encoder and the augmentation as "encoder width"."""

@@ -8,7 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from localssl.errors import UsageError, in_shell, unknown
 
 _LOADED: dict[Path, ModuleType] = {}
-_named: set[Path] | None = None  # files that may run; None: all, as in a program that calls the library
+_trusted: set[Path] = set()  # by ``trust``
+_doubted: set[Path] = set()  # named by what was read from a folder
+_named: set[Path] | None = None  # files that may run; None: outside of commands, all but the doubted
 
 
 def is_path(name: str) -> bool:
@@ -56,10 +58,13 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     file, wanted = _parts(name)
     if not file.is_file():
         raise UsageError(f"there is no file {file}; {_article(kind)} of your own is named PATH.py:{_part(kind)}")
-    if file not in _LOADED and _named is not None and file.resolve() not in _named:
-        words = in_shell([str(file)])
+    if file not in _LOADED and not _may_run(file):
         raise UsageError(
-            f"{name} is code that a file names and not this command, so it was not run: add --own {words} to trust it"
+            f"{name} is code that a file names and not this command, so it was not run: add --own "
+            f"{in_shell([str(file)])} to trust it"
+            if _named is not None
+            else f"{name} is code that a folder names and not this program, so it was not run: to trust it, call "
+            f"localssl.trust({str(file)!r}) first"
         )
     module = _LOADED[file] if file in _LOADED else _load(file)
     own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
@@ -72,8 +77,34 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
     return getattr(module, wanted)
 
 
-def check_files(files: Iterable[str | Path]) -> None:
-    """Refuse names behind --own that are no file of Python; PATH.py:NAME stands for its file.
+def trust(*files: str | Path) -> None:
+    """Let a program run code of yours that a run's folder names: ``open_run(…).learner()``, ``load(…)``.
+
+    Not wanted for what the program names itself (``rules.get("my_rule.py:MyRule")``, ``train(rule=…)``).
+
+    Args:
+        files: PATH.py, or PATH.py:NAME for its file.
+
+    Raises:
+        UsageError: no file of Python, or not there.
+    """
+    check_files(files, "trust")
+    _trusted.update(_real(_parts(str(name))[0]) for name in files)
+
+
+def doubt(names: Iterable[str]) -> None:
+    """Remember that these were read from a folder, which may be a stranger's; names of other kinds are passed over."""
+    _doubted.update(_parts(name)[0] for name in names if is_path(name))
+
+
+def _may_run(file: Path) -> bool:
+    if (real := _real(file)) in _trusted:
+        return True
+    return file not in _doubted if _named is None else real in _named
+
+
+def check_files(files: Iterable[str | Path], behind: str = "--own") -> None:
+    """Refuse names ``behind`` --own that are no file of Python; PATH.py:NAME stands for its file.
 
     Raises:
         UsageError: names the first of them.
@@ -86,24 +117,22 @@ def check_files(files: Iterable[str | Path]) -> None:
 
 
 @contextmanager
-def only_named(words: Iterable[str] | None) -> Generator[None]:
-    """For a while no code runs but that of files named in a command line's words: a run's folder may come from others.
-
-    None: all may run, as before and afterwards.
-    """
+def only_named(words: Iterable[str]) -> Generator[None]:
+    """For a while no code runs but that of files named in a command's words: a run's folder may come from others."""
     global _named
-    if words is not None:
-        parts = {part for word in words for part in (word, *word.replace("=", " ").split())}
-        _named = {_parts(part)[0].resolve() for part in parts if is_path(part)}
+    before = _named
+    parts = {part for word in words for part in (word, *word.replace("=", " ").split())}
+    _named = {_real(_parts(part)[0]) for part in parts if is_path(part)}
     try:
         yield
     finally:
-        _named = None
+        _named = before
 
 
-def named() -> list[str] | None:
-    """The files that may run, for ``only_named`` in another process; None: all."""
-    return None if _named is None else sorted(map(str, _named))
+def named(*by_program: str) -> list[str]:
+    """The files that may run, for ``only_named`` in another process; ``by_program``: named outside of commands."""
+    more = {_real(_parts(name)[0]) for name in by_program} if _named is None else _named
+    return sorted(map(str, {*more, *_trusted, *map(_real, _LOADED)}))
 
 
 def called(name: str, kind: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -156,7 +185,17 @@ def _part(kind: str) -> str:
 
 def _parts(name: str) -> tuple[Path, str]:
     file, wanted = (name, "") if name.endswith(".py") else name.rsplit(":", 1)
-    return Path(file).expanduser().absolute(), wanted
+    with suppress(RuntimeError):  # ~nobody
+        return Path(file).expanduser().absolute(), wanted
+    return Path(file).absolute(), wanted
+
+
+def _real(file: Path) -> Path:
+    """Without symbolic links, where that can be said of it."""
+    try:
+        return file.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return file
 
 
 def _load(file: Path) -> ModuleType:

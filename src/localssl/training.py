@@ -51,7 +51,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         here, first = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR"))
         report(f"machine {here} of 0 to {config.nodes - 1}: begins when all have found {first}")
     try:
-        launch.launch(config, functools.partial(_share, config, own.named()))
+        launch.launch(config, functools.partial(_share, config, own.named(*config.own_files())))
     except KeyboardInterrupt as stopped:
         if str(stopped):
             report(str(stopped))
@@ -62,7 +62,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     return open_run(out)
 
 
-def _share(config: TrainConfig, named: list[str] | None, processes: Processes, number: int) -> None:
+def _share(config: TrainConfig, named: list[str], processes: Processes, number: int) -> None:
     """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []

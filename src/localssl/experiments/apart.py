@@ -149,7 +149,7 @@ def _outcome(one: _Running, settings: Settings) -> str | None:
     return reason
 
 
-def _work(part: Part, settings: Settings, parent: int, named: list[str] | None) -> None:
+def _work(part: Part, settings: Settings, parent: int, named: list[str]) -> None:
     """In the process of the part, whose output goes to a log; of the user's files those run that are ``named``."""
     interrupts.follow(parent)
     torch.set_num_threads(settings.threads_per_job())
