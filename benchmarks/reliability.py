@@ -64,6 +64,20 @@ def soak() -> tuple[str, str]:
     )
 
 
+def guided() -> tuple[str, str]:
+    """Count and result of ``fuzz_guided.py``."""
+    found = record("fuzz_guided")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    entries = found["targets"].values()
+    covered, before = (sum(entry[key] for entry in entries) for key in ("covered", "covered_by_good_files"))
+    failures = sum(entry["failure"] is not None for entry in entries)
+    return (
+        f"{found['inputs']:,} inputs, {len(entries)} readers, {max(e['seconds'] for e in entries)} seconds each",
+        f"{failures} failures; {covered:,} branches reached, {before:,} by the good files",
+    )
+
+
 def threads() -> tuple[str, str]:
     """Count and result of ``threads.py``."""
     found = record("threads")
@@ -119,6 +133,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
            "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
+    yield ("the same, steered to code that no input has reached yet", "atheris, from the same good files", *guided(),
+           "`python benchmarks/fuzz_guided.py --out benchmarks/results/fuzz_guided.json`")  # fmt: skip
     yield ("decompression bombs are refused", "images, npz archives, YAML aliases", "10 cases", SUITE,
            pytest("test_fuzz.py"))  # fmt: skip
     yield ("nothing in a file is executed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 import signal
@@ -28,6 +29,8 @@ NAMES = (
     *("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz", "tar", "tar index"),
     *("configuration", "encoder.json", "safetensors", "checkpoint", "texts"),
 )
+
+FOUND = {"tar": (8455, 22108), "parquet": (16879, 32596, 36358, 41875)}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,26 @@ def test_no_reader_fails(name: str, fuzz: ModuleType, readers: dict[str, object]
             readers[name].read(good[:at] + data + good[at + len(data) :], tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
 
     overwritten()
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_once_failed(name: str, fuzz: ModuleType, readers: dict[str, object], tmp_path: Path) -> None:
+    """Inputs of the long runs that ended in a traceback."""
+    for number in FOUND[name]:
+        assert fuzz.one(readers[name], name, number, tmp_path) == ("refused", ""), number
+
+
+@pytest.mark.parametrize("mean", ["[1e999]", "[9" + "0" * 60 + "]", '["a"]', "[null]", "0.5", "[NaN]"])
+def test_numbers_of_an_encoder(mean: str, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        importlib.import_module("fuzz_targets")._weights(tmp_path, "encoder.json")
+    file = tmp_path / "encoder.json"
+    assert checkpoint.load(tmp_path).blocks
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({**found, "mean": "HERE"}).replace('"HERE"', mean))
+    with pytest.raises(UsageError, match=r"encoder.json is damaged: mean is not a list of numbers"):
+        checkpoint.load(tmp_path)
 
 
 def test_every_reader_is_named(readers: dict[str, object]) -> None:

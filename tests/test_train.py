@@ -418,7 +418,10 @@ def test_config_files_are_read_strictly(run: Run) -> None:
     text = (run.path / "config.yaml").read_text()
     assert RunConfig.from_yaml(text, "x") == run.config
     for old, new, match in (
-        ("epochs: 2", "epochs: two", "x: epochs is 'two', expected int"),
+        ("epochs: 2", "epochs: two", "x: epochs is 'two', expected a whole number"),
+        ("seed: 0", f"seed: {10**30}", f"x: seed is {10**30}, expected a whole number"),
+        ("  kind: affine", "  kind: 7", "x: augmentation: kind is 7, expected a text"),
+        ("  degrees: 15.0", "  degrees: [1]", r"x: augmentation: degrees is \[1\], expected a number"),
         ("lr: 0.01", "lrr: 0.01", "unknown key in x 'lrr': did you mean 'lr'"),
         ("seed: 0\n", "", "x lacks seed"),
         ("format: 1", "format: 2", "x is not a localssl run configuration of format 1"),

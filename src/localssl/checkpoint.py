@@ -137,6 +137,10 @@ def _read_meta(run: Path) -> dict[str, Any]:
     keys = {"format", "encoder", "mean", "std", "patches", "input_shape"}
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not keys <= meta.keys():
         raise UsageError(f"{file} is not an encoder of format {FORMAT}")
+    for key in ("mean", "std"):
+        given = meta[key] if isinstance(meta[key], list) else [None]
+        if not all(isinstance(x, int | float) and -3e38 < x < 3e38 for x in given):
+            raise UsageError(f"{file} is damaged: {key} is not a list of numbers")
     if isinstance(meta["encoder"], dict):
         doubt([str(meta["encoder"].get("name"))])
     return meta

@@ -232,11 +232,17 @@ def _is_of(value: object, kind: Any) -> bool:
         return value in inner
     if origin in (types.UnionType, typing.Union):
         return any(_is_of(value, one) for one in inner)
-    if origin is tuple:  # all are (KIND, ...)
-        return isinstance(value, tuple) and all(_is_of(item, inner[0]) for item in value)
+    if origin is tuple:  # all are (KIND, ...), or as many of one kind
+        return (
+            isinstance(value, tuple)
+            and (inner[-1] is Ellipsis or len(value) == len(inner))
+            and all(_is_of(item, inner[0]) for item in value)
+        )
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    if isinstance(value, int) and kind in (int, float):
+        return abs(value) < 2**63
+    return isinstance(value, origin or kind)
 
 
 def in_words(kind: Any) -> str:
@@ -248,6 +254,8 @@ def in_words(kind: Any) -> str:
         return " or ".join(map(in_words, inner))
     if origin is tuple:
         return f"several in a list, each {in_words(inner[0])}"
+    if dict in (kind, origin):
+        return "names with values"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
     return words.get(kind, "None")
 
@@ -331,19 +339,13 @@ class RunConfig:
         missing = [field.name for field in fields if field.name not in raw and field.default is dataclasses.MISSING]
         if missing:
             raise UsageError(f"{source} lacks {', '.join(missing)}; write the run anew or complete it")
-        for field in fields:
-            if field.name in raw and not _fits(raw[field.name], str(field.type)):
-                raise UsageError(f"{source}: {field.name} is {raw[field.name]!r}, expected {field.type}")
-        augmentation: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in raw["augmentation"].items()
-        }
+        values = _typed(cls, raw, source)
+        augmentation = _typed(Augmentation, values["augmentation"], f"{source}: augmentation")
         try:
-            raw["augmentation"] = Augmentation(**augmentation)
+            values["augmentation"] = Augmentation(**augmentation)
         except TypeError as error:
             raise UsageError(f"{source}: augmentation has unknown keys ({error})") from error
-        for key in ("mean", "std", "patches", "shape"):
-            raw[key] = None if raw.get(key) is None else tuple(raw[key])
-        config = cls(**raw)
+        config = cls(**values)
         own.doubt(config.own_files().values())
         return config
 
@@ -364,14 +366,18 @@ class RunConfig:
         ]
 
 
-_KINDS = {"int": int, "float": int | float, "str": str, "bool": bool, "tuple": list}  # others: dict
+def _typed(owner: type[DataclassInstance], raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """Values as YAML gives them, for the fields of ``owner``: lists as tuples, classes as dictionaries.
 
-
-def _fits(value: object, kind: str) -> bool:
-    """Whether a value as YAML gives it can stand for a field of this type."""
-    if value is None:
-        return kind.endswith("| None")
-    return isinstance(value, _KINDS.get(kind.split("[")[0].split(" ")[0], dict))
+    Raises:
+        UsageError: a value of another type.
+    """
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    for name, kind in typing.get_type_hints(owner).items():
+        kind = dict if dataclasses.is_dataclass(kind) else kind
+        if name in values and not _is_of(values[name], kind):
+            raise UsageError(f"{source}: {name} is {_shown(raw[name])}, expected {in_words(kind)}")
+    return values
 
 
 def parse_options(pairs: Sequence[str], flag: str = "--rule-options") -> dict[str, Any]:

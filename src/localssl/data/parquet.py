@@ -51,6 +51,10 @@ class ParquetRows(EncodedRows):
         self.file_starts = [0, *accumulate(m.num_rows for m in self.metadata)]
         self.groups = [(f, g) for f, m in enumerate(self.metadata) for g in range(m.num_row_groups)]
         self.group_starts = [0, *accumulate(self.metadata[f].row_group(g).num_rows for f, g in self.groups)]
+        for file, whole in zip(files, self.metadata, strict=True):
+            rows = [whole.row_group(group).num_rows for group in range(whole.num_row_groups)]
+            if min(rows, default=0) < 0 or sum(rows) != whole.num_rows:
+                raise UsageError(f"{file} is damaged: its row groups do not add up to {whole.num_rows} rows")
         self.kept: OrderedDict[int, Any] = OrderedDict()
         self.lock = Lock()  # of what is kept: the next batch is read ahead while monitors read theirs
 
@@ -83,6 +87,8 @@ class ParquetRows(EncodedRows):
                 column = parquet.read_row_group(inside, columns=[self.column]).column(0)
         except UNREADABLE as error:
             raise UsageError(f"{file} cannot be read (row group {inside}: {_first_line(error)})") from error
+        if len(column) != (rows := self.metadata[number].row_group(inside).num_rows):
+            raise UsageError(f"{file} is damaged: row group {inside} holds {len(column)} rows of {rows}")
         self.kept[group] = column
         while len(self.kept) > 1 and sum(c.nbytes for c in self.kept.values()) > self.memory:
             self.kept.popitem(last=False)

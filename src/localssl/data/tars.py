@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -105,7 +106,7 @@ def _members(file: Path, stream: BinaryIO) -> Generator[tarfile.TarInfo]:
         tar = tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="replace")  # noqa: SIM115
     except UNREADABLE as error:
         raise UsageError(f"{file} is not a plain tar file ({error}); compressed ones must be unpacked first") from error
-    last, end = "its first member", -1
+    last, end, length = "its first member", -1, os.fstat(stream.fileno()).st_size
     while True:
         try:
             member = tar.next()
@@ -117,8 +118,8 @@ def _members(file: Path, stream: BinaryIO) -> Generator[tarfile.TarInfo]:
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
         if why := _refusal(member):
             raise UsageError(f"{file}: member {member.name[:80]!r} is {why}; such an archive is not read")
-        if member.offset_data <= end:  # a negative size led back
-            raise UsageError(f"{file} is damaged at {member.name}; fetch it again")
+        if member.offset_data <= end or not 0 <= member.size <= length - member.offset_data:  # sizes lead elsewhere
+            raise UsageError(f"{file} is cut or damaged at {member.name}; fetch it again")
         last, end = member.name, member.offset_data
         yield member
     # tarfile takes a damaged header, and an archive that ends between two members, for its end
