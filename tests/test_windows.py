@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from localssl import cli, devices, files
 from localssl.errors import in_shell
 
 from .train_util import assert_same_run, run_tiny
+from .util import usage_error
 
 fcntl = pytest.importorskip("fcntl", reason="this is Windows: the other tests show it")
 
@@ -56,6 +58,19 @@ def test_a_run_goes_on_as_elsewhere(tmp_path: Path, request: pytest.FixtureReque
     assert_same_run(again, whole)
     assert json.loads((again / "cost.json").read_text(encoding="utf-8"))["peak_memory_mib"] == 0  # not known
     assert devices.memory() is None
+
+
+def test_the_owner_keeps_others_out(tmp_path: Path, windows: None) -> None:
+    """Without locks by its file alone; whether it still lives is for the user to say."""
+    with files.held(tmp_path):
+        assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
+    owner = tmp_path / "owner.json"
+    assert not owner.exists()
+    owner.write_text(json.dumps({"pid": os.getppid(), "host": platform.node()}))
+    with usage_error(f"process {os.getppid()} on .* is training in .* delete .*owner.json if it is gone"):
+        run_tiny(tmp_path)
+    owner.unlink()
+    run_tiny(tmp_path)
 
 
 def test_advice_is_for_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,9 +176,9 @@ def sweep(folder: Path) -> None:
 def held(folder: Path) -> Generator[None]:
     """Make a folder and keep other processes that ask for it out; the system lets go of it even if this one is killed.
 
-    ``owner.json`` says which process of which machine it is. Where the file system has no locks that file is the lock:
-    one that a dead process of this machine left is taken over, another machine's is not. A folder that was not there
-    before is removed again where nothing was left in it.
+    ``owner.json`` says which process of which machine it is. Where there are no locks that file is the lock: one that a
+    dead process of this machine left is taken over, another machine's is not, on Windows neither. A folder that was not
+    there before is removed again where nothing was left in it.
 
     Raises:
         UsageError: another process holds it.
@@ -188,16 +188,14 @@ def held(folder: Path) -> Generator[None]:
     made: list[Path] = []
     handle = _made_and_locked(folder, made)
     try:
-        if handle is not None:
-            with suppress(OSError):  # a full disk: the run will meet it where it matters
-                attempt("write", owner)
-                owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+        with suppress(OSError):  # a full disk: the run will meet it where it matters
+            attempt("write", owner)
+            owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
         try:
             yield
         finally:
             with suppress(OSError):
-                if handle is not None:
-                    remove(owner)
+                remove(owner)
                 _remove_empty(made)  # while it is held: nobody else has begun in it
     finally:
         if handle is not None:
@@ -210,6 +208,7 @@ def _made_and_locked(folder: Path, made: list[Path]) -> int | None:
         try:
             made[:0] = make_folder(folder)
             if fcntl is None:
+                _believe(folder)
                 return None
             with ExitStack() as stack:
                 handle = os.open(folder, os.O_RDONLY)
@@ -226,17 +225,23 @@ def _made_and_locked(folder: Path, made: list[Path]) -> int | None:
 
 def _lock(handle: int, folder: Path) -> None:
     assert fcntl is not None
-    owner = folder / "owner.json"
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"{_named(owner)} is training in {folder}; wait for it, or choose another --out") from error
-    except OSError as error:
-        if _alive(owner):
-            raise UsageError(
-                f"{_named(owner)} is training in {folder}, which has no locks: wait for it, choose another --out, "
-                f"or delete {owner} if it is gone"
-            ) from error
+        owner = _named(folder / "owner.json")
+        raise UsageError(f"{owner} is training in {folder}; wait for it, or choose another --out") from error
+    except OSError:
+        _believe(folder)
+
+
+def _believe(folder: Path) -> None:
+    """Where there are no locks, the file says who holds a folder."""
+    owner = folder / "owner.json"
+    if _alive(owner):
+        raise UsageError(
+            f"{_named(owner)} is training in {folder}, which has no locks: wait for it, choose another --out, "
+            f"or delete {owner} if it is gone"
+        )
 
 
 def _read(owner: Path) -> tuple[int, str] | None:
@@ -254,11 +259,11 @@ def _named(owner: Path) -> str:
 
 
 def _alive(owner: Path) -> bool:
-    """Whether the owner may still be there: of another machine nobody here can know."""
+    """Whether the owner may still be there: of another machine nobody here can know, and Windows is not asked."""
     found = _read(owner)
     if found is None or found[0] == os.getpid():
         return False
-    if found[1] != platform.node():
+    if found[1] != platform.node() or fcntl is None:  # on Windows os.kill would end it
         return True
     try:
         os.kill(found[0], 0)
