@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from localssl.inputs import Inputs
 from localssl.losses import info_nce
 from localssl.references import Last, Own, Reference
 from localssl.rules import Batch, Projections, Rule, ScoreRule
+from localssl.rules.clapp_illing import ClappIlling
 from localssl.rules.clapp_pp import ClappPP
 from localssl.testing import CHECKS, CheckFailed, check_rule
 from localssl.testing.bench import Feed, benches, update
@@ -128,6 +130,47 @@ class LostMean(Good):
         return super().layer_loss(batch, layer, projections) * len(batch.z[layer])
 
 
+class RootOfTheMean(Good):
+    """Divides by sqrt(n) where it should by n."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * len(batch.z[layer]) ** 0.5
+
+
+class SumIntoParts(Good):
+    """One term is a sum over the samples, and reaches the projections alone."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        y = projections["map"][layer](batch.z[layer].detach())
+        return super().layer_loss(batch, layer, projections) + y.square().sum()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisySum(Good):
+    """A lost mean behind inputs that are drawn."""
+
+    def inputs(self) -> Inputs:
+        return Noisy()
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * len(batch.z[layer]) ** 0.5
+
+
+class ContextTakesPart(ClappIlling):
+    """Illing's rule without sg(c)."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        with mock.patch.object(Tensor, "detach", lambda z: z):
+            return super().layer_loss(batch, layer, projections)
+
+
+class FirstImageOnly(ClappIlling):
+    """Illing's rule, whose images are not alike."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * (1 + batch.z[layer][0].detach().square().mean())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IntoOwnReference(ScoreRule):
     """c without the stop."""
@@ -195,6 +238,12 @@ class FineButNoisy(Good):
 class Overflows(Good):
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
         return super().layer_loss(batch, layer, projections) + batch.z[layer].exp().mean().log()
+
+
+class OverflowsBehindItsNorm(Overflows):
+    """As above, where views × 1000 are the same to it as views."""
+
+    encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "length"}
 
 
 class RootOfNothing(Good):
@@ -272,6 +321,11 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (FlippedSign, "differentiation", "ratio -1"),
     (SlightlyOff, "differentiation", "encoder.blocks.2"),
     (LostMean, "mean", "2.00 times as long"),
+    (RootOfTheMean, "mean", "1.41 times as long"),
+    (SumIntoParts, "mean", "projections.map.0 is 2.00 times as long"),
+    (NoisySum, "mean", "1.41 times as long"),
+    (ContextTakesPart, "references", "the terms of part 'predict_1' have a gradient into samples [0, 1, 2] of block 1"),
+    (FirstImageOnly, "permutation", "in another order"),
     (IntoOwnReference, "references", "a gradient into the reference?"),
     (IntoLastReference, "references", "the loss of block 1 has a gradient into block 3's activity"),
     (SharesDraws, "references", "is not what its targets alone give"),
@@ -280,6 +334,7 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (Neighbours, "permutation", "in another order"),
     (FirstIsSpecial, "permutation", "in another order"),
     (Overflows, "extremes", "views × 1000 give losses"),
+    (OverflowsBehindItsNorm, "extremes", "weights of block 1 × 1000 give losses"),
     (RootOfNothing, "extremes", "views that are all zero give an update"),
     (Float32Weights, "encoders", "RuntimeError"),
     (ThroughFloat32, "dtype", "rounded to float32"),

@@ -38,7 +38,12 @@ def _no_layers(rule: Rule) -> str:
 
 
 def _no_references(rule: Rule) -> str:
-    return "" if getattr(rule, "references", {}) else "it declares no references"
+    declared = getattr(rule, "references", {}) or type(rule).constants is not Rule.constants
+    return "" if declared else "it declares no references"
+
+
+def _divided(rule: Rule) -> str:
+    return "its update is divided by its largest entry, whatever the batch" if rule.credit == "hebbian" else ""
 
 
 def _no_factors(rule: Rule) -> str:
@@ -57,9 +62,9 @@ CHECKS: Mapping[str, Check] = {
     "encoders": Check(numbers.encoders, "all"),
     "determinism": Check(repetition.determinism, "all"),
     "locality": Check(dependence.locality, "rules with one loss per layer", _no_layers),
-    "references": Check(dependence.references, "rules that declare `references`", _no_references),
-    "permutation": Check(repetition.permutation, "all, but losses that draw at random"),
-    "mean": Check(repetition.mean, "all"),
+    "references": Check(dependence.references, "rules that declare `references` or `constants`", _no_references),
+    "permutation": Check(repetition.permutation, "all, but losses that draw at random whatever `no_draws` says"),
+    "mean": Check(repetition.mean, "all, but credit `hebbian`", _divided),
     "labels": Check(dependence.labels, "rules that do not declare `uses_labels`", _labelled),
     "dtype": Check(numbers.dtype, "all"),
     "device": Check(numbers.device, "all"),

@@ -13,7 +13,7 @@ from localssl.inputs import Inputs
 from localssl.learner import Learner
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
-from localssl.testing.bench import Bench, of_layer, require, same, update
+from localssl.testing.bench import Bench, Skip, of_layer, require, same, update
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
 
 
@@ -95,11 +95,59 @@ class _Held(nn.Module):
 
 
 def references(bench: Bench) -> None:
-    """No gradient reaches a reference, which is declared constant.
+    """No gradient reaches a reference, nor what else the rule declares constant (`constants`).
 
-    The activities are leaves here. Score rules of the two views: dL/dz in closed form for f linear. All: a loss does
-    not reach the activities of other layers than its own.
+    The activities are leaves here. Score rules of the two views: dL/dz in closed form for f linear. Rules with
+    ``constants``: the parts are set to zero but one, whose terms then are all that can send a gradient. All: a loss
+    does not reach the activities of other layers than its own.
     """
+    held = _constants(bench)
+    if getattr(bench.rule, "references", {}):
+        _declared_references(bench)
+    elif not held:
+        raise Skip("under these options it declares nothing constant")
+
+
+def _constants(bench: Bench) -> bool:
+    """Whether any is declared; none gets a gradient."""
+    learner, feed = bench.learner(), bench.feed()
+    torch.manual_seed(0)
+    given = learner.batch(feed.a, feed.b, feed.negatives, feed.labels)
+    z = [h.detach().requires_grad_() for h in given.z]
+    maps = [h.detach() for h in given.maps]
+
+    def signals(part: str | None) -> list[Tensor]:
+        """dL/dz of every layer with all parts at zero but one."""
+        alone = copy.deepcopy(learner)
+        with torch.no_grad():
+            for other, modules in alone.parts.items():
+                for parameter in (p for m in modules for p in m.parameters() if other != part):
+                    parameter.zero_()
+        torch.manual_seed(0)
+        losses = learner.rule.losses(Batch(z, feed.negatives, feed.labels, maps), alone.parts)
+        if not losses.requires_grad:
+            return [torch.zeros_like(h) for h in z]
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(losses.sum(), z, allow_unused=True)
+        return [torch.zeros_like(h) if g is None else g for h, g in zip(z, grads, strict=True)]
+
+    declared = {part: list(learner.rule.constants(part, len(z[0]))) for part in learner.parts}
+    if not any(declared.values()):
+        return False
+    without = signals(None)
+    for part, held in declared.items():
+        for layer, (grad, rest) in enumerate(zip(signals(part), without, strict=True), start=1):
+            change = grad - rest
+            require(bool(change.any()) or not held, f"block {layer} gets no gradient by part {part!r}: nothing to see")
+            reached = [i for i in held if bool(change[i].any())]
+            require(
+                not reached,
+                f"the terms of part {part!r} have a gradient into samples {reached[:3]} of block {layer}, which are "
+                f"declared constant",
+            )
+    return True
+
+
+def _declared_references(bench: Bench) -> None:
     learner, feed, rule = bench.learner(), bench.feed(), bench.rule
     torch.manual_seed(0)
     given = learner.batch(feed.a, feed.b, feed.negatives, feed.labels)
