@@ -22,6 +22,7 @@ from localssl.references import Last, Own, Reference
 from localssl.rules import Batch, Projections, Rule, ScoreRule
 from localssl.rules.clapp_illing import ClappIlling
 from localssl.rules.clapp_pp import ClappPP
+from localssl.rules.feedback_alignment import DFA, FA
 from localssl.testing import CHECKS, CheckFailed, check_rule
 from localssl.testing.bench import Feed, benches, update
 
@@ -42,8 +43,12 @@ def test_every_built_in_rule_passes(name: str) -> None:
     assert all(outcome.startswith(("passed", "not asked: ", "excepted: ")) for outcome in outcomes.values())
     rule = rules.get(name)
     assert outcomes["encoders"].startswith("passed")
-    assert outcomes["locality"].startswith("passed" if rule.credit in ("local", "hebbian") else ("not", "excepted"))
-    assert outcomes["differentiation"].startswith("passed") == (rule.credit in ("local", "backprop"))
+    local = rule.credit in ("local", "hebbian", "direct-feedback-alignment")
+    assert outcomes["locality"].startswith("passed" if local else ("not", "excepted"))
+    assert (outcomes["differentiation"] == "passed") == (name != "optimum")
+    assert (outcomes["transport"] == "passed") == (name in ("dfa", "fa", "sign-symmetric"))
+    assert (outcomes["mean"] == "passed") == (name != "softhebb")
+    assert outcomes["permutation"] == "passed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class Good(Rule):
 
 def test_a_good_one_passes_by_object_class_and_file() -> None:
     alone = {"not asked: it declares no references", "not asked: it is no ScoreRule with local credit"}
+    alone.add("not asked: credit 'local' has no feedback of its own")
     assert set(check_rule(Good).values()) == {"passed", *alone}
     assert check_rule(Good()) == check_rule(Good)
 
@@ -85,6 +91,20 @@ class PeeksBetween(ScoreRule):
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
         above = torch.stack([z.detach().square().mean() for z in [*batch.z[1:], batch.z[-1]]])
         return super().losses(batch, projections) * above
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeeksInTheMiddle(FA):
+    """Feedback alignment that knows of more than the last output."""
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        return super().losses(batch, projections) * batch.z[1].detach().square().mean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeeksUnderDfa(DFA):
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        return super().losses(batch, projections) * batch.z[1].detach().square().mean()
 
 
 class ReadsLabels(Good):
@@ -316,6 +336,8 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (PeeksAbove, "locality", "other weights above block 1 change the update of block 1"),
     (PeeksAtProjections, "locality", "other weights above block 1"),
     (PeeksBetween, "locality", "though the references (blocks [3]) kept their values"),
+    (PeeksInTheMiddle, "transport", "larger weights above block 1 change the update of block 1"),
+    (PeeksUnderDfa, "locality", "other weights above block 1 change the update of block 1"),
     (ReadsLabels, "labels", "other labels change the losses, and uses_labels is not declared"),
     (NeedsLabels, "labels", "TypeError"),
     (FlippedSign, "differentiation", "ratio -1"),

@@ -9,32 +9,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from localssl import encoders
 from localssl.inputs import Inputs
 from localssl.learner import Learner
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
-from localssl.testing.bench import Bench, Skip, of_layer, require, same, update
+from localssl.testing.bench import Bench, Feed, Skip, of_layer, require, same, update
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
+
+TOLD_ALONE = ("direct-feedback-alignment",)  # one loss for all blocks, of which only its error at the top comes down
 
 
 def locality(bench: Bench) -> None:
     """Nothing from above changes a block's update, to the last bit, but what its declared references take from there.
 
-    Blocks and projections above get other weights; outputs that are declared references keep their values.
+    Blocks and projections above get other weights; outputs that are declared references keep their values. So does the
+    last output where every block is told its error and nothing else.
     """
+    told = bench.rule.credit in TOLD_ALONE
     _no_part_in_common(bench)
     count = len(bench.learner().encoder.blocks)
     for layer in range(count - 1):
         before, feed = bench.learner(), bench.feed()
         after = copy.deepcopy(before)
         _disturb(after, layer)
-        kept = _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
-        torch.manual_seed(0)
-        with torch.no_grad():
-            outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
-        for learner in (before, after):
-            for source in kept:
-                learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
+        kept = {count - 1} if told else _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
+        _hold(kept, before, after, feed)
         one, other = update(before, feed), update(after, feed)
         for lower in range(layer + 1):
             changed = one.differences(other, of_layer(before, lower))
@@ -45,8 +45,45 @@ def locality(bench: Bench) -> None:
                 f"({listed(changed)}){held}",
             )
             require(
-                same(one.losses[lower], other.losses[lower]),
+                same(*(u.losses[0 if told else lower] for u in (one, other))),
                 f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}",
+            )
+
+
+def _hold(kept: set[int], before: Learner, after: Learner, feed: Feed) -> None:
+    """Keep the outputs of these blocks at the values that they have before."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
+    for learner in (before, after):
+        for source in kept:
+            learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
+
+
+def transport(bench: Bench) -> None:
+    """No error comes through forward weights: those above, four times as large, change no update, to the last bit.
+
+    Biases grow so that every drive does and every gate and maximum stays; the last output keeps its value.
+    """
+    options = encoders.Options(**bench.rule.encoder_options)
+    if options.norm is not None or options.activation not in ("relu", "relu-ste", "triangle"):
+        raise Skip("its encoder has norms or an activation whose slope changes with the drive's size")
+    count = len(bench.learner().encoder.blocks)
+    for layer in range(count - 1):
+        before, feed = bench.learner(), bench.feed()
+        after = copy.deepcopy(before)
+        with torch.no_grad():
+            for above in range(layer + 1, count):
+                for name, parameter in after.encoder.blocks[above].named_parameters():
+                    parameter.mul_(4.0 ** (above - layer) if name.endswith("bias") else 4.0)
+        _hold({count - 1}, before, after, feed)
+        one, other = update(before, feed), update(after, feed)
+        for lower in range(layer + 1):
+            changed = one.differences(other, of_layer(before, lower))
+            require(
+                not changed,
+                f"larger weights above block {layer + 1} change the update of block {lower + 1} ({listed(changed)}), "
+                f"though all gates and the last output stay",
             )
 
 
