@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,6 @@ from localssl import alignment, readout
 from localssl.credit.feedback_alignment import backward_weights, rerouted, weighted
 from localssl.encoders import Encoder
 from localssl.learner import Learner
-from localssl.oracle import trajectory
-from localssl.oracle.result import Task
 from localssl.rules import Batch, Projections, Rule
 from localssl.rules.bp_clapp_pp import BpClappPP
 from localssl.rules.predictive_coding import IncrementalPredictiveCoding, PredictiveCoding
@@ -29,13 +26,10 @@ from .util import (
     SHAPE,
     HeldOutput,
     N,
-    assert_close_report,
     compare,
-    numpy,
     run_oracle,
     small_encoder,
     small_learner,
-    to_oracle,
     usage_error,
     views,
 )
@@ -308,58 +302,6 @@ def test_few_steps_train_only_the_top_blocks(name: str, steps: int) -> None:
     alive = [any(bool(g.any()) for g in block.values()) for block in gradients(learner)]
     reached = steps if name == "ipc" else steps + 1  # pc's weights move after its last step, ipc's before
     assert alive == [block >= 3 - reached for block in range(3)]
-
-
-TRAJECTORIES: dict[str, dict[str, Any]] = {
-    "clapp": {"steps": 5},
-    "lpl": {"objective": "lpl", "steps": 4, "momentum": 0.0},
-    "ce": {"objective": "ce", "eta_h": 0.05, "steps": 5},
-    "learnt": {"learnt_feedback": True, "steps": 5},
-}
-
-
-def course_of(learner: Learner, options: dict[str, Any], order: str = "together") -> trajectory.Course:
-    """The oracle's T steps of h and W from a learner's weights."""
-    parts = {key: [numpy(m.weight) for m in modules] for key, modules in learner.projections.items()}
-    samples = np.concatenate([numpy(view) for view in views()])
-    blocks = to_oracle(learner.encoder)
-    task = Task(blocks, parts, samples, NEGATIVES.numpy(), [None] * len(blocks), None, LABELS.numpy())
-    return trajectory.ipc(task, 0.05, order=order, **options)
-
-
-def assert_course(learner: Learner, losses: list[float], course: trajectory.Course) -> None:
-    assert_close_report(losses, course.losses, what="losses")
-    for number, (module, block) in enumerate(zip(weighted(learner.encoder), course.blocks, strict=True), start=1):
-        assert_close_report(numpy(module.weight), block.weight, what=f"block {number} weight")
-        assert block.bias is not None
-        assert_close_report(numpy(module.bias), block.bias, what=f"block {number} bias")
-    for key, matrices in course.parts.items():
-        for module, matrix in zip(learner.projections[key], matrices, strict=True):
-            assert_close_report(numpy(module.weight), matrix, what=key)
-
-
-@pytest.mark.parametrize("network", ["vgg", "mlp"])
-@pytest.mark.parametrize("case", TRAJECTORIES)
-def test_ipc_with_steps_of_the_weights_in_between(case: str, network: str) -> None:
-    """Weights and losses after T steps of both are the oracle's; those of another order are others."""
-    options = TRAJECTORIES[case]
-    learner = small_learner(network, localssl.rules.get("ipc", **options))
-    courses = {order: course_of(learner, options, order) for order in trajectory.ORDERS}
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
-    losses = []
-    for loss in learner.updates(*views(), NEGATIVES, LABELS):
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert len(losses) == options["steps"]
-    assert_course(learner, losses, courses["together"])
-    for order in ("states first", "weights first"):
-        with pytest.raises(AssertionError, match="differ by more"):
-            assert_course(learner, losses, courses[order])
-    held = small_learner(network, localssl.rules.get("ipc", **options))
-    losses = [loss.item() for loss in held.updates(*views(), NEGATIVES, LABELS)]  # the old W all along
-    with pytest.raises(AssertionError, match="losses: "):
-        assert_course(held, losses, courses["together"])
 
 
 def test_learnt_feedback_gets_the_transposed_update() -> None:

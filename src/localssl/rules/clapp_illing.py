@@ -113,10 +113,10 @@ class ClappIlling(Rule):
         if self.variant == "clapp-s":
             return ()
         key, k = part.rsplit("_", 1)
-        rows = torch.arange(samples) // self.columns % self.rows
-        targets, contexts = rows > int(k), rows < self.rows - int(k) - 1
-        alone = contexts & ~targets if key == "predict" else targets & ~contexts
-        return alone.nonzero().flatten().tolist()
+        rows = [i // self.columns % self.rows for i in range(samples)]
+        targets, contexts = range(int(k) + 1, self.rows), range(self.rows - int(k) - 1)
+        held, free = (contexts, targets) if key == "predict" else (targets, contexts)
+        return [i for i, row in enumerate(rows) if row in held and row not in free]
 
     def draw(self, shape: Sequence[int], given: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Negatives and coins of one loss, for targets of ``shape`` (images, rows, columns).

@@ -156,7 +156,7 @@ def _hebbian(bench: Bench) -> None:
     for number, block in enumerate(learner.encoder.blocks):
         (layer,) = _layers(block)
         seen: list[Tensor] = []
-        handle = layer.register_forward_pre_hook(lambda module, args, into=seen: into.append(args[0]))
+        handle = layer.register_forward_pre_hook(_noting(seen))
         with torch.no_grad():
             x = block(x)
         handle.remove()
@@ -166,6 +166,15 @@ def _hebbian(bench: Bench) -> None:
         require(off < TO_ROUNDING, f"the update of {name} is not -r Σ y (x - u w) / max|·|: off by {off:.1g}")
         bias = None if layer.bias is None else grads[name.removesuffix("weight") + "bias"]  # pyright: ignore[reportUnnecessaryComparison]
         require(bias is None or not bool(bias.any()), f"the bias of {name} moves")
+
+
+def _noting(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """A hook that keeps what enters a module."""
+
+    def hook(module: nn.Module, entering: tuple[Any, ...]) -> None:
+        seen.append(entering[0])
+
+    return hook
 
 
 @torch.no_grad()
