@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,7 +68,7 @@ ENERGY, TRANSPOSE, ADD = predictive_coding._energy, predictive_coding._transpose
 FA, DFA = feedback_alignment.FeedbackAlignment, feedback_alignment.DirectFeedbackAlignment
 SIGNS = feedback_alignment.SignSymmetric
 WAY = SIGNS.way
-LEAKS: list[tuple[str, dict[str, Any], str, Any, str, Callable[..., Any]]] = [
+LEAKS: list[tuple[str, dict[str, Any], str, Any, str, Any]] = [
     ("fa", {}, "transport", FA, "way", lambda self, rule, forward, feedback: forward),
     ("fa", {}, "differentiation", FA, "way", lambda self, rule, forward, feedback: 1.001 * feedback),
     ("sign-symmetric", {}, "differentiation", SIGNS, "way", lambda *given: 0.999 * WAY(*given)),
