@@ -36,11 +36,12 @@ def test_the_network() -> None:
 def test_the_schedule() -> None:
     rates = [rate(epoch, PAPER) for epoch in range(PAPER.epochs)]
     assert rates[0] == 0
-    assert max(rates) == rates[10] == 1e-3
-    assert rates[5] == pytest.approx(5e-4)
+    assert max(rates) == rates[9] == rates[10] == 1e-3
+    assert rates[3] == pytest.approx(1e-3 / 3)
     assert rates[405] == pytest.approx((1e-3 + 1e-6) / 2)
     assert 1e-6 < rates[-1] < 1.1e-6
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert [rate(epoch, Scale(epochs=2, warm_up=1)) for epoch in range(2)] == [0, 1e-3]
 
 
 def test_the_verdict() -> None:

@@ -48,8 +48,8 @@ class Scale:
         data: data set of 32-pixel colour images.
         width: factor on the channels.
         batch_size: images in a batch.
-        epochs: of training; the rate rises over the first ``warm_up`` of them.
-        warm_up: the rate is 0 in the first epoch, as in the authors' code.
+        epochs: of training; the rate rises over the first ``warm_up`` of them, from 0 in the first.
+        warm_up: see ``rate``.
         held_out: images of the training part whose labels fit the probe, and that are not trained on.
         probe_epochs: of the probe.
         save_every: epochs from one checkpoint to the next.
@@ -109,10 +109,11 @@ def verdict(found: Sequence[float], scale: Scale) -> str:
 def rate(epoch: int, scale: Scale) -> float:
     """Learning rate of an epoch, counted from 0: up from 0, then a cosine down to 1e-6.
 
-    Whether the published rise ends at the last epoch of the warm-up or after it is not verified; here after it.
+    As lightning-bolts' LinearWarmupCosineAnnealingLR, which the authors' code uses: the rise has warm_up - 1 steps, so
+    the full rate is there in the last epoch of the warm-up and in the one after it.
     """
     if epoch < scale.warm_up:
-        return RATE * epoch / scale.warm_up
+        return RATE * epoch / max(1, scale.warm_up - 1)
     done = (epoch - scale.warm_up) / max(1, scale.epochs - scale.warm_up)
     return LAST_RATE + (RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
 
