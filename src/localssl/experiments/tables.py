@@ -162,10 +162,15 @@ def _beside(
             shown.append([n, c.row.label, d, "" if number is None else str(number), ours, mark])
             if number is not None:
                 hows.setdefault(n, number.how)
+        for c in compared:  # without their controls, accuracies say little of what was learnt
+            if not c.baseline:
+                values = [summary.accuracy(r, "all", study.labels[-1]) for r in c.records]
+                shown.append(["", c.row.label, d, "", plus_minus(t_interval(values)), "control"])
     header = ["published as", "rule", "data", "published (%)", "ours (%)", "mark"]
     below = [
         "Ours: linear probe on all blocks, mean ± half of the 95 % t interval over seeds. Reproduced: each mean lies "
         "inside the other's interval.",
+        published.BATCHES,
         *(f"{n}: {how}." for n, how in hows.items()),
     ]
     _finish(name, header, shown, below, settings)
@@ -270,6 +275,7 @@ def fig5(settings: Settings) -> None:
         "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
         "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
+        published.BATCHES,
         summary.setting(compared, study, where),
     ]
     header = ["step", "rule", "published (%)", "ours (%)", "step (points)", "against", "mark"]
