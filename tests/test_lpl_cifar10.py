@@ -46,9 +46,10 @@ def test_the_schedule() -> None:
 
 def test_the_verdict() -> None:
     assert verdict([50.0], SCALES["cpu"]).startswith("not comparable: scale (width 0.25 instead of 1, batch size 256")
-    assert verdict([59.0], PAPER) == "one seed, -0.4 points, no interval to judge by"
-    assert verdict([59.0, 60.0], PAPER).startswith("reproduced")
-    assert verdict([61.0, 61.1], PAPER).startswith("off")
+    assert verdict([59.0], PAPER) == "one seed, −0.40 points, no interval to judge by"
+    assert verdict([59.35, 59.45], PAPER).startswith("reproduced")
+    assert verdict([61.0, 61.1], PAPER) == "off by +1.65"
+    assert verdict([57.0, 61.0], PAPER).startswith("not comparable: 2 seeds, an interval of ±")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_tiny_run(tiny: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     lpl_cifar10.run(tiny)
     lines = (tiny.out / "lpl-cifar10-cpu.csv").read_text().splitlines()
     assert "not comparable: scale" in lines[0]
-    assert "published: 59.4 %" in lines[0]
+    assert "published: 59.40 %" in lines[0]
     assert [line.split(",")[:2] for line in lines[2:]] == [["untrained", "0"], ["lpl", "0"]]
     assert "not comparable" in capsys.readouterr().out
     record = json.loads((tiny.out / "cells" / "cpu-lpl-s0.json").read_text())

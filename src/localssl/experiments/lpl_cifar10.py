@@ -25,15 +25,15 @@ from localssl.data.specs import SPECS, Augmentation
 from localssl.data.views import Views
 from localssl.encoders import Encoder, conv_block
 from localssl.errors import RunError, UsageError
+from localssl.experiments import published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.features import frozen
 from localssl.files import write_atomic
 from localssl.learner import Learner
 from localssl.progress import Progress
 from localssl.report.tables import show
-from localssl.stats import t_interval
 
-PUBLISHED = 59.4  # %, CIFAR-10, layer-local
+PUBLISHED = published.PEERS["lpl"]["cifar10"]
 VGG11 = (64, 128, 256, 256, 512, 512, 512, 512)
 POOLS = (True, True, False, True, False, True, False, True)
 RATE, LAST_RATE, WEIGHT_DECAY = 1e-3, 1e-6, 1.5e-6
@@ -100,10 +100,7 @@ def verdict(found: Sequence[float], scale: Scale) -> str:
     ]
     if smaller:
         return f"not comparable: scale ({', '.join(smaller)})"
-    mean, low, high = t_interval(found)
-    if math.isnan(low):
-        return f"one seed, {mean - PUBLISHED:+.1f} points, no interval to judge by"
-    return f"{'reproduced' if low <= PUBLISHED <= high else 'off'} ({mean:.1f} %, {low:.1f} to {high:.1f})"
+    return published.in_own_setting(PUBLISHED, found)
 
 
 def rate(epoch: int, scale: Scale) -> float:

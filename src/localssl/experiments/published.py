@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from localssl import own
@@ -23,6 +23,10 @@ A4_CE, A4_CLAPP, A4_LPL = (50, 128, 5e-5), COMMON, (800, 1024, 1e-3)  # Table A4
 
 WIDEST = 1.0  # half of our interval, in points, beyond which it says nothing
 OWN = "the paper's own runs; vgg6, linear probe on all six layers, 32,768 features"
+BATCHES = (
+    "The paper's own runs used up to 4 GPUs with 32 images on each: how many images were behind an update is not "
+    "known, and a run here has to have 32 to be held against them."
+)
 PLAIN = {"schedule": "constant", "precision": "32-true"}
 A4_DECAY = 1e-4  # Table A4, for cross-entropy and LPL, under "Adam": as LPL's code and PyTorch's Adam take it, L2
 SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0, "negatives": "next"}
@@ -168,6 +172,19 @@ def mark(number: Number, ours: Sequence[float], differences: Sequence[str]) -> s
         return "reproduced (inside our interval; the paper gives none)" if inside else f"off by {_off(mean, number)}"
     inside = inside and abs(mean - number.accuracy) <= number.half
     return "reproduced" if inside else f"off by {_off(mean, number)}"
+
+
+def in_own_setting(number: Number, ours: Sequence[float], differences: Sequence[str] = ()) -> str:
+    """The mark of a run in the setting that a number was published with; of one seed alone, how far it lies.
+
+    Args:
+        number: the published one; what keeps it from other comparisons does not count.
+        ours: our accuracies, one a seed.
+        differences: what our runs still do otherwise.
+    """
+    if not differences and len(ours) == 1:
+        return f"one seed, {_off(ours[0], number)} points, no interval to judge by"
+    return mark(replace(number, never=""), ours, differences)
 
 
 def _plain(value: object) -> object:
