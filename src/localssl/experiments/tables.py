@@ -11,7 +11,7 @@ from typing import Any
 from localssl import evaluate
 from localssl.data.specs import default_patches, spec_for
 from localssl.errors import UsageError
-from localssl.experiments import published, summary
+from localssl.experiments import published, summary, table_a4
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared, compare
 from localssl.experiments.rows import Row, Study, of_rule
@@ -71,9 +71,15 @@ def table2(settings: Settings) -> None:
 
 
 def table_a3(settings: Settings) -> None:
-    """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies."""
-    paper = settings.scale == "paper"
-    rows = {name: of_rule(rule, options, own if paper else {}) for name, (rule, options, own) in TABLE_A3.items()}
+    """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies.
+
+    T and eta_h are the rule's own, or those that tableA4 found best, where its grid lies in the folder beside.
+    """
+    paper, best = settings.scale == "paper", table_a4.winners(settings.out.parent / "tableA4")
+    rows = {
+        name: of_rule(rule, options | best.get(options.get("objective", ""), {}), own if paper else {})
+        for name, (rule, options, own) in TABLE_A3.items()
+    }
     _beside("tableA3", rows, published.TABLE_A3, ("cifar10", "stl10"), settings)
 
 
