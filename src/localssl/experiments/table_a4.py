@@ -2,10 +2,10 @@
 
 Weight rates, decays and batches are the table's, but for the batch of lpl (1,024 there). Width, images and epochs are
 not: 10,000 training images, width 0.125, four epochs, one seed. With T = 1 the weights learn before the states have
-moved, and the states end with their batch: eta_h does nothing, and T = 1 is run once. The paper says Adam for all: its decay is taken as LPL's code and
-PyTorch's Adam take theirs, as L2 in the gradient, not as AdamW's (the paper's code for these runs is not public).
-Judged on held-out training images through one linear probe of all blocks, as every search here; what the paper chose by
-is not stated, its supervised number is that of the best test epoch.
+moved, and the states end with their batch: eta_h does nothing, and T = 1 is run once. The paper says Adam for all: its
+decay is taken as LPL's code and PyTorch's Adam take theirs, as L2 in the gradient, not as AdamW's (the paper's code for
+these runs is not public). Judged on held-out training images through one linear probe of all blocks, as every search
+here; what the paper chose by is not stated, its supervised number is that of the best test epoch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OBJECTIVES = {"ce": Setting(5e-5, 1e-4, 128), "clapp": Setting(2e-4, 0.0, 32), "
 
 
 def run(settings: Settings) -> None:
-    """Table A4: T and eta_h of predictive coding for three objectives, on held-out training images (8 core-hours by count)."""
+    """Table A4: T and eta_h of predictive coding on held-out training images (8 core-hours by count)."""
     grid = [(objective, *point) for objective in OBJECTIVES for point in points()]
     cells = [Cell(_name(*point), _config(settings, *point), _held_out) for point in grid]
     first = _config(settings, "clapp", 1, ETA_H[0], epochs=0)
