@@ -279,8 +279,8 @@ def fig5(settings: Settings) -> None:
         "Ours: linear probe, mean ± half of the 95 % t interval over seeds; step: paired differences, seed by seed, to "
         "the row named beside it.",
         "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
-        "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey crops. "
-        "So the step to SimCLR views is here from patches of one view to two views, not from weak views to strong ones.",
+        "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey "
+        "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong.",
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
         "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
         published.BATCHES,
