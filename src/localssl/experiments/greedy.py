@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
-from localssl.layers import PairStandardise
 from localssl.learner import Learner
 from localssl.rules.per_layer import of_layer
 from localssl.rules.scff import SCFF
@@ -114,11 +113,7 @@ def _alone(learner: Learner, layer: int) -> tuple[Encoder, Learner]:
     assert isinstance(rule, SCFF)
     pad = convolution.kernel_size[0] // 2
     below = Encoder(list(whole.blocks)[: layer - 1], emit=list(whole.emit)[: layer - 1], entry=whole.entry)
-    alone = Encoder(
-        [nn.Sequential(nn.ReflectionPad2d(pad), convolution)],
-        emit=[whole.emit[layer - 1]],
-        entry=PairStandardise(pad),
-    )
+    alone = Encoder([nn.Sequential(nn.ReflectionPad2d(pad), convolution)], emit=[whole.emit[layer - 1]])
     theta1, theta2, penalty = (of_layer(values, layer - 1) for values in (rule.theta1, rule.theta2, rule.penalty))
     own = replace(rule, theta1=theta1, theta2=theta2, penalty=penalty, pad=pad)
     shape = below.output_shapes(learner.input_shape, emitted=True)[-1]

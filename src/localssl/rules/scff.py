@@ -29,8 +29,9 @@ class SCFF(Rule):
     As published: pairs, goodness, thresholds, norm before every block, triangle activation in the first layers. What
     differs in the common setting: the encoder (zero padding; the source pads by reflection before it standardises) and
     its activation (triangle everywhere; the source ends with ReLU); layers are trained together, not one after the
-    other; and only the input is paired: both streams run on, as the source does while it trains layer 2 (its third
-    layer and its evaluation re-pair at every layer). The defaults are the source's for CIFAR-10's three layers; for
+    other; and only the input is paired: both streams run on, as the source does while it trains layer 2. Its last layer
+    it trains with every layer paired anew, see ``experiments.greedy``, and so it evaluates, which only doubles the drive
+    of images by themselves. The defaults are the source's for CIFAR-10's three layers; for
     more layers nothing is published, they take the third's.
 
     Args:
