@@ -21,15 +21,16 @@ class Pairs(Inputs):
     Positive: image i beside itself; negative: image i beside image (i + s) mod n, one s uniform in 1..n-1 a batch. The
     source sends both halves l and r through one kernel, a = W*l + W*r + 2b = 2 (W*(l + r)/2 + b): the block is linear
     up to its drive, so the mean may enter in place of the pair, and an image by itself stands for (x, x). The factor 2
-    is the rule's business. The halves come standardised by themselves (encoder option ``paired``; with ``pad`` it is
-    done here). The source then pads a pair by reflection and standardises it once more, over both halves and what is padded. With ``pad`` that is done
-    here, see ``layers.standardised_pair``. Without padding it multiplies all images by the same
+    is the rule's business. The halves come standardised by themselves (encoder option ``paired``).
+
+    The source then pads a pair by reflection and standardises it once more, over both halves and what is padded. With
+    ``pad`` that is done here, see ``layers.standardised_pair``. Without padding it multiplies all images by the same
     sqrt((2D - 1)/(2D - 2)), D numbers an image, and is left out; where a block pads with zeros the source says nothing.
 
     Args:
-        pad: width of the reflecting padding in front of the first block; 0: it has none.
         halves: "same": both halves come from view a (the source on CIFAR-10 and STL-10), view b is not used; "views":
             the left half from view a, the right one from view b (the source on MNIST).
+        pad: width of the reflecting padding in front of the first block; 0: it has none.
     """
 
     halves: str = "same"

@@ -30,9 +30,9 @@ class SCFF(Rule):
     differs in the common setting: the encoder (zero padding; the source pads by reflection before it standardises) and
     its activation (triangle everywhere; the source ends with ReLU); layers are trained together, not one after the
     other; and only the input is paired: both streams run on, as the source does while it trains layer 2. Its last layer
-    it trains with every layer paired anew, see ``experiments.greedy``, and so it evaluates, which only doubles the drive
-    of images by themselves. The defaults are the source's for CIFAR-10's three layers; for
-    more layers nothing is published, they take the third's.
+    it trains with every layer paired anew (``experiments.greedy`` does), and so it evaluates, which only doubles the
+    drive of images by themselves. The defaults are the source's for CIFAR-10's three layers; for more layers nothing is
+    published, they take the third's.
 
     Args:
         theta1: θ1 of the positive pairs; one number, or one a layer (layers beyond the list take its last).
