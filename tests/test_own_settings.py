@@ -180,6 +180,28 @@ def test_runs_and_is_marked(
     assert "running" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("facts", "seeds", "says"),
+    [
+        ("CIFAR-10", 1, "One seed, −0.30 points, no interval to judge by"),
+        ("CIFAR-10", 2, "Off by −0.30"),
+        ("CIFAR-10 (JPEG)", 2, "Not comparable: CIFAR-10 (JPEG)"),
+    ],
+)
+def test_a_setting_that_lacks_nothing_is_judged(facts: str, seeds: int, says: str, tmp_path: Path) -> None:
+    """At the published sizes, from cells that are there: accuracies of 80.5 beside the published 80.8."""
+    (tmp_path / "cells").mkdir()
+    for seed in range(seeds):
+        for what in ("pass1", "pass2", "pass3", "probe", "untrained"):
+            cell: dict[str, object] = {"facts": [facts]}
+            if not what.startswith("pass"):
+                name = "trained" if what == "probe" else what
+                cell |= {"name": name, "seed": seed, "accuracy": 80.5, "best_tested": 80.5, "features": 18_432}
+            (tmp_path / "cells" / f"paper-{what}-s{seed}.json").write_text(json.dumps(cell))
+    own_settings.run("scff-cifar10", Settings(tmp_path, seeds=seeds, threads=1, scale="paper"))
+    assert f"{says}." in (tmp_path / "scff-cifar10-paper.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
 def test_stl10_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(f"reproduce scff-stl10 --out {tmp_path} --data-root {tmp_path}".split()) == 2
     assert "stl10" in capsys.readouterr().err
