@@ -25,7 +25,7 @@ from localssl.experiments import greedy, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_probe import OwnProbe
-from localssl.features import frozen
+from localssl.features import few, frozen, settle
 from localssl.files import write_atomic
 from localssl.layers import Standardise
 from localssl.learner import Learner
@@ -258,6 +258,8 @@ def probe(settings: Settings, name: str, passes: int, seed: int) -> dict[str, An
     learner, normalise = _learner(settings, name, passes, seed), _normalise(settings, recipe)
     how = recipe.probe if paper else replace(recipe.probe, epochs=min(PROBE_EPOCHS, recipe.probe.epochs))
     seen = _features(learner, recipe)
+    if not passes:
+        settle(learner.encoder, lambda i: seen(_augmented(normalise(images.batch(i)), recipe)), few(images))
     with frozen(learner.encoder):
         last, best = own_probe.accuracy(
             lambda i: seen(_augmented(normalise(images.batch(i)), recipe)),
