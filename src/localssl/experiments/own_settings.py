@@ -24,7 +24,7 @@ from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_images import Normalise, whitening
 from localssl.experiments.own_probe import OwnProbe
-from localssl.features import frozen
+from localssl.features import few, frozen, settle
 from localssl.files import write_atomic
 from localssl.layers import Standardise
 from localssl.learner import Learner
@@ -265,6 +265,8 @@ def probe(settings: Settings, name: str, passes: int, seed: int) -> dict[str, An
     learner, normalise = _learner(settings, name, passes, seed), _normalise(settings, recipe)
     how = recipe.probe if paper else replace(recipe.probe, epochs=min(PROBE_EPOCHS, recipe.probe.epochs))
     seen = _features(learner, recipe)
+    if not passes:
+        settle(learner.encoder, lambda i: seen(_augmented(images.batch(i), normalise, recipe)), few(images))
     with frozen(learner.encoder):
         last, best = own_probe.accuracy(
             lambda i: seen(_augmented(images.batch(i), normalise, recipe)),

@@ -106,10 +106,10 @@ def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, 
 
 
 def _stored(out: Path) -> Study | None:
-    """The settings of the comparison in a folder."""
-    for file in sorted((out / "cells").glob("untrained*.json")):
-        return Study.of(json.loads(file.read_text(encoding="utf-8"))["task"][0]["study"])
-    return None
+    """The settings of the comparison in a folder; rates may have been added to it, the longest list counts."""
+    texts = (file.read_text(encoding="utf-8") for file in sorted((out / "cells").glob("*.json")))
+    found = [Study.of(json.loads(text)["task"][0]["study"]) for text in texts]
+    return max(found, key=lambda study: len(study.search_lr), default=None)
 
 
 def _known(rows: Mapping[str, Row]) -> dict[str, Row]:
