@@ -386,6 +386,7 @@ def test_table2_goes_on_with_the_cells_of_compare(
         "fast probe"
     )
     assert shown["BP-CLAPP++"]["mark"] == "no published number on these data"
+    assert (shown[""]["rule"], shown[""]["mark"]) == ("untrained", "control")
 
 
 def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,12 @@ ENTRIES = (
         f"`localssl reproduce table2 --scale paper`: {GPU}",
     ),
     Entry("Table A3", "predictive coding beside backpropagation", "reproduce tableA3", missing=GPU),
-    Entry("Table A4", "T and η_h of predictive coding, searched", "reproduce tableA4", missing="hours of a CPU"),
+    Entry(
+        "Table A4",
+        "T and η_h of predictive coding, searched",
+        "reproduce tableA4",
+        missing="8 core-hours of a CPU, by count",
+    ),
 )
 
 
