@@ -11,7 +11,7 @@ The exponent of an axis is the slope of log y over log x through its last three 
 arithmetic (localssl.report.arithmetic) through the same places. Time: "products", multiply-adds, and "parameters",
 which the optimiser reads and writes; the measured exponent lies between where nothing else counts. One plot an axis.
 
-``low_rank``: along batch, image size and depth the same two figures of memory, and no times, with the low-rank B whose
+``low_rank``: along batch and image size (along depth: memory.py) the same two figures of memory, and no times, with the low-rank B whose
 inner factor is fixed. ``--low-rank-only`` measures them alone and adds them to the file that is there; memory does not
 depend on what else the machine does, times do.
 
@@ -68,7 +68,7 @@ AXES: dict[str, tuple[str, Sequence[float]]] = {  # field of Point, and its plac
     "image size": ("size", (32, 64, 96, 128)),
     "patches": ("patch", (0, 4, 2, 1, 0.5)),
 }
-LOW_RANK, LOW_RANK_AXES = "low-rank-frozen", ("batch", "image size", "depth")
+LOW_RANK, LOW_RANK_AXES = "low-rank-frozen", ("batch", "image size")  # along depth: memory.py
 QUANTITIES = {"seconds": ("products", "parameters"), "activity": ("activity",), "total": ("total",)}  # and arithmetic
 
 
