@@ -11,9 +11,9 @@ The exponent of an axis is the slope of log y over log x through its last three 
 arithmetic (localssl.report.arithmetic) through the same places. Time: "products", multiply-adds, and "parameters",
 which the optimiser reads and writes; the measured exponent lies between where nothing else counts. One plot an axis.
 
-``low_rank``: along batch and image size (along depth: memory.py) the same two figures of memory, and no times, with the low-rank B whose
-inner factor is fixed. ``--low-rank-only`` measures them alone and adds them to the file that is there; memory does not
-depend on what else the machine does, times do.
+``low_rank``: along batch and image size (along depth: memory.py) the same two figures of memory, and no times, with the
+low-rank B whose inner factor is fixed. ``--low-rank-only`` measures them alone and adds them to the file that is there:
+memory does not depend on what else the machine does, times do.
 
 ``rates``: seconds = a x multiply-adds of the blocks + b x those of B + c x parameters + d, a to d not negative, by
 least squares of relative errors over all rows: what this machine achieves.
@@ -171,7 +171,7 @@ def points(axis: str, tiny: bool) -> list[Point]:
 
 def low_rank(axes: Sequence[str], tiny: bool, threads: int) -> dict[str, Any]:
     """Memory with the low-rank B along these axes, and the commit that it was measured at."""
-    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"projection": LOW_RANK, "commit": commit(), "rows": []}
     known: dict[tuple[str, Point], dict[str, float]] = {}
     for axis in (axis for axis in axes if axis in LOW_RANK_AXES):
         for point in points(axis, tiny):
@@ -180,9 +180,9 @@ def low_rank(axes: Sequence[str], tiny: bool, threads: int) -> dict[str, Any]:
                     case = {"rule": rule, "point": asdict(point), "steps": 2, "seconds": 0.0, "projection": LOW_RANK}
                     known[rule, point] = in_process(__file__, {**case, "threads": threads})
                 memory = {name: known[rule, point][name] for name in ("activity", "total")}
-                rows.append({"axis": axis, "rule": rule, "x": place(axis, point), **asdict(point), **memory})
-                print(f"{axis} {rows[-1]['x']:g}  {rule}, B {LOW_RANK}: {memory}", flush=True)
-    return {"projection": LOW_RANK, "commit": commit(), "rows": rows}
+                found["rows"].append({"axis": axis, "rule": rule, "x": place(axis, point), **asdict(point), **memory})
+                print(f"{axis} {place(axis, point):g}  {rule}, B {LOW_RANK}: {memory}", flush=True)
+    return found
 
 
 def main() -> None:
