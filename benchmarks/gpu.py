@@ -4,10 +4,12 @@
 
 vgg6 on noise of CIFAR-10's form that lies on the device: batches are drawn, augmented and learnt there. A row has the
 median over repeats of images a second with its distribution-free 95 % interval, the same of steps on views that are
-there already, the peak of the device's memory, and of some steps what torch.profiler saw: ``busy``, the share of time in
-which the device ran a kernel (the rest is launches and Python), and the operations that took most of it. ``bound_by``
-says which of the two it comes to. Weights in float32, under bf16 autocast with ``--precision bf16``; ``--matmul high``
-lets float32 products take TF32 (``torch.set_float32_matmul_precision``). No CUDA graph, nothing compiled.
+there already, the peak of the device's memory, and of some steps what torch.profiler saw: ``busy``, the share of time
+in which the device ran a kernel (the rest is launches and Python), and the operations that took most of it.
+``bound_by`` says which of the two it comes to. Weights in float32, under bf16 autocast with ``--precision bf16``;
+``--matmul high`` lets float32 products take TF32 (``torch.set_float32_matmul_precision``). No CUDA graph, nothing
+compiled. ``train`` also looks for NaN before it applies an update, which reads one number back from the device: that is
+not in these steps.
 
     python benchmarks/gpu.py --device cpu --tiny --out /tmp/gpu.json        # whether it runs, in seconds
 """

@@ -1,6 +1,6 @@
 """How time and memory of a training step grow with width, depth, batch, image size and number of patches.
 
-    python benchmarks/growth.py --out benchmarks/results/growth.json
+    python benchmarks/growth.py --out benchmarks/results/growth.json --figures docs/results/growth
 
 Around one point (vgg6, width 0.25, 6 blocks, batch 32, 32 px, the data set's patches) one axis at a time moves; every
 rule at every place is a fresh process. "seconds": the median of steps (dense B, default engine, optimiser included).
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, at least")
     parser.add_argument("--seconds", type=float, default=1.5, help="of timed steps, at least")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figures", type=Path, help="folder of the plots (default: that of --out)")
     parser.add_argument("--tiny", action="store_true", help="a network too small to say anything: whether it runs")
     parser.add_argument("--low-rank-only", action="store_true", help="memory with the low-rank B, added to --out")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
@@ -225,7 +226,7 @@ def main() -> None:
     cheap = low_rank(a.axes, a.tiny, a.threads)
     write(a.out, a.threads, base=asdict(Point()), rates=rates(rows), exponents=fitted, rows=rows, low_rank=cheap)
     for axis in a.axes:
-        file = a.out.with_name(f"{a.out.stem}-{axis.replace(' ', '-')}.png")
+        file = (a.figures or a.out.parent) / f"{axis.replace(' ', '-')}.png"
         print(f"written: {growth_figure.draw(axis, rows, fitted, file)}")
 
 
