@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from shared import BASE, LOCAL, MIB, PATCHES, SHAPE, interval, make, write
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
 from localssl import devices, encoders

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from loops import cifar10
@@ -134,7 +135,7 @@ def measure(
             both = views(next(batches))
             for one in made:
                 one.step(*both)
-        steps = [lambda x, one=one: one.step(*x) for one in made]
+        steps: list[Callable[[Any], None]] = [lambda x, one=one: one.step(*x) for one in made]
         given = (views(images) for images in batches)
     else:
         steps = [step_of(case, one) for case, one in zip(cases, made, strict=True)]
