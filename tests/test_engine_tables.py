@@ -98,7 +98,9 @@ def test_crossovers_of_both_kinds_of_b(results: Path) -> None:
     assert "low-rank-frozen" not in memory_tables.crossovers()
     low_rank = {"commit": "def", "rows": [{**mine, "x": 8.0, "total": 5}]}
     write(results, "growth", rows=[*places, *dense], low_rank=low_rank)
-    assert "| batch | clapp++ | low-rank-frozen | 8: 0.50 | everywhere measured |" in memory_tables.crossovers()
+    text = memory_tables.crossovers()
+    assert "| batch | clapp++ | low-rank-frozen | 8: 0.50 | everywhere measured |" in text
+    assert "commit def; along depth: memory.json. Not measured with it: batch 16." in text
 
 
 def test_shares_are_those_of_the_study() -> None:

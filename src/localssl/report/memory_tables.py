@@ -53,10 +53,12 @@ def crossovers() -> str:
                 if mine:
                     shown = ", ".join(f"{x:g}: {ratio:.2f}" for x, ratio in sorted(mine.items()))
                     lines.append([axis, rule, kind, shown, below(mine)])
-    commit = found.get("low_rank", {}).get("commit")
-    said = source("growth") + (
-        f" Low-rank rows: `--low-rank-only`, commit {commit}; along depth: memory.json." if commit else ""
-    )
+    said = source("growth")
+    if commit := found.get("low_rank", {}).get("commit"):
+        there = {(r["axis"], r["x"]) for r in kinds[CHEAP]}
+        absent = ", ".join(f"{axis} {x:g}" for axis, x in base if (axis, x) not in there)
+        said += f" Low-rank rows: `--low-rank-only`, commit {commit}; along depth: memory.json."
+        said += f" Not measured with it: {absent}." if absent else ""
     head = ["axis", "rule", "B", "total / backpropagation's at each place", "below it"]
     return "\n".join([*markdown(head, lines), "", said, "", *_at_full_width()])
 
