@@ -1,6 +1,7 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
-# make bench: time and memory of a training step into benchmarks/results, on an idle machine.
-# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples; as idle (half an hour).
+# make bench: time and memory of a training step into benchmarks/results, on an idle machine (20 minutes).
+# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, several processes, estimates of
+# --dry-run; as idle (an hour). The times of both are sums of their parts' times, not a run of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
@@ -30,14 +31,14 @@ bench: .venv/installed
 	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
-	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
-	.venv/bin/python benchmarks/estimates.py --out benchmarks/results/estimates.json
 
 bench-growth: .venv/installed
-	@echo "== how a training step grows, the whole loop, inactive samples (an idle machine, half an hour)"
-	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json
+	@echo "== how a training step grows, the whole loop, inactive samples, processes, estimates (an idle machine, an hour)"
+	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json --figures docs/results/growth
 	.venv/bin/python benchmarks/throughput.py --out benchmarks/results/throughput.json
 	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
+	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
+	.venv/bin/python benchmarks/estimates.py --out benchmarks/results/estimates.json
 
 soak: .venv/installed
 	@echo "== six hours of training with kills, 100 kills at random moments, a million damaged files, threads, a large data set"

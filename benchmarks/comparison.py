@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rates", type=int, default=3, help="rates of the search")
+    parser.add_argument("--rates", type=int, default=4, help="rates of the search")
     parser.add_argument("--search-epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=None, help="multiply-adds a second")
     parser.add_argument("--more", type=float, default=0.5, help="what else a cell does, over the count")

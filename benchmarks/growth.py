@@ -1,6 +1,6 @@
 """How time and memory of a training step grow with width, depth, batch, image size and number of patches.
 
-    python benchmarks/growth.py --out benchmarks/results/growth.json
+    python benchmarks/growth.py --out benchmarks/results/growth.json --figures docs/results/growth
 
 Around one point (vgg6, width 0.25, 6 blocks, batch 32, 32 px, the data set's patches) one axis at a time moves; every
 rule at every place is a fresh process. "seconds": the median of steps (dense B, default engine, optimiser included).
@@ -10,6 +10,10 @@ their number and the size of B stay (as in the paper's Table A2); other patches 
 The exponent of an axis is the slope of log y over log x through its last three places; beside it stands that of the
 arithmetic (localssl.report.arithmetic) through the same places. Time: "products", multiply-adds, and "parameters",
 which the optimiser reads and writes; the measured exponent lies between where nothing else counts. One plot an axis.
+
+``low_rank``: along batch and image size (along depth: memory.py) the same two figures of memory, and no times, with the
+low-rank B whose inner factor is fixed. ``--low-rank-only`` measures them alone and adds them to the file that is there:
+memory does not depend on what else the machine does, times do.
 
 ``rates``: seconds = a x multiply-adds of the blocks + b x those of B + c x parameters + d, a to d not negative, by
 least squares of relative errors over all rows: what this machine achieves.
@@ -29,9 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from shared import BASE, LOCAL, MIB, activity, deep, in_process, make, random_views, settled, status, write
+from shared import BASE, LOCAL, MIB, activity, commit, deep, in_process, make, random_views, settled, status, write
 
 from localssl import rules
+from localssl.files import write_text
 from localssl.report import growth_figure
 from localssl.report.arithmetic import Cost, step
 
@@ -63,6 +68,7 @@ AXES: dict[str, tuple[str, Sequence[float]]] = {  # field of Point, and its plac
     "image size": ("size", (32, 64, 96, 128)),
     "patches": ("patch", (0, 4, 2, 1, 0.5)),
 }
+LOW_RANK, LOW_RANK_AXES = "low-rank-frozen", ("batch", "image size")  # along depth: memory.py
 QUANTITIES = {"seconds": ("products", "parameters"), "activity": ("activity",), "total": ("total",)}  # and arithmetic
 
 
@@ -73,7 +79,7 @@ def one(case: Mapping[str, Any], least: int, seconds: float) -> dict[str, float]
     point = Point(**case["point"])
     net, usual = deep(point.width, point.depth)
     shape = (3, point.size, point.size)
-    made = make(case["rule"], net, shape, point.patches(usual))
+    made = make(case["rule"], net, shape, point.patches(usual), projection=case.get("projection", "dense"))
     views = random_views(point.batch, shape)
     found: list[float] = []
     for repeat in range(10_000):
@@ -163,13 +169,31 @@ def points(axis: str, tiny: bool) -> list[Point]:
     return [replace(base, **{field: 0.4 * value if tiny and field == "width" else value}) for value in values]
 
 
+def low_rank(axes: Sequence[str], tiny: bool, threads: int) -> dict[str, Any]:
+    """Memory with the low-rank B along these axes, and the commit that it was measured at."""
+    found: dict[str, Any] = {"projection": LOW_RANK, "commit": commit(), "rows": []}
+    known: dict[tuple[str, Point], dict[str, float]] = {}
+    for axis in (axis for axis in axes if axis in LOW_RANK_AXES):
+        for point in points(axis, tiny):
+            for rule in LOCAL:
+                if (rule, point) not in known:
+                    case = {"rule": rule, "point": asdict(point), "steps": 2, "seconds": 0.0, "projection": LOW_RANK}
+                    known[rule, point] = in_process(__file__, {**case, "threads": threads})
+                memory = {name: known[rule, point][name] for name in ("activity", "total")}
+                found["rows"].append({"axis": axis, "rule": rule, "x": place(axis, point), **asdict(point), **memory})
+                print(f"{axis} {place(axis, point):g}  {rule}, B {LOW_RANK}: {memory}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
     parser.add_argument("--steps", type=int, default=3, help="timed steps, at least")
     parser.add_argument("--seconds", type=float, default=1.5, help="of timed steps, at least")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figures", type=Path, help="folder of the plots (default: that of --out)")
     parser.add_argument("--tiny", action="store_true", help="a network too small to say anything: whether it runs")
+    parser.add_argument("--low-rank-only", action="store_true", help="memory with the low-rank B, added to --out")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
@@ -179,6 +203,11 @@ def main() -> None:
         return
     if a.out is None:
         parser.error("--out is needed")
+    if a.low_rank_only:
+        found = json.loads(a.out.read_text(encoding="utf-8")) if a.out.is_file() else {}
+        found["low_rank"] = low_rank(a.axes, a.tiny, a.threads)
+        write_text(a.out, json.dumps(found, indent=1) + "\n")
+        return
     rows: list[dict[str, Any]] = []
     known: dict[tuple[str, Point], dict[str, float]] = {}  # the middle of all axes is measured once
     for axis in a.axes:
@@ -194,9 +223,10 @@ def main() -> None:
     for e in fitted:
         predicted = ", ".join(f"{name} {value:.2f}" for name, value in e["arithmetic"].items())
         print(f"{e['axis']:10s} {e['rule']:12s} {e['quantity']:9s} {e['exponent']:5.2f}   arithmetic: {predicted}")
-    write(a.out, a.threads, base=asdict(Point()), rates=rates(rows), exponents=fitted, rows=rows)
+    cheap = low_rank(a.axes, a.tiny, a.threads)
+    write(a.out, a.threads, base=asdict(Point()), rates=rates(rows), exponents=fitted, rows=rows, low_rank=cheap)
     for axis in a.axes:
-        file = a.out.with_name(f"{a.out.stem}-{axis.replace(' ', '-')}.png")
+        file = (a.figures or a.out.parent) / f"{axis.replace(' ', '-')}.png"
         print(f"written: {growth_figure.draw(axis, rows, fitted, file)}")
 
 

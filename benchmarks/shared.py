@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +116,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     ordered, n = sorted(values), len(values)
     low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
     return ordered[low], ordered[n - 1 - low]
+
+
+def load() -> float:
+    """The machine's load average of the last minute; a line on stderr where it is more than the benchmark's own.
+
+    Its own: as many threads as it has, for the part of the last minute that it ran.
+    """
+    found = os.getloadavg()[0]
+    run_for = time.process_time() / torch.get_num_threads()  # seconds at work, all threads
+    own = torch.get_num_threads() * (1 - math.exp(-run_for / 60))  # as the kernel's average approaches it
+    if found > own + 0.5:
+        print(f"load average {found:.1f}, of it about {own:.1f} our own: the machine is busy", file=sys.stderr)
+    return round(found, 2)
 
 
 def commit() -> str:

@@ -2,31 +2,46 @@
 
     python benchmarks/step.py --out benchmarks/results/step.json
 
-Every repeat takes a step of ``bp-clapp++`` and one of the row's case, on the same images; a row has the median of their
-ratios, and the distribution-free 95 % interval of that median. A step: losses, update and
-the optimiser (fused AdamW, channels-last for all but "published"). The engine uses nothing of samples that are not
-active, so that its time is the same in every state. "published" is the layout of the published code: one graph over
-detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and the two beside it include the views.
+Every repeat takes a step of ``bp-clapp++`` and one of the row's case, on the same images, now the one first, now the
+other; a row has the median of their ratios, the distribution-free 95 % interval of that median, both medians in
+milliseconds, and the load average before it. A load of more than the benchmark's own is warned of. A step: losses,
+update and the optimiser (fused AdamW, channels-last for all but "published"). "published" is the layout of the
+published code: one graph over detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and the two
+beside it include the views. "pool first": backpropagation through blocks that pool before ReLU, as the engine does.
+
+State: "start", noise and weights as drawn, where nearly every sample is active. The engine skips no inactive sample, so
+that its time should be the same later on. ``--trained STEPS`` measures that: both networks first learn from that many
+batches of CIFAR-10, the same views for both, and are then timed on further ones:
+
+    python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from shared import BASE, LOCAL, RANK, SHAPE, Made, interval, make, write
-from torch import Tensor
+from loops import cifar10
+from shared import BASE, LOCAL, RANK, SHAPE, Made, interval, load, make, write
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import localssl
 from localssl import encoders, rules
+from localssl.data.sources import open_images
 from localssl.data.specs import spec_for
 from localssl.data.views import Views, blur_kernel
+from localssl.encoders import Encoder
+
+AT_START = "start"
+Batches = Iterator[Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,29 +54,47 @@ class Case:
     layout: str = "ours"
     augmented: bool = False
     factored_moment: bool = False
+    pool_first: bool = False
 
     @property
     def name(self) -> str:
         """The rule as it stands in a row."""
         if self.factored_moment:
             return f"{self.rule}, factored second moment"
+        if self.pool_first:
+            return f"{self.rule} pool first"
         return self.rule if self.projection == "dense" else f"{self.rule}, B {self.projection} {RANK}"
 
 
-def step_of(case: Case, width: float) -> Callable[[Tensor], None]:
-    """One training step on images (n, 3, 32, 32) of bytes."""
+def made_of(case: Case, width: float) -> Made:
+    """The case's network, its rule and its optimiser."""
     torch.manual_seed(0)
-    ours = case.layout == "ours"
+    net = encoders.vgg6(width)
     made = make(
         case.rule,
-        encoders.vgg6(width),
+        pool_first(net) if case.pool_first else net,
         engine=case.engine,
         projection=case.projection,
         factored_moment=case.factored_moment,
     )
-    if not ours:
-        made.learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-        made = Made(made.learner, torch.optim.AdamW(made.learner.parameters(), 1e-4))
+    if case.layout == "ours":
+        return made
+    made.learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    return Made(made.learner, torch.optim.AdamW(made.learner.parameters(), 1e-4))
+
+
+def pool_first(net: Encoder) -> Encoder:
+    """The same blocks with max-pooling before ReLU, which comes to the same numbers."""
+
+    def order(module: nn.Module) -> int:
+        return (nn.Conv2d, nn.MaxPool2d, nn.ReLU).index(type(module))  # pyright: ignore[reportArgumentType]
+
+    return Encoder.from_blocks([nn.Sequential(*sorted(block.children(), key=order)) for block in net.blocks])
+
+
+def step_of(case: Case, made: Made) -> Callable[[Tensor], None]:
+    """One training step on images (n, 3, 32, 32) of bytes."""
+    ours = case.layout == "ours"
     views = _views(ours) if case.augmented else _no_views
     return lambda images: made.step(*views(images), factored=ours)
 
@@ -91,25 +124,53 @@ def _views(ours: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return lambda images: (torch.stack([one(i) for i in images]), torch.stack([one(i) for i in images]))
 
 
-def measure(cases: tuple[Case, Case], width: float, batch: int, repeats: int) -> list[list[float]]:
+def measure(
+    cases: tuple[Case, Case], width: float, batch: int, repeats: int, trained: int, batches: Batches
+) -> list[list[float]]:
     """Seconds of both cases' steps; the first round is not counted. Two at a time, for the memory of wide ones."""
-    steps = [step_of(case, width) for case in cases]
+    made = [made_of(case, width) for case in cases]
+    if trained:  # views are made beforehand, so that both rules see the same
+        views = _views(ours=True)
+        for _ in range(trained):
+            both = views(next(batches))
+            for one in made:
+                one.step(*both)
+        steps: list[Callable[[Any], None]] = [lambda x, one=one: one.step(*x) for one in made]
+        given = (views(images) for images in batches)
+    else:
+        steps = [step_of(case, one) for case, one in zip(cases, made, strict=True)]
+        given = (torch.randint(256, (batch, *SHAPE), dtype=torch.uint8) for _ in range(repeats + 1))
     seconds: list[list[float]] = [[] for _ in cases]
-    for repeat in range(repeats + 1):
-        images = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8)
-        for step, found in zip(steps, seconds, strict=True):
+    for repeat, x in zip(range(repeats + 1), given, strict=False):
+        for case in (0, 1) if repeat % 2 else (1, 0):
             began = time.perf_counter()
-            step(images)
+            steps[case](x)
             if repeat:
-                found.append(time.perf_counter() - began)
+                seconds[case].append(time.perf_counter() - began)
     return seconds
 
 
-def rows(against: Case, cases: list[Case], width: float, batch: int, repeats: int) -> list[dict[str, object]]:
+def photographs(root: Path | None, folder: Path, batch: int) -> tuple[Batches, str]:
+    """Batches of CIFAR-10 for ever, drawn from all of it, and what they are; noise of its form where it is not."""
+    root, name = cifar10(root, folder, 4 * batch)
+    images = open_images("cifar10", root=root)
+
+    def batches() -> Batches:
+        drawn = torch.Generator().manual_seed(0)
+        while True:
+            yield images.batch(torch.randint(len(images), (batch,), generator=drawn))
+
+    return batches(), name
+
+
+def rows(
+    against: Case, cases: Sequence[Case], width: float, batch: int, repeats: int, trained: int, batches: Batches
+) -> list[dict[str, object]]:
     """One row a case."""
     found: list[dict[str, object]] = []
     for case in cases:
-        base, mine = measure((against, case), width, batch, repeats)
+        busy = load()
+        base, mine = measure((against, case), width, batch, repeats, trained, batches)
         ratios = [a / b for a, b in zip(mine, base, strict=True)]
         low, high = interval(ratios)
         engine = localssl.Learner(encoders.vgg6(0.1), rules.get(case.rule), SHAPE, None, case.engine).engine
@@ -121,13 +182,14 @@ def rows(against: Case, cases: list[Case], width: float, batch: int, repeats: in
             "engine": engine,
             "layout": case.layout,
             "views": case.augmented,
-            "state": "any",
+            "state": f"{trained} steps" if trained else AT_START,
             "ratio": round(statistics.median(ratios), 4),
             "low": round(low, 4),
             "high": round(high, 4),
             "n": len(ratios),
             "milliseconds": round(1e3 * statistics.median(mine), 1),
             "milliseconds_against": round(1e3 * statistics.median(base), 1),
+            "load": busy,
         }
         found.append(row)
         print(f"{case.name:34s} {engine:13s} {case.layout:9s} {row['ratio']:.3f} [{low:.3f} {high:.3f}]", flush=True)
@@ -138,12 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, nargs="+", default=[21, 5], help="for every width")
+    parser.add_argument("--repeats", type=int, nargs="+", default=[21, 9], help="for every width")
+    parser.add_argument("--trained", type=int, default=0, metavar="STEPS", help="rows of networks that learnt so long")
+    parser.add_argument("--data-root", type=Path, help="where CIFAR-10 lies, for --trained")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    cases = [Case(rule) for rule in LOCAL]
+    cases = [Case(BASE, pool_first=True), *(Case(rule) for rule in LOCAL)]
     cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]
     cases += [Case(rule, projection="low-rank-frozen") for rule in LOCAL]
     cases += [Case("clapp++both", factored_moment=True)]
@@ -151,12 +215,21 @@ def main() -> None:
     layouts: list[Case] = []
     for rule in ("clapp++", "clapp++dfb"):
         layouts += [Case(rule, augmented=True), Case(rule, "autograd", layout="published", augmented=True)]
+    both = [Case(rule, projection=kind) for kind in ("dense", "low-rank-frozen") for rule in LOCAL]
     found: list[dict[str, object]] = []
-    for width, repeats in zip(arguments.widths, arguments.repeats, strict=True):
-        print(f"width {width:g}, batch {arguments.batch}")
-        found += rows(Case(BASE), cases, width, arguments.batch, repeats)
-        found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, max(3, repeats // 2))
-    write(arguments.out, arguments.threads, rows=found)
+    with tempfile.TemporaryDirectory() as folder:
+        batches, data = iter(()), "noise"
+        if arguments.trained:
+            batches, data = photographs(arguments.data_root, Path(folder), arguments.batch)
+        for width, repeats in zip(arguments.widths, arguments.repeats, strict=True):
+            print(f"width {width:g}, batch {arguments.batch}")
+            if arguments.trained:
+                found += rows(Case(BASE), both, width, arguments.batch, repeats, arguments.trained, batches)
+                continue
+            found += rows(Case(BASE), cases, width, arguments.batch, repeats, 0, batches)
+            few = max(3, repeats // 2)
+            found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, few, 0, batches)
+    write(arguments.out, arguments.threads, data=data, rows=found)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def row(rule: str, width: float, batch: int, steps: int, times: Sequence[Times])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rules", nargs="+", default=[BASE, LOCAL[0], LOCAL[2]])
+    parser.add_argument("--rules", nargs="+", default=[BASE, *LOCAL])
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20, help="of every repeat")

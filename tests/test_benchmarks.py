@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +15,12 @@ import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
-from localssl import encoders, projections, rules
+from localssl import encoders, projections, references, rules
 from localssl.data.sources import open_images
 from localssl.engine import factors
 from localssl.optimizer import FactoredAdamW
 from localssl.report import arithmetic, growth_figure
+from localssl.rules import ScoreRule
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATCHES = (4, 4, 4, 2, 2, 1)
@@ -164,3 +166,102 @@ def test_processes_of_a_tiny_network(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found["rows"]["auto"] == []
     assert 2 * found["sharded"]["numbers_of_b"] == found["rows"]["numbers_of_b"]
     assert 0 < found["rows"]["share_of_communication"] < 1
+
+
+def test_pool_before_relu_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("step", monkeypatch)
+    net = encoders.vgg6(0.05)
+    turned = module.pool_first(net)
+    assert [type(m).__name__ for m in turned.blocks[1]] == ["Conv2d", "MaxPool2d", "ReLU"]
+    x = torch.randn(2, 3, 32, 32)
+    for a, b in zip(net(x), turned(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = benchmark("step", monkeypatch)
+    shared = benchmark("shared", monkeypatch)
+    monkeypatch.setattr(shared.os, "getloadavg", lambda: (shared.torch.get_num_threads() + 0.6, 0, 0))
+    base, case = module.Case("bp-clapp++"), module.Case("clapp++dfb")
+    (row,) = module.rows(base, [case], 0.02, 2, 2, 0, iter(()))
+    assert (row["state"], row["n"], row["load"]) == ("start", 2, round(torch.get_num_threads() + 0.6, 2))
+    assert "the machine is busy" in capsys.readouterr().err
+    batches, name = module.photographs(tmp_path / "nothing", tmp_path, 2)
+    (row,) = module.rows(base, [case], 0.02, 2, 2, 3, batches)
+    assert (row["state"], name) == ("3 steps", "noise in place of CIFAR-10")
+    assert row["milliseconds_against"] > 0
+
+
+def test_both_networks_are_trained_on_the_same_views_and_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("step", monkeypatch)
+    seen: list[tuple[str, float]] = []
+
+    class Seen:
+        def __init__(self, name: str):
+            self.name = name
+
+        def step(self, view_a: torch.Tensor, view_b: torch.Tensor) -> None:
+            seen.append((self.name, float(view_a.sum() + view_b.sum())))
+
+    monkeypatch.setattr(module, "made_of", lambda case, width: Seen(case.rule))
+    batches = (torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8) for _ in range(9))
+    seconds = module.measure((module.Case("a"), module.Case("b")), 0.02, 2, 4, 3, batches)
+    assert [len(s) for s in seconds] == [4, 4]
+    assert [name for name, _ in seen] == list("ababab" + "ba" + "abba" * 2)
+    assert all(first[1] == second[1] for first, second in zip(seen[::2], seen[1::2], strict=True))
+    assert len({x for _, x in seen}) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_memory_with_a_low_rank_b(growth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "AXES", {"batch": ("batch", (2, 4)), "width": ("width", (0.05,))})
+    monkeypatch.setattr(growth, "in_process", lambda _, case: growth.one(case, case["steps"], case["seconds"]))
+    found = growth.low_rank(["width", "batch"], tiny=True, threads=1)
+    assert [(r["axis"], r["x"], r["rule"]) for r in found["rows"]] == [
+        ("batch", x, rule) for x in (2, 4) for rule in growth.LOCAL
+    ]
+    assert all(r["activity"] > 0 and "seconds" not in r for r in found["rows"])
+
+
+@pytest.mark.parametrize("name", ["gpu", "engines"])
+def test_tiny_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark(name, monkeypatch)
+    flags = {
+        "gpu": ["--device", "cpu", "--rules", "clapp++both"],
+        "engines": ["--networks", "cnn1d", "--batch", "2", "--repeats", "2", "--threads", str(torch.get_num_threads())],
+    }
+    monkeypatch.setattr(sys, "argv", [name, *flags[name], "--tiny", "--out", str(tmp_path / "x.json")])
+    module.main()
+    found = json.loads((tmp_path / "x.json").read_text())
+    if name == "gpu":
+        (row,) = found["rows"]
+        assert row["images_per_second"] > 0
+        assert 0 < row["busy"] <= 1
+        assert "convolution" in " ".join(row["milliseconds_of_operations"])
+        assert row["bound_by"]
+    else:
+        assert [r["rule"] for r in found["rows"]] == ["clapp++", "clapp++dfb", "clapp++both"]
+        assert all(r["low"] <= r["ratio"] <= r["high"] for r in found["rows"])
+
+
+@pytest.mark.parametrize("name", ["clapp++", "clapp++dfb", "clapp++both"])
+def test_what_waits_between_the_views(name: str) -> None:
+    """Against the readouts that references of view a really take."""
+    rule = rules.get(name)
+    assert isinstance(rule, ScoreRule)
+    learner = localssl.Learner(encoders.vgg6(0.05), rule, (3, 32, 32), PATCHES)
+    read = [torch.zeros(1, d) for d in learner.lengths]
+    taken = [references.take(r, read, i) for r in rule.references.values() for i in range(len(read))]
+    found = arithmetic.layers(learner.encoder, (3, 32, 32), PATCHES)
+    assert arithmetic.between_views(found, rule) == sum({t.data_ptr(): t.numel() for t in taken}.values())
+
+
+def test_in_a_batch_the_order_turns_round() -> None:
+    found = arithmetic.layers(encoders.vgg6(0.05), (3, 32, 32), PATCHES)
+    lateral, feedback = rules.get("clapp++"), rules.get("clapp++dfb")
+    assert isinstance(lateral, ScoreRule)
+    assert isinstance(feedback, ScoreRule)
+    assert arithmetic.between_views(found, lateral) > arithmetic.between_views(found, feedback)
+    assert arithmetic.in_batch(found, lateral) < arithmetic.in_batch(found, feedback)
+    inputs = 3 * 32 * 32 + sum(z.numel() for z in encoders.vgg6(0.05)(torch.zeros(1, 3, 32, 32))[:-1])
+    assert arithmetic.in_batch(found, feedback) > inputs  # of every block

@@ -36,6 +36,7 @@ from localssl.stats import t_interval
 
 from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_files
+from .util import usage_error
 
 BREAKS = """
 from dataclasses import dataclass
@@ -239,6 +240,20 @@ def test_the_search_never_judges_on_what_was_trained_on(
     assert not pixels(held) & pixels(run.images("test"))
     assert found[1].records[0]["config"]["lr"] == 1e-3  # at the other rate it is worse, or has failed
     assert found[1].budget == "2 rates × 1 epoch on 400 images"
+    assert found[1].edge == "smallest"
+    inline.clear()
+    more = replace(study, search_lr=(1e-3, 1e6, 1e7))
+    found = compare(more, [Row("clapp++", "clapp++")], Settings(tmp_path, threads=1), 1)
+    assert inline == ["search-clapp++-lr1e+07"]  # rates may be added
+    assert found[1].budget == "3 rates × 1 epoch on 400 images"
+    below = "\n".join(summary.notes(found, more, Settings(tmp_path, threads=1)))
+    assert "The smallest was the best for clapp++: one beyond it may be better." in below
+    assert "largest was the best" not in below
+    trial = tmp_path / "cells" / "search-clapp++-lr1e+07.json"
+    record = json.loads(trial.read_text()) | {"accuracy": 101.0}
+    trial.write_text(json.dumps({key: value for key, value in record.items() if key != FAILED}))
+    with usage_error("-s0.json was trained at a rate of 0.001, and of these rates 10000000.0 is the best; delete"):
+        compare(more, [Row("clapp++", "clapp++")], Settings(tmp_path, threads=1), 1)
 
 
 def pixels(images: Images) -> set[bytes]:
@@ -371,6 +386,7 @@ def test_table2_goes_on_with_the_cells_of_compare(
         "fast probe"
     )
     assert shown["BP-CLAPP++"]["mark"] == "no published number on these data"
+    assert (shown[""]["rule"], shown[""]["mark"]) == ("untrained", "control")
 
 
 def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

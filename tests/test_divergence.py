@@ -104,6 +104,24 @@ def test_stop_in_the_engine(block: int, tmp_path: Path, monkeypatch: Patch) -> N
     assert len(list((tmp_path / "x" / "nan").iterdir())) == (2 if block == 1 else 1)
 
 
+@pytest.mark.parametrize(("engine", "whole"), [("hebbian", True), ("hebbian-lean", False)])
+def test_stop_with_feedback(engine: str, whole: bool, tmp_path: Path, monkeypatch: Patch) -> None:
+    """Where every block has run before the first one learns, all of them are looked at before any is applied."""
+    original, count = Learner.updates, [0]
+
+    def updates(self: Learner, *rest: Any) -> Any:
+        count[0] += 1
+        if count[0] == 6:
+            self.projections["feedback"][2].weight.data.fill_(float("inf"))
+        return original(self, *rest)
+
+    monkeypatch.setattr(Learner, "updates", updates)
+    kept = "the state before it is in" if whole else "blocks below had learnt from it, the last checkpoint is from"
+    with pytest.raises(RunError, match=rf"^step 6, block 3: loss_3, [^\n]*; {kept} "):
+        run_tiny(tmp_path / "x", rule="clapp++dfb", engine=engine)
+    assert len(list((tmp_path / "x" / "nan").iterdir())) == (2 if whole else 1)
+
+
 @pytest.mark.parametrize("rule", ["clapp++", "bp-clapp++", "ipc"])
 def test_skip_leaves_no_trace_of_the_batch(rule: str, tmp_path: Path, monkeypatch: Patch) -> None:
     said: list[str] = []

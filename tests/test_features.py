@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from localssl import encoders
+from localssl import encoders, evaluate
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.features import features
+from localssl.features import features, settle
 
 from .probe_util import images
+from .train_util import run_tiny
 from .util import assert_close_report
 
 
@@ -64,3 +66,33 @@ def test_features_errors():
         features(encoder, images(pixels[:0]), patches=(2,), normalise=normalise)
     with pytest.raises(UsageError, match="does not accept inputs of shape"):
         features(encoders.vgg5(in_channels=3), images(pixels), patches=None, normalise=normalise)
+
+
+def test_batch_norms_that_have_seen_nothing() -> None:
+    """They take the statistics of what they are shown; trained ones keep theirs, and so do their modes."""
+    torch.manual_seed(0)
+    encoder = encoders.vgg6(0.05, norm="batch").eval()
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = 3 + 2 * torch.randn(64, 3, 32, 32)
+    before = encoder(x)[-1]
+    settle(encoder, encoder.emitted, [x])
+    assert not any(m.training or m.momentum is None for m in norms)
+    settled = encoder(x)[-1]
+    with torch.no_grad():
+        encoder.train()
+        of_the_batch = encoder(x)[-1]
+        encoder.eval()
+    torch.testing.assert_close(settled, of_the_batch, rtol=0.02, atol=0.02)  # running variances are unbiased
+    assert not torch.allclose(before, of_the_batch, rtol=0.1, atol=0.1)
+    kept = [m.running_mean.clone() for m in norms if m.running_mean is not None]
+    settle(encoder, encoder.emitted, [x + 5])
+    assert all(torch.equal(m.running_mean, k) for m, k in zip(norms, kept, strict=True) if m.running_mean is not None)
+
+
+def test_an_untrained_encoder_is_probed_with_settled_norms(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path, rule="softhebb", epochs=0, encoder=None, limit_images=None)
+    found = evaluate.probe_run(run, evaluate.ProbeOptions())
+    assert found["untrained"].rows == found["softhebb"].rows
+    encoder = run.learner().encoder
+    evaluate.probe_encoder(run, encoder, run.images("train"), run.images("test"), evaluate.ProbeOptions())
+    assert all(m.num_batches_tracked > 0 for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import localssl
 from localssl import encoders, optimizer, rules
 from localssl.config import TrainConfig
-from localssl.optimizer import FactoredAdamW, factors_of, leave_factors
+from localssl.optimizer import FactoredAdamW, add_grad, factors_of, leave_factors
 from localssl.training import train
+
+from .util import usage_error
 
 
 def factors(seed: int) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,50 @@ def test_equal_to_adamw_on_the_whole_gradient(decay: float, monkeypatch: pytest.
     assert mine.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-12, atol=1e-14)
+
+
+def test_factors_and_a_gradient_beside_them_are_one_step() -> None:
+    """Whichever came first: AdamW's step of their sum, not two."""
+    start = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, mixed = (nn.Parameter(start.clone()) for _ in range(2))
+    one, other = torch.optim.AdamW([whole], lr=0.01), FactoredAdamW([mixed], lr=0.01)
+    for step in range(4):
+        (signal, c), (before, after) = factors(step), factors(step + 10)
+        whole.grad = signal.T @ c + before.T @ after
+        for add in (add_grad, leave_factors)[:: (-1) ** step]:
+            add(mixed, *((before.T @ after,) if add is add_grad else (signal, c)))
+        one.step()
+        other.step()
+        other.zero_grad()
+        assert other.state[mixed]["step"] == step + 1
+        torch.testing.assert_close(mixed, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
+def test_what_factors_would_be_without_is_refused(option: str) -> None:
+    p = nn.Parameter(torch.zeros(9, 5))
+    with usage_error(f"FactoredAdamW has no {option}"):
+        FactoredAdamW([p], **{option: True})
+    with usage_error(f"FactoredAdamW has no {option}"):
+        FactoredAdamW([{"params": [p], option: True}])
+    FactoredAdamW([p], **{option: False})
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_what_a_closure_leaves_is_in_its_step(factored: bool) -> None:
+    p, q = (nn.Parameter(torch.zeros(9, 5, dtype=torch.float64)) for _ in range(2))
+    made = [FactoredAdamW([{"params": [x], "factored_moment": factored}], lr=0.01) for x in (p, q)]
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        leave_factors(p, *factors(0))
+        return 3.0
+
+    assert made[0].step(closure) == 3.0
+    leave_factors(q, *factors(0))
+    assert made[1].step() is None
+    assert torch.equal(p, q)
+    assert p.any()
 
 
 def test_zero_grad_forgets_factors() -> None:

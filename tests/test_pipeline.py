@@ -76,6 +76,8 @@ def test_equal(rule: str, processes: int, precision: str, sequential: Callable[.
         {"rule": "clapp++", "split": (1, 4), **RANDOM, "engine": "autograd"},
         {"rule": "clapp++both", "engine": "autograd", "optimizer": "sgd"},
         {"rule": "clapp++both", "engine": "hebbian-lean", "precision": "bf16-mixed"},
+        {"rule": "clapp++both", "engine": "hebbian-lean", "precision": "64-true"},
+        {"rule": "clapp++dfb", "engine": "hebbian-lean", "precision": "64-true"},
         {"rule": "clapp", "rule_options": ("projection=low-rank-frozen", "rank=4"), "align_every": 1},
         {"rule": "clapp++", "encoder_options": ("norm=batch",)},
     ],
@@ -93,9 +95,10 @@ def test_the_folder_tells_of_the_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
-def test_staleness_is_what_it_is_said_to_be(staleness: int) -> None:
+@pytest.mark.parametrize("rule", ["clapp++dfb", "clapp++both"])
+def test_staleness_is_what_it_is_said_to_be(rule: str, staleness: int) -> None:
     """Against autograd on a copy whose blocks lack the last updates, but not its projections."""
-    config, _ = resolve(tiny(Path("x"), rule="clapp++both", staleness=staleness, precision="64-true"))
+    config, _ = resolve(tiny(Path("x"), rule=rule, staleness=staleness, precision="64-true"))
     own, reference = prepare(config, "cpu"), prepare(config, "cpu")
     batches = list(_batches(config, 6))
     with pipeline.begun(own, _setup(config)) as first:

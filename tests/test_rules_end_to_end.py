@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,19 @@ def test_simclr_of_equal_and_of_perfect_projections() -> None:
     p = torch.eye(2).repeat(2, 1)  # two images, both views the same unit vector
     assert localssl.losses.nt_xent(p, 0.5).item() == pytest.approx(math.log(1 + 2 * math.exp(-2)), rel=1e-6)
     assert torch.isfinite(localssl.losses.nt_xent(torch.zeros(6, 4), 0.5))
+
+
+def test_simclr_by_the_articles_equation() -> None:
+    """Chen et al. 2020, equation 1 and Algorithm 1, which count partners 2k - 1 and 2k; plain NumPy, pair by pair."""
+    p = np.random.default_rng(0).normal(size=(8, 5))
+    sim = [[p[i] @ p[j] / np.linalg.norm(p[i]) / np.linalg.norm(p[j]) for j in range(8)] for i in range(8)]
+
+    def of_pair(i: int, j: int) -> float:
+        return -math.log(math.exp(sim[i][j] / 0.3) / sum(math.exp(sim[i][k] / 0.3) for k in range(8) if k != i))
+
+    expected = sum(of_pair(k, k + 1) + of_pair(k + 1, k) for k in range(0, 8, 2)) / 8
+    stacked = torch.from_numpy(np.concatenate((p[0::2], p[1::2])))  # here: all first views, then all second ones
+    assert localssl.losses.nt_xent(stacked, 0.3).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class TrainConfig:
     """Files with code of yours, PATH.py, that a run names which goes on or begins by --config."""
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
-    the last checkpoint's weights."""
+    the last checkpoint's weights. Those two hold the gradients of all blocks at once."""
     resume: bool = False
     """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from localssl import checkpoint
+from localssl.engine.three_factor import above
 from localssl.errors import RunError
 from localssl.files import make_folder, write_text
 from localssl.learner import Learner
 from localssl.optimizer import factors_of
 from localssl.parallel import Processes
 from localssl.prepared import Prepared
+from localssl.rules.base import ScoreRule
 
 FOLDER = "nan"  # of the run: what was found, and the state before it
 MOST = 10  # batches in a row that may be left out
@@ -70,6 +72,12 @@ def not_finite(named: Named, losses: Tensor | None = None, loss_names: Iterable[
     if not norms or bool(torch.stack(norms).isfinite().all()):
         return []
     return list(dict.fromkeys(name for (name, _), norm in zip(found, norms, strict=True) if not bool(norm.isfinite())))
+
+
+def _runs_first(learner: Learner) -> bool:
+    """Whether all blocks run, and what they need to learn is kept, before the first one learns."""
+    rule = learner.rule
+    return learner.engine == "hebbian" and isinstance(rule, ScoreRule) and bool(above(rule, len(learner.patches)))
 
 
 @torch.no_grad()
@@ -139,7 +147,10 @@ class Watch:
         self.named = list(learner.named_parameters())
         # All or nothing, where the run may go on: then the engine's parts of an update wait for the last one, and all
         # are held at once. "stop" applies each part when it is there: that is what keeps memory flat in depth.
-        self.at_the_end = learner.engine != "autograd" and on_nan != "stop"
+        # Where all blocks have run before the first one learns it is not flat, and parts that are small wait, too: a
+        # look makes the host wait for the device, once then and not once a block.
+        small = prepared.factored and processes is None  # no dense change of B, no mean or sum of such
+        self.at_the_end = learner.engine != "autograd" and (on_nan != "stop" or (small and _runs_first(learner)))
         self.bad: list[str] = []  # of the batch that is being learnt
         self.applied = 0  # parts of its update
         self.before: dict[str, Any] = {}

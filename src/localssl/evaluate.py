@@ -12,8 +12,10 @@ import torch
 
 from localssl import alignment, devices, readout, rules
 from localssl.data.sources import Images
+from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError, unknown
+from localssl.features import few, settle
 from localssl.files import write_text
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.run import Run
@@ -102,6 +104,7 @@ def probe_encoder(
     c = run.config
     device = devices.choose(options.device)
     patches, normalise = patches_of(run), run.normalise()
+    _settle(encoder, train, normalise, device)
     if options.protocol == "paper":
         return paper_probe(
             encoder,
@@ -256,6 +259,18 @@ def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str
 
 PROBE_HEADER = ["encoder", "layer", "method", "labels", "accuracy", "low", "high", "draws", "features", "strength"]
 ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches", "null", "parameter"]
+
+
+def _settle(encoder: Encoder, images: Images, normalise: Normalise, device: torch.device) -> None:
+    """Batch norms that were never trained take the statistics of training images."""
+    encoder.to(device)
+    normalise.to(device)
+    weight = next(encoder.parameters())
+    settle(
+        encoder,
+        lambda rows: encoder.emitted(normalise(images.batch(rows).to(device)).to(weight.dtype)),
+        few(images),
+    )
 
 
 def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from localssl import readout as ro
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
+
+SETTLED_ON = 5_000  # images at most
 
 
 @contextmanager
@@ -24,6 +27,38 @@ def frozen(module: nn.Module) -> Generator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@torch.no_grad()
+def settle(encoder: nn.Module, see: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
+    """Give batch norms that have never seen a batch the mean statistics of some; as they are made they have 0 and 1.
+
+    Without them its activity grows or dies from block to block, and a trained encoder, whose batch norms know the data,
+    would be held against one that is worse than random. Nothing is done where there are none, or all have been trained.
+
+    Args:
+        encoder: the blocks.
+        see: runs them on what ``batches`` holds.
+        batches: of training images, or of their numbers.
+    """
+    new = [m for m in encoder.modules() if isinstance(m, BatchNorm) and m.num_batches_tracked == 0]
+    if not new:
+        return
+    with frozen(encoder):
+        kept = [m.momentum for m in new]
+        for m in new:
+            m.momentum = None  # the mean over batches
+            m.train()
+        for batch in batches:
+            see(batch)
+        for m, momentum in zip(new, kept, strict=True):
+            m.momentum = momentum
+
+
+def few(images: Images) -> tuple[Tensor, ...]:
+    """Numbers of images to ``settle`` on, in batches of 250 or somewhat more."""
+    count = min(len(images), SETTLED_ON)
+    return torch.arange(count).chunk(max(1, count // 250))
 
 
 def patch_sizes(encoder: Encoder, shape: Sequence[int], patches: ro.Patches) -> tuple[list[int | None], list[int]]:

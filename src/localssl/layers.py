@@ -36,6 +36,31 @@ class Standardise(nn.Module):
         return flat.view_as(x)
 
 
+def standardised_pair(left: Tensor, right: Tensor, pad: int) -> Tensor:
+    """The mean of two images (N, C, H, W) after their pair is padded by reflection and standardised (Chen 2025).
+
+    Mean and standard deviation (n - 1) are those of the numbers of both halves together, padded by ``pad``. What is
+    returned is not padded yet: padding by reflection and a shift and scale of all numbers may change places.
+    """
+    both = torch.cat([nn.functional.pad(half, (pad,) * 4, mode="reflect").flatten(1) for half in (left, right)], 1)
+    std = both.std(1)
+    middle = (left + right) / 2 - both.mean(1).view(-1, 1, 1, 1)
+    return middle / torch.where(std > 0, std + 1e-10, math.inf).view(-1, 1, 1, 1)
+
+
+class PairStandardise(nn.Module):
+    """Images (N, C, H, W) standardised by themselves, then as a pair of each with itself, see ``standardised_pair``."""
+
+    def __init__(self, pad: int):
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x``, not padded."""
+        x = Standardise()(x)
+        return standardised_pair(x, x, self.pad)
+
+
 class ImageNorm(nn.Module):
     """A norm of images (N, C, H, W) by themselves, one of vectors too: what it gives has the images' shape."""
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from typing_extensions import override
 
+from localssl.errors import UsageError
+
 TILE = 4 * 2**20  # bytes of a gradient that are there at a time
 
 
@@ -52,22 +54,39 @@ def be_rows(p: Tensor, of: int, total: Callable[[Tensor], Tensor]) -> None:
 class FactoredAdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW; parameters with factors are updated tile by tile, with the same result to rounding.
 
-    Its state is AdamW's own. A gradient in ``.grad`` is treated as there. Groups with ``factored_moment`` keep "row"
-    and "column" in place of "exp_avg_sq", whichever way their gradient comes.
+    Its state is AdamW's own. A gradient in ``.grad`` is treated as there; with factors beside it, their sum is. Groups
+    with ``factored_moment`` keep "row" and "column" in place of "exp_avg_sq", whichever way their gradient comes.
+
+    Raises:
+        UsageError: an option of AdamW's, of all or of a group, that factors would be without.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, fused=True, **options)
 
     @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        for option in ("amsgrad", "maximize"):
+            if param_group.get(option, self.defaults[option]):
+                raise UsageError(f"FactoredAdamW has no {option}: factors would be updated without it")
+        super().add_param_group(param_group)
+
+    @override
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of everything that has a gradient or factors."""
+        loss: float | None = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if p.grad is not None and (left := p.__dict__.pop("factors", None)) is not None:  # one step, of their sum
+                p.grad.addmm_(left[0].T.to(p.dtype), left[1].to(p.dtype))
         apart = [group for group in self.param_groups if group.get("factored_moment")]
         whole: dict[Tensor, Tensor | None] = {p: p.grad for group in apart for p in group["params"]}
         for p in whole:
             p.grad = None  # not AdamW's business
-        loss = super().step(closure)  # pyright: ignore[reportArgumentType]
+        super().step()
         for group in self.param_groups:
             for p in group["params"]:
                 factors = factors_of(p)
@@ -122,14 +141,12 @@ class FactoredAdamW(torch.optim.AdamW):
     def _by_rows_and_columns(
         self, p: Tensor, factors: tuple[Tensor, Tensor] | None, dense: Tensor | None, group: dict[str, Any]
     ) -> None:
-        """A step of ``p`` (d_z, d_c) by its factors or its dense gradient (their sum where there are both)."""
+        """A step of ``p`` (d_z, d_c) by its factors or its dense gradient."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p)
             state["row"], state["column"] = p.new_zeros(len(p)), p.new_zeros(p.shape[1])
-        if factors is not None and dense is not None:
-            dense, factors = torch.addmm(dense, factors[0].T.to(p.dtype), factors[1].to(p.dtype)), None
         if dense is None:
             assert factors is not None
             signal, c = (x.to(p.dtype) for x in factors)

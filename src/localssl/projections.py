@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,27 @@ from typing_extensions import override
 from localssl.optimizer import be_rows
 from localssl.parallel import Processes
 
-KINDS: dict[str, tuple[str, str]] = {  # a rule's choice: B from the own layer's readout, B from another layer's
-    "dense": ("dense", "dense"),
-    "low-rank": ("low-rank", "low-rank"),
-    "low-rank-frozen": ("low-rank-frozen", "low-rank-frozen"),
-    "patch-local": ("patch-local", "low-rank"),
-    "patch-local-frozen": ("patch-local", "low-rank-frozen"),
-    "patch-shared": ("patch-shared", "low-rank"),
-    "patch-shared-frozen": ("patch-shared", "low-rank-frozen"),
+
+class Kind(NamedTuple):
+    """What a rule's choice of B comes to, as ``make`` names it.
+
+    Args:
+        own: where the reference is the layer's own readout.
+        other: where it is another layer's.
+    """
+
+    own: str
+    other: str
+
+
+KINDS = {
+    "dense": Kind("dense", "dense"),
+    "low-rank": Kind("low-rank", "low-rank"),
+    "low-rank-frozen": Kind("low-rank-frozen", "low-rank-frozen"),
+    "patch-local": Kind("patch-local", "low-rank"),
+    "patch-local-frozen": Kind("patch-local", "low-rank-frozen"),
+    "patch-shared": Kind("patch-shared", "low-rank"),
+    "patch-shared-frozen": Kind("patch-shared", "low-rank-frozen"),
 }
 
 
@@ -157,7 +171,7 @@ def make(kind: str, d_z: int, d_c: int, rank: int, channels: int) -> nn.Module:
     """A projection; dense where a cheaper one would not be smaller than a dense matrix.
 
     Args:
-        kind: one of those that ``KINDS`` names; a "patch-" one only where both sides are the same readout.
+        kind: one of those in a ``Kind``; a "patch-" one only where both sides are the same readout.
         d_z: length of the prediction g, that is of the readout.
         d_c: length of the reference c.
         rank: of a low-rank one.

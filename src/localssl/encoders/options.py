@@ -13,7 +13,7 @@ from torch import nn
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
 from localssl.grids import Grid
-from localssl.layers import ACTIVATIONS, NORMS, ImageNorm
+from localssl.layers import ACTIVATIONS, NORMS, ImageNorm, PairStandardise
 
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 
@@ -67,10 +67,15 @@ class Options:
             return nn.BatchNorm1d(layer.in_features, affine=False)
         return nn.Identity() if self.norm is None else NORMS[self.norm]()
 
-    def entry_of(self, first: nn.Module) -> nn.Module | None:
-        """The norm of images by themselves, where ``paired`` asks for one before the first layer."""
+    def entry_of(self, first: nn.Module, pad: int = 0) -> nn.Module | None:
+        """The norm of images by themselves, where ``paired`` asks for one before the first layer.
+
+        ``pad``: of the reflecting padding in front of it, over which SCFF's nets standardise a pair once more.
+        """
         if not self.paired or self.norm is None:
             return None
+        if self.norm == "standardise" and pad:
+            return PairStandardise(pad)
         return ImageNorm(self.norm_of(first), flat=isinstance(first, nn.Linear))
 
     @torch.no_grad()
@@ -116,4 +121,5 @@ class Options:
             blocks.append(nn.Sequential(*head, *into, layer, *([] if self.late else tail), *out))
             emit.append(nn.Sequential(*tail))
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return Encoder(blocks, config | own, emit if self.late else None, self.entry_of(weighted[0]))
+        entry = self.entry_of(weighted[0], pads[0] if pads else 0)
+        return Encoder(blocks, config | own, emit if self.late else None, entry)

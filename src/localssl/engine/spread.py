@@ -18,7 +18,7 @@ def sources(rule: ScoreRule, layers: int) -> list[tuple[int, ...]]:
     return [tuple(r.source(layer, layers) for r in rule.references.values()) for layer in range(layers)]
 
 
-def gathered(rule: ScoreRule, layers: int, matrices: frozenset[int]) -> frozenset[int]:
+def seen_by_all(rule: ScoreRule, layers: int, matrices: frozenset[int]) -> frozenset[int]:
     """The layers whose readouts go to all processes, where the changes of B of some layers are summed as matrices."""
     return traffic.gathered(sources(rule, layers), matrices)
 

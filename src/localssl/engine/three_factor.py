@@ -16,7 +16,7 @@ from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
 from localssl.engine.factors import Among
 from localssl.engine.passes import Passed, learn, run
-from localssl.engine.spread import Apart, Gathered, gathered
+from localssl.engine.spread import Apart, Gathered, seen_by_all
 from localssl.rules.base import Batch, Projections, ScoreRule
 
 
@@ -46,7 +46,7 @@ class ThreeFactor(Local):
         first = asked or black_boxes(step.encoder.blocks)  # a box that fails must fail before any change
         if first and not self.lean:
             kept = list(_in_turn(blocks, step.x))
-            known = {i: _read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
+            known = {i: read(step, passed.z, i) for i, passed in enumerate(kept) if i in asked}
             passes = _handed_over(kept)
         else:
             known = _references(step, blocks, asked)
@@ -55,11 +55,7 @@ class ThreeFactor(Local):
         for layer, passed in enumerate(passes):
             loss, changes = learn_block(step, rule, blocks[layer], passed, known, layer)
             del passed  # its input makes room for a dense change of B, and for the next block
-            for change in changes:
-                change.add(step.factored and layer not in step.matrices)
-            changes.clear()
-            if step.processes is not None and layer in step.matrices:
-                step.processes.add_up(factors.parameters(rule, step.projections, layer))
+            make_changes(step, rule, changes, layer)
             losses = loss.new_zeros(len(blocks)) if losses is None else losses
             losses[layer] = loss
             yield losses
@@ -101,19 +97,20 @@ def _references(step: Step, blocks: Sequence[Block], asked: set[int]) -> dict[in
     for layer, block in enumerate(blocks if asked else ()):
         x = run(block, x, keep=False).z
         if layer in asked:
-            known[layer] = _read(step, x, layer)
+            known[layer] = read(step, x, layer)
     return known
 
 
-def _read(step: Step, z: Tensor, layer: int) -> Tensor:
-    read = readout.readout(z, step.patches[layer])
-    return read if step.processes is None or layer not in _gathered(step) else step.processes.gather(read)
+def read(step: Step, z: Tensor, layer: int) -> Tensor:
+    """The readout of a block's output, of all samples where it goes to all processes."""
+    found = readout.readout(z, step.patches[layer])
+    return found if step.processes is None or layer not in gathered(step) else step.processes.gather(found)
 
 
-def _gathered(step: Step) -> frozenset[int]:
+def gathered(step: Step) -> frozenset[int]:
     """The layers whose readouts go to all processes."""
     assert isinstance(step.rule, ScoreRule)
-    return gathered(step.rule, len(step.patches), step.matrices)
+    return seen_by_all(step.rule, len(step.patches), step.matrices)
 
 
 @torch.no_grad()
@@ -129,16 +126,31 @@ def learn_block(
         known: readouts of other layers by layer, of those that are references of this one.
         layer: which it is among all.
     """
-    here = known[layer] if layer in known else _read(step, passed.z, layer)
-    read, processes, among = {**known, layer: here}, step.processes, Among()
+    here = known[layer] if layer in known else read(step, passed.z, layer)
+    readouts, processes, among = {**known, layer: here}, step.processes, Among()
     if processes is not None and layer in step.matrices:  # its own samples, also of readouts that all processes have
-        read = {i: processes.own(z) if i in _gathered(step) else z for i, z in read.items()}
+        seen = gathered(step)
+        readouts = {i: processes.own(z) if i in seen else z for i, z in readouts.items()}
         among = Apart(processes)
     elif processes is not None:
         among = Gathered(processes)
-    nothing = read[layer][:, :0]  # in place of readouts that no reference of this layer takes
-    z = [read.get(i, nothing) for i in range(len(step.patches))]
+    nothing = readouts[layer][:, :0]  # in place of readouts that no reference of this layer takes
+    z = [readouts.get(i, nothing) for i in range(len(step.patches))]
     batch = Batch(z, step.negatives, drawn=step.drawn)
     loss, soma, changes = factors.learn(rule, batch, layer, step.projections, among=among)
     learn(block, passed, soma, readout.kernel(passed.z.shape[2:], step.patches[layer]))
     return loss, changes
+
+
+def make_changes(step: Step, rule: ScoreRule, changes: list[factors.Change], layer: int) -> None:
+    """Add the changes of a block's projections to ``.grad``, and let go of them.
+
+    As the factors that they have where ``step`` says that the optimiser takes them; not where each process makes a
+    part, as the sum over processes is one of matrices.
+    """
+    summed = step.processes is not None and layer in step.matrices
+    for change in changes:
+        change.add(step.factored and not summed)
+    changes.clear()
+    if step.processes is not None and summed:
+        step.processes.add_up(factors.parameters(rule, step.projections, layer))

@@ -16,7 +16,7 @@ from localssl.experiments import (
     fig3b,
     fig4c,
     fig_a1,
-    lpl_cifar10,
+    lpl_own,
     own_settings,
     pc_mnist,
     resnet18,
@@ -66,10 +66,11 @@ EXPERIMENTS: dict[str, Callable[[Settings], None]] = {
     "cifar10": cifar10.run,
     "cifar10-search": cifar10.search,
     "cifar10-speed": cifar10.speed,
-    "lpl-cifar10": lpl_cifar10.run,
+    "lpl-cifar10": lpl_own.cifar10,
+    "lpl-stl10": lpl_own.stl10,
     **own_settings.experiments(),
 }
 
-PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10"}
+PAPER_SCALE = {"fig4c", "figA2", "alignment-accuracy", "table2", "tableA3", "fig5", "lpl-cifar10", "lpl-stl10"}
 PAPER_SCALE |= set(own_settings.RECIPES)
 KEPT_SCALE = {"table2", "tableA3", "fig5"}  # what can be said of a comparison that was run with other settings

@@ -48,6 +48,8 @@ class Compared:
         budget: how many rates were tried, on what.
         failed: the reason, in one line, or None.
         notes: what went wrong without being fatal.
+        edge: "smallest" or "largest" where the best of several rates is that one of the list, so that a longer list
+            might have a better one.
     """
 
     row: Row
@@ -56,6 +58,7 @@ class Compared:
     budget: str
     failed: str | None = None
     notes: tuple[str, ...] = ()
+    edge: str = ""
 
 
 def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -> list[Compared]:
@@ -105,7 +108,8 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
         notes = dict.fromkeys(str(r["align_note"]) for r in records if r.get("align_note"))
         reason = tried.failed or _reason(records)
         baseline = untrained[plain if row.label in refused else of_row[row.label]].label
-        result.append(Compared(row, [] if reason else records, baseline, tried.budget, reason, tuple(notes)))
+        records = [] if reason else records
+        result.append(Compared(row, records, baseline, tried.budget, reason, tuple(notes), tried.edge))
     return result
 
 
@@ -150,6 +154,11 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
             raise UsageError(f"{file} is no cell of a comparison; choose another --out") from error
         if mine == theirs:
             continue
+        if {**mine, "lr": None} == {**theirs, "lr": None}:
+            raise UsageError(
+                f"{file} was trained at a rate of {theirs['lr']}, and of these rates {mine['lr']} is the best; delete "
+                f"the cell and {settings.out / 'runs' / part.name} to train it anew"
+            )
         for key, name in (("source", asked["row"]["rule"]), ("encoder_source", asked["study"]["encoder"])):
             if {**mine, key: None} == {**theirs, key: None}:
                 raise UsageError(f"{name} has changed since {file} was made; use another --out, or delete cell and run")
@@ -161,9 +170,13 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
 
 
 def _flat(task: Record) -> Record:
-    """The settings of a cell by name; what is younger than the cell, and is not in it, is as by default."""
+    """The settings of a cell by name; what is younger than the cell, and is not in it, is as by default.
+
+    Its own rate is among them, the list that it was chosen from is not: rates may be added to a comparison.
+    """
     study = json.loads(json.dumps(dataclasses.asdict(Study("")))) | task["study"]
-    return {**study, **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
+    flat = {**study, **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
+    return {name: value for name, value in flat.items() if name != "search_lr"}
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,7 @@ class _Chosen:
     lr: float | None
     budget: str
     failed: str | None = None
+    edge: str = ""
 
 
 def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) -> dict[str, _Chosen]:
@@ -191,7 +205,9 @@ def _search(study: Study, rows: Sequence[Row], settings: Settings, images: int) 
         epochs = f"{study.search_epochs} epoch{'s' if study.search_epochs != 1 else ''}"
         budget = f"{len(study.search_lr)} rates × {epochs} on {trial:,} images"
         if accuracies:
-            result[label] = _Chosen(max(accuracies, key=lambda pair: pair[0])[1], budget)
+            best = max(accuracies, key=lambda pair: pair[0])[1]
+            edge = {min(rates[label]): "smallest", max(rates[label]): "largest"}.get(best, "")
+            result[label] = _Chosen(best, budget, edge=edge)
         else:
             result[label] = _Chosen(None, budget, f"at every rate of the search: {records[0][FAILED]}")
     return result

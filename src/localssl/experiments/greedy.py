@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.learner import Learner
+from localssl.rules.per_layer import of_layer
+from localssl.rules.scff import SCFF
 
 MakeViews = Callable[[Tensor], tuple[Tensor, Tensor]]  # of uint8 images (n, C, H, W)
 
@@ -26,6 +28,7 @@ class Pass:
         factor, period: the rate is multiplied by ``factor`` every ``period`` batches.
         epochs: how many.
         optimiser: "adamw", "adam" or "plain-sgd".
+        repaired: what the layer below gives is paired anew (SCFF).
     """
 
     layer: int | None
@@ -35,6 +38,7 @@ class Pass:
     period: int = 1
     epochs: int = 1
     optimiser: str = "adamw"
+    repaired: bool = False
 
     def optimise(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser of these parameters."""
@@ -49,8 +53,13 @@ def train(learner: Learner, images: Images, views: MakeViews, how: Pass, batch: 
 
     What is drawn comes from torch's generator, which the caller seeds. A last batch of fewer than two images is left.
     """
-    part = learner if how.layer is None else _up_to(learner, how.layer)
-    frozen = [] if how.layer is None else list(part.encoder.blocks)[:-1]
+    below: Encoder | None = None
+    if how.layer is not None and how.repaired:
+        below, part = _alone(learner, how.layer)
+        frozen = list(below.blocks)
+    else:
+        part = learner if how.layer is None else _up_to(learner, how.layer)
+        frozen = [] if how.layer is None else list(part.encoder.blocks)[:-1]
     for block in frozen:
         block.requires_grad_(False)
     optimiser = how.optimise([p for p in part.parameters() if p.requires_grad])
@@ -62,6 +71,10 @@ def train(learner: Learner, images: Images, views: MakeViews, how: Pass, batch: 
             if len(index) < 2:
                 continue
             a, b = views(images.batch(index))
+            if below is not None:
+                with torch.no_grad():
+                    given = below.emitted(a)[-1]
+                    a, b = given, given if b is a else below.emitted(b)[-1]
             step += 1
             optimiser.param_groups[0]["lr"] = how.lr * how.factor ** (step // how.period)
             for losses in part.updates(a, b):
@@ -87,3 +100,21 @@ def _up_to(learner: Learner, layer: int) -> Learner:
     for key in part.projections:
         part.projections[key] = nn.ModuleList([learner.parts[key][i] for i in range(layer)])
     return part
+
+
+def _alone(learner: Learner, layer: int) -> tuple[Encoder, Learner]:
+    """What lies below a layer of an SCFF net, and a learner of that layer alone, which pairs what that gives.
+
+    The source pairs anew at every layer below, too. Only positive pairs run on, whose halves are equal: their drive is
+    twice that of one half, and what goes on is standardised, so that images by themselves may stand for them.
+    """
+    whole, rule, block = learner.encoder, learner.rule, learner.encoder.blocks[layer - 1]
+    (convolution,) = (m for m in block.modules() if isinstance(m, nn.Conv2d))
+    assert isinstance(rule, SCFF)
+    pad = convolution.kernel_size[0] // 2
+    below = Encoder(list(whole.blocks)[: layer - 1], emit=list(whole.emit)[: layer - 1], entry=whole.entry)
+    alone = Encoder([nn.Sequential(nn.ReflectionPad2d(pad), convolution)], emit=[whole.emit[layer - 1]])
+    theta1, theta2, penalty = (of_layer(values, layer - 1) for values in (rule.theta1, rule.theta2, rule.penalty))
+    own = replace(rule, theta1=theta1, theta2=theta2, penalty=penalty, pad=pad)
+    shape = below.output_shapes(learner.input_shape, emitted=True)[-1]
+    return below, Learner(alone, own, shape, engine="autograd")

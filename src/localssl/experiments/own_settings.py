@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from localssl import encoders, evaluate, readout, rules
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches
-from localssl.errors import UsageError
-from localssl.experiments import greedy, own_probe, published
+from localssl.experiments import greedy, own_images, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
+from localssl.experiments.own_images import Normalise, whitening
 from localssl.experiments.own_probe import OwnProbe
-from localssl.features import frozen
+from localssl.features import few, frozen, settle
 from localssl.files import write_atomic
 from localssl.layers import Standardise
 from localssl.learner import Learner
 from localssl.report.tables import show
 from localssl.run import measure_mean_std, train_split
 
-Normalise = Callable[[Tensor], Tensor]  # of uint8 images (n, C, H, W)
 WIDTH, IMAGES, EPOCHS, PROBE_EPOCHS = 0.25, 5_000, 1, 10  # at a CPU's scale; epochs of a pass: at most
 TEST_IMAGES = 2_000  # likewise
 
@@ -48,13 +46,14 @@ class Recipe:
         passes, batch: its training.
         probe: its probe.
         channels, image_size: of the images; 1: grey.
+        crop: side of the part of each image that is shown: anywhere in training, the middle in testing; None: all.
         mean, std: of the normalisation of pixels in [0, 1]; mean None: both measured on the training images.
         pad: images are padded by this much and cropped at random, and flipped; 0: flipped alone; None: neither.
-        reflect: whether the padding reflects (else zeros).
-        whiten: ZCA instead of the normalisation.
+        reflect: whether the padding reflects (else black).
+        whiten: ZCA instead of the normalisation, before images are cropped and flipped; the normalisation comes after.
         blocks: those that the probe reads, from 1; none: all.
         standardise: features of every block per image.
-        lacks: what differs from the publication at any scale.
+        lacks: what differs from the publication at any scale; "": nothing that is known of.
     """
 
     rule: str
@@ -66,6 +65,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     channels: int = 3
     image_size: int | None = None
+    crop: int | None = None
     mean: tuple[float, ...] | None = (0.0,)
     std: tuple[float, ...] = (1.0,)
     pad: int | None = None
@@ -84,15 +84,15 @@ _SCFF = Recipe(
     (
         Pass(1, 0.01, 1e-4, 0.7, 1000, 6),
         Pass(2, 0.002, 1e-4, 0.8, 100, 4),
-        Pass(3, 2e-4, 3e-4, epochs=21),
+        Pass(3, 2e-4, 3e-4, epochs=21, repaired=True),
     ),
     100,
     OwnProbe(dropout=0.2),
+    options={"pad": 2},
     mean=_MEAN,
     std=_STD,
     pad=0,
     standardise=True,
-    lacks="layers are paired at the input alone (the source's third layer and probe pair every layer anew)",
 )
 RECIPES = {
     "scff-cifar10": _SCFF,
@@ -104,19 +104,19 @@ RECIPES = {
             "theta1": (0.0, 5.0, 6.0, 5.0),
             "theta2": (2.0, 8.0, 8.0, 10.0),
             "penalty": (0.0, 0.0015, 0.005, 0.008),
+            "pad": 2,
         },
         passes=(
             Pass(1, 0.026, 1e-3, 0.99, 1000, 4),
             Pass(2, 0.003, 3e-4, 0.8, 200, 5),
             Pass(3, 0.001, epochs=12),
-            Pass(4, 8e-5, 1e-3, epochs=12),
+            Pass(4, 8e-5, 1e-3, epochs=12, repaired=True),
         ),
         probe=OwnProbe(dropout=0.6, epochs=100),
         std=(0.2471, 0.2435, 0.2616),
         pad=4,
         blocks=(3, 4),
-        lacks="layers are paired at the input alone (the source's fourth layer and probe pair every layer anew); the "
-        "last block is read through 3 x 3 means (there maxima)",
+        lacks="the last block is read through 3 x 3 means (there maxima)",
     ),
     "softhebb-cifar10": Recipe(
         "softhebb",
@@ -155,18 +155,19 @@ RECIPES = {
         32,
         OwnProbe(epochs=300, batch=32, schedule="constant"),
         channels=1,
-        image_size=64,
+        crop=64,
         mean=(0.4120,),
         std=(0.2570,),
         pad=0,
         blocks=(6,),
-        lacks="images are scaled to 64 pixels (there a random crop of 64 of 96)",
+        lacks="batches of 32 images in all (there on each of up to 4 GPUs)",
     ),
 }
 RECIPES["clapp-illing-cifar10"] = replace(
     RECIPES["clapp-illing-stl10"],
     data="cifar10",
     image_size=32,
+    crop=None,
     mean=None,
     lacks="published on STL-10 alone: 3 x 3 patches here, 7 x 7 there",
 )
@@ -189,13 +190,19 @@ def run(name: str, settings: Settings) -> None:
     found = [r for r in run_cells(parts, settings) if "accuracy" in r]
     number = published.PEERS.get(recipe.rule, {}).get(recipe.data)
     scale = "" if settings.scale == "paper" else f"scale ({_scale(recipe)})"
-    why = "; ".join(filter(None, (scale, recipe.lacks)))
     rows: list[list[object]] = [
         [r["name"], r["seed"], r["accuracy"], r["best_tested"], r["features"], "" if number is None else str(number)]
         for r in found
     ]
     header = ["net", "seed", "accuracy", "best_tested", "features", "published"]
-    said = f"{'; '.join(found[0]['facts'])}. Its own probe, test accuracy in %. Not comparable: {why}."
+    facts = [str(fact) for fact in found[0]["facts"]]
+    differences = [d for d in (scale, recipe.lacks, *(f for f in facts if "JPEG" in f and not scale)) if d]
+    if number is None or differences:
+        mark = f"not comparable: {'; '.join(differences)}"
+    else:
+        trained = [r["accuracy"] for r in found if r["name"] == "trained"]
+        mark = published.in_own_setting(number, trained)
+    said = f"{'; '.join(facts)}. Its own probe, test accuracy in %. {mark[0].upper()}{mark[1:]}."
     path = settings.out / f"{name}-{settings.scale}.csv"
     evaluate.to_csv(path, header, rows, said)
     show(f"{recipe.rule} on {recipe.data} in its own published setting", header, rows, said)
@@ -236,7 +243,7 @@ def train(settings: Settings, name: str, number: int, seed: int) -> dict[str, An
     torch.manual_seed(1000 * (number + 1) + seed)
 
     def views(x: Tensor) -> tuple[Tensor, Tensor]:
-        shown = _augmented(normalise(x), recipe)
+        shown = _augmented(x, normalise, recipe)
         if recipe.rule == "clapp-illing":  # whose two views are images of their own
             half = len(shown) // 2
             return shown[:half], shown[half : 2 * half]
@@ -258,17 +265,19 @@ def probe(settings: Settings, name: str, passes: int, seed: int) -> dict[str, An
     learner, normalise = _learner(settings, name, passes, seed), _normalise(settings, recipe)
     how = recipe.probe if paper else replace(recipe.probe, epochs=min(PROBE_EPOCHS, recipe.probe.epochs))
     seen = _features(learner, recipe)
+    if not passes:
+        settle(learner.encoder, lambda i: seen(_augmented(images.batch(i), normalise, recipe)), few(images))
     with frozen(learner.encoder):
         last, best = own_probe.accuracy(
-            lambda i: seen(_augmented(normalise(images.batch(i)), recipe)),
+            lambda i: seen(_augmented(images.batch(i), normalise, recipe)),
             images.labels,
-            lambda i: seen(normalise(test.batch(i))),
+            lambda i: seen(normalise(own_images.centre(test.batch(i), recipe.crop))),
             test.labels,
             how,
             seed,
             every=1 if recipe.probe.squared else None,
         )
-        features = seen(normalise(test.batch(torch.arange(1)))).shape[-1]
+        features = seen(normalise(own_images.centre(test.batch(torch.arange(1)), recipe.crop))).shape[-1]
     what = "trained" if passes else "untrained"
     facts = list(dict.fromkeys([*images.facts, *test.facts]))
     return {"name": what, "seed": seed, "accuracy": last, "best_tested": best, "features": features, "facts": facts}
@@ -310,7 +319,7 @@ def _learner(settings: Settings, name: str, passes: int, seed: int) -> Learner:
 
 
 def _shape(recipe: Recipe) -> tuple[int, int, int]:
-    size = recipe.image_size or {"cifar10": 32, "stl10": 96}[recipe.data]
+    size = recipe.crop or recipe.image_size or {"cifar10": 32, "stl10": 96}[recipe.data]
     return recipe.channels, size, size
 
 
@@ -341,50 +350,8 @@ def _normalise(settings: Settings, recipe: Recipe) -> Normalise:
     return lambda x: (x.float() / 255 - mean) / std
 
 
-def whitening(images: Images, smoothing: float = 0.1, most: int = 10_000, kept: Path | None = None) -> Normalise:
-    """ZCA fitted on the first ``most`` images: pixels standardised, then U (S + smoothing)^(-1/2) Uᵀ, of S, U theirs.
-
-    ``kept``: a file that holds what was fitted, or will.
-
-    Raises:
-        UsageError: fewer than two images.
-    """
-    if len(images) < 2:
-        raise UsageError("whitening is fitted on two images or more")
-    if kept is not None and kept.is_file():
-        mean, std, matrix = torch.load(kept, weights_only=True)
-    else:
-        x = images.batch(torch.arange(min(len(images), most))).flatten(1).float() / 255
-        mean, std = x.mean(0), x.std(0) + 1e-8
-        matrix = _zca((x - mean) / std, smoothing)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, functools.partial(torch.save, (mean, std, matrix)))
-    return lambda given: (((given.flatten(1).float() / 255 - mean) / std) @ matrix).view(given.shape)
-
-
-def _zca(x: Tensor, smoothing: float) -> Tensor:
-    """(C + smoothing)^(-1/2) of the covariance C of centred x (n, d); outside of their span it is smoothing^(-1/2)."""
-    n, d = x.shape
-    if n < d:
-        _, values, u = torch.linalg.svd(x, full_matrices=False)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        s, u = values.square() / (n - 1), u.T
-    else:
-        s, u = torch.linalg.eigh(x.T @ x / (n - 1))  # pyright: ignore[reportUnknownMemberType]
-    rest = smoothing**-0.5
-    return torch.eye(d) * rest + u * ((s.clamp_min(0) + smoothing).rsqrt() - rest) @ u.T
-
-
-def _augmented(x: Tensor, recipe: Recipe) -> Tensor:
-    """Each image flipped or not and, with ``pad``, cropped out of itself padded."""
-    if recipe.pad is None:
-        return x
-    n, _, height, width = x.shape
-    x = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(3), x)
-    if recipe.pad == 0:
-        return x
-    padded = F.pad(x, (recipe.pad,) * 4, mode="reflect" if recipe.reflect else "constant")
-    at = torch.randint(2 * recipe.pad + 1, (2, n, 1))
-    rows, columns = at[0] + torch.arange(height), at[1] + torch.arange(width)
-    image = torch.arange(n)[:, None, None]
-    return padded.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+def _augmented(x: Tensor, normalise: Normalise, recipe: Recipe) -> Tensor:
+    """What is trained on of uint8 images (n, C, H, W)."""
+    if recipe.whiten:  # which is fitted on whole images
+        return own_images.augmented(normalise(x), recipe.pad, recipe.reflect, recipe.crop)
+    return normalise(own_images.augmented(x, recipe.pad, recipe.reflect, recipe.crop))  # what is padded is black

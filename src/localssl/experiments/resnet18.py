@@ -47,7 +47,7 @@ def run(settings: Settings) -> None:
         failed += [line for line in lines if line.failed]
     below.append(
         f"Above untrained, beside {END_TO_END}: paired differences, same encoder and seed. Batch norms of an untrained "
-        f"resnet18 have never seen an image: their running averages stand at 0 and 1. Costs: docs/networks.md."
+        f"resnet18 take the statistics of training images. Costs: docs/networks.md."
     )
     header = ["encoder", "rule", "accuracy (%)", "above untrained (points)", f"beside {END_TO_END} (points)"]
     header += ["accuracy of block 1, 2, … (%)", "cosine with BP", "parameters: encoder", "rule"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,16 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         texts.insert(
             3,
             f"Learning rate: the best of {rates} on held-out training images, never on test images; for a rule that "
-            "declares a rate of its own, of that list times its rate over the data set's default.",
+            "declares a rate of its own, of that list times its rate over the data set's default. "
+            + " ".join(_edges(compared)),
         )
     return [text for text in texts if text]
+
+
+def _edges(compared: Sequence[Compared]) -> Iterator[str]:
+    for edge in ("smallest", "largest"):
+        if labels := [c.row.label for c in compared if c.edge == edge]:
+            yield f"The {edge} was the best for {', '.join(labels)}: one beyond it may be better."
 
 
 def elsewhere(compared: Sequence[Compared], study: Study) -> list[tuple[str, published.Number]]:

@@ -11,7 +11,7 @@ from typing import Any
 from localssl import evaluate
 from localssl.data.specs import default_patches, spec_for
 from localssl.errors import UsageError
-from localssl.experiments import published, summary
+from localssl.experiments import published, summary, table_a4
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared, compare
 from localssl.experiments.rows import Row, Study, of_rule
@@ -71,9 +71,15 @@ def table2(settings: Settings) -> None:
 
 
 def table_a3(settings: Settings) -> None:
-    """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies."""
-    paper = settings.scale == "paper"
-    rows = {name: of_rule(rule, options, own if paper else {}) for name, (rule, options, own) in TABLE_A3.items()}
+    """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies.
+
+    T and eta_h are the rule's own, or those that tableA4 found best, where its grid lies in the folder beside.
+    """
+    paper, best = settings.scale == "paper", table_a4.winners(settings.out.parent / "tableA4")
+    rows = {
+        name: of_rule(rule, options | best.get(options.get("objective", ""), {}), own if paper else {})
+        for name, (rule, options, own) in TABLE_A3.items()
+    }
     _beside("tableA3", rows, published.TABLE_A3, ("cifar10", "stl10"), settings)
 
 
@@ -100,10 +106,10 @@ def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, 
 
 
 def _stored(out: Path) -> Study | None:
-    """The settings of the comparison in a folder."""
-    for file in sorted((out / "cells").glob("untrained*.json")):
-        return Study.of(json.loads(file.read_text(encoding="utf-8"))["task"][0]["study"])
-    return None
+    """The settings of the comparison in a folder; rates may have been added to it, the longest list counts."""
+    texts = (file.read_text(encoding="utf-8") for file in sorted((out / "cells").glob("*.json")))
+    found = [Study.of(json.loads(text)["task"][0]["study"]) for text in texts]
+    return max(found, key=lambda study: len(study.search_lr), default=None)
 
 
 def _known(rows: Mapping[str, Row]) -> dict[str, Row]:
@@ -162,10 +168,15 @@ def _beside(
             shown.append([n, c.row.label, d, "" if number is None else str(number), ours, mark])
             if number is not None:
                 hows.setdefault(n, number.how)
+        for c in compared:  # without their controls, accuracies say little of what was learnt
+            if not c.baseline:
+                values = [summary.accuracy(r, "all", study.labels[-1]) for r in c.records]
+                shown.append(["", c.row.label, d, "", plus_minus(t_interval(values)), "control"])
     header = ["published as", "rule", "data", "published (%)", "ours (%)", "mark"]
     below = [
         "Ours: linear probe on all blocks, mean ± half of the 95 % t interval over seeds. Reproduced: each mean lies "
         "inside the other's interval.",
+        published.BATCHES,
         *(f"{n}: {how}." for n, how in hows.items()),
     ]
     _finish(name, header, shown, below, settings)
@@ -268,8 +279,11 @@ def fig5(settings: Settings) -> None:
         "Ours: linear probe, mean ± half of the 95 % t interval over seeds; step: paired differences, seed by seed, to "
         "the row named beside it.",
         "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
+        "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey "
+        "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong.",
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
         "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
+        published.BATCHES,
         summary.setting(compared, study, where),
     ]
     header = ["step", "rule", "published (%)", "ours (%)", "step (points)", "against", "mark"]

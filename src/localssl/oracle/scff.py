@@ -55,7 +55,7 @@ def scff(
         paired: whether every image is put through the norm by itself (step 1).
         activation: "relu" or "triangle", the late one.
         pad: "zeros", behind the standardisation; "reflect", in front of it (blocks of convolutions).
-        again: step 3 for the pairs. The library leaves it out.
+        again: step 3 for the pairs. The library leaves it out where nothing is padded by reflection (rule option pad).
         halved: what the first block passes on is half of the above, as where the mean of the halves stands for them:
             to a norm above it is the same.
     """

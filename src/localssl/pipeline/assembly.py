@@ -89,7 +89,7 @@ def stage(prepared: Prepared, setup: Setup, place: Place) -> Stage:
     """The stage of this process."""
     made = Stage(prepared, setup.layers(place.stage), setup.step, setup.last_step, None, setup.images, place.peers)
     if place.stages > 1:
-        made.link = _link(prepared, setup, place, made.count - 1 in made.gathered)
+        made.link = _link(prepared, setup, place, made.gathers_context)
     made.sums += torch.tensor([setup.sums[layer] for layer in made.layers], device=prepared.device)
     return made
 

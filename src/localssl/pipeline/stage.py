@@ -11,14 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from localssl import divergence, readout
-from localssl.credit import Step
+from localssl import divergence
 from localssl.data import order
 from localssl.encoders import run_block
-from localssl.engine import factors, passes
+from localssl.engine import passes
 from localssl.engine.blocks import plan
-from localssl.engine.spread import gathered
-from localssl.engine.three_factor import above, learn_block
+from localssl.engine.three_factor import above, gathered, learn_block, make_changes, read
 from localssl.errors import RunError
 from localssl.learner import Learner
 from localssl.parallel import Processes
@@ -89,12 +87,19 @@ class Stage:
         self.lean = self.waits and self.learner.engine == "hebbian-lean"
         found = "autograd" if self.learner.engine == "autograd" else plan(self.learner.encoder)
         self.blocks = None if isinstance(found, str) else found
-        self.matrices: frozenset[int] = frozenset()  # layers whose changes of B are sums of what each process makes
+        matrices: frozenset[int] = frozenset()
         if self.across is not None and self.blocks is not None:
-            self.matrices = self.learner.matrices(self.across, prepared.config.batch_size // self.across.size)
-        self.gathered = gathered(rule, self.count, self.matrices)
+            matrices = self.learner.matrices(self.across, prepared.config.batch_size // self.across.size)
+        factored = prepared.factored and self.apart is None  # a mean is taken of gradients, not of factors
+        common = self.learner.step_of(torch.empty(0))
+        self.common = replace(common, factored=factored, processes=self.across, matrices=matrices)  # of all batches
         self.waiting: deque[Waiting] = deque()
         self.sums = torch.zeros(len(layers), device=prepared.device)
+
+    @property
+    def gathers_context(self) -> bool:
+        """Whether the last block's readout goes to all peers."""
+        return self.count - 1 in gathered(self.common)
 
     @property
     def is_last(self) -> bool:
@@ -137,7 +142,7 @@ class Stage:
         if not self.is_last:
             assert self.link is not None
             return Waiting(kept, x, negatives, self.link.expect_context())
-        context = self._read(z, self.count - 1)
+        context = read(self.common, z, self.count - 1)
         if self.link is not None:
             self.link.send_context(context)
         return Waiting(kept, x, negatives, lambda: context)
@@ -173,18 +178,16 @@ class Stage:
         self, layer: int, kept: Kept, x: Tensor, drawn: Iterator[Tensor] | None, context: Tensor | None
     ) -> None:
         """One block's update, applied."""
-        p, learner = self.prepared, self.learner
+        p = self.prepared
         known = {} if context is None else {self.count - 1: context}
         if isinstance(kept, Graph):
-            loss = self.rule.layer_loss(self._batch(layer, kept.out, known, drawn), layer, learner.parts)
+            loss = self.rule.layer_loss(self._batch(layer, kept.out, known, drawn), layer, self.learner.parts)
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
         else:
             assert self.blocks is not None
-            step = Step(learner.encoder, self.rule, learner.parts, x, learner.patches, drawn=drawn)
-            step = replace(step, processes=self.across, matrices=self.matrices)
+            step = replace(self.common, x=x, drawn=drawn)
             loss, changes = learn_block(step, self.rule, self.blocks[layer], kept, known, layer)
-            for change in changes:  # a sum or mean is taken of gradients, not of factors
-                change.add(p.factored and self.apart is None and layer not in self.matrices)
+            make_changes(step, self.rule, changes, layer)
         self._join(layer)
         if bad := divergence.not_finite(self.named[layer], loss[None], [f"loss_{layer + 1}"]):
             raise self._failed(layer, kept.z, bad)
@@ -194,10 +197,8 @@ class Stage:
 
     def _join(self, layer: int) -> None:
         """Make the gradients of a block's own part of the batch those of the whole, or the mean over all parts."""
-        if self.across is not None:  # a projection's are whole already, where they are made of rows
+        if self.across is not None:  # a projection's are whole already
             self.across.add_up(self.learner.encoder.blocks[layer].parameters())
-            if layer in self.matrices:
-                self.across.add_up(factors.parameters(self.rule, self.learner.parts, layer))
         elif self.apart is not None:
             self.apart.average(p for _, p in self.named[layer])
 
@@ -211,14 +212,9 @@ class Stage:
 
     def _batch(self, layer: int, out: Tensor, known: dict[int, Tensor], drawn: Iterator[Tensor] | None) -> Batch:
         """What the rule sees of a batch in this stage."""
-        here = self._read(out, layer)
+        here = read(self.common, out, layer)
         z: Sequence[Tensor] = [here if i == layer else known.get(i, here[:, :0]) for i in range(self.count)]
         return Batch(z, drawn=drawn)
-
-    def _read(self, z: Tensor, layer: int) -> Tensor:
-        """A block's readout, of all samples where it goes to all processes."""
-        read = readout.readout(z, self.learner.patches[layer])
-        return read if self.across is None or layer not in self.gathered else self.across.gather(read)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.prepared.fabric.autocast()

@@ -122,14 +122,28 @@ def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[i
         return Cost(samples * passes, samples * products, weights, b, fixed, samples * kept + weights + b)
     if not isinstance(rule, ScoreRule) or rule.credit != "local":
         raise ValueError(f"no arithmetic for rule {rule.name!r}")
+    kept = in_batch(found, rule)
+    gradient = max(layer.weights for layer in found)
+    return Cost(samples * 2 * forward, samples * products, weights, b, fixed, samples * kept + gradient)
+
+
+def in_batch(found: Sequence[Layer], rule: ScoreRule) -> int:
+    """Numbers of one sample and view that the engine ``hebbian`` holds at its peak, as ``step`` counts them."""
     last = len(found) - 1
     if any(r.source(i, last + 1) != i for r in rule.references.values() for i in range(last)):
         kept = sum(layer.x + (layer.z // 4 if layer.a > layer.z else 0) for layer in found)
-        kept += found[-1].z + 6 * max(layer.d for layer in found)
-    else:
-        kept = max(layer.x + layer.z + 6 * layer.d for layer in found)
-    gradient = max(layer.weights for layer in found)
-    return Cost(samples * 2 * forward, samples * products, weights, b, fixed, samples * kept + gradient)
+        return kept + found[-1].z + 6 * max(layer.d for layer in found)
+    return max(layer.x + layer.z + 6 * layer.d for layer in found)
+
+
+def between_views(found: Sequence[Layer], rule: ScoreRule) -> int:
+    """Numbers of one sample that wait where view a comes first and view b after it, one sample at a time.
+
+    Those of every readout that is the reference of some layer: Σ d_l under lateral references, d_L under direct
+    feedback (paper, section 5).
+    """
+    sources = {r.source(i, len(found)) for r in rule.references.values() for i in range(len(found))}
+    return sum(found[i].d for i in sources)
 
 
 def _projections(parts: dict[str, list[nn.Module]]) -> tuple[int, int, int]:

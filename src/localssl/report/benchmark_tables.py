@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
-
-
-def step() -> str:
-    """Time of a training step against backpropagation's."""
-    found = rows("step")
-    lines = ["| rule | engine | layout | views | width | ratio | 95 % | repeats |", "|---|---|---|---|---|---|---|---|"]
-    for r in found:
-        views = "included" if r["views"] else "given"
-        lines.append(
-            f"| {r['rule']} | {r['engine']} | {r['layout']} | {views} | {r['width']:g} | {r['ratio']:.3f} "
-            f"| {r['low']:.3f} to {r['high']:.3f} | {r['n']} |"
-        )
-    return "\n".join([*lines, "", _source("step")])
+BASE, CHEAP = "bp-clapp++", "low-rank-frozen"
+LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
+Row = Mapping[str, Any]
 
 
 def memory() -> str:
@@ -34,13 +25,13 @@ def memory() -> str:
         f"| {r['activity_ratio']:.2f} | {r['total']:,.0f} | {r['total_ratio']:.2f} |"
         for r in rows("memory")
     ]
-    return "\n".join([*lines, "", _source("memory")])
+    return "\n".join([*lines, "", source("memory")])
 
 
 def pipeline() -> str:
     """Throughput of layer-parallel training against one process."""
     if record("pipeline") is None:
-        return _missing("pipeline")
+        return missing("pipeline")
     lines = [
         "| rule | staleness | processes | blocks of each | width | images/s | of one | times | 95 % | repeats |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -51,15 +42,15 @@ def pipeline() -> str:
         f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} |"
         for r in rows("pipeline")
     ]
-    source = _source("pipeline").replace(" 1 threads", " one thread a process")
+    said = source("pipeline").replace(" 1 threads", " one thread a process")
     repeats = rows("pipeline")[0]["n"]
-    return "\n".join([*lines, "", source.replace("pipeline.json`", f"pipeline.json --repeats {repeats}`")])
+    return "\n".join([*lines, "", said.replace("pipeline.json`", f"pipeline.json --repeats {repeats}`")])
 
 
 def parallel() -> str:
     """Seconds and bytes of a step in several processes, by what they exchange."""
     if record("parallel") is None:
-        return _missing("parallel")
+        return missing("parallel")
     lines = [
         "| rule | width | processes | images of each | exchange | ms a step | ms of one with the whole batch "
         "| times as fast | MB sent by each | share of communication |",
@@ -71,8 +62,8 @@ def parallel() -> str:
         f"| {r['share_of_communication']:.2f} |"
         for r in rows("parallel")
     ]
-    source = _source("parallel").replace(" 1 threads", " one thread a process")
-    return "\n".join([*lines, "", re.sub(", batches of [^,]*", "", source)])  # they stand in the rows
+    said = source("parallel").replace(" 1 threads", " one thread a process")
+    return "\n".join([*lines, "", re.sub(", batches of [^,]*", "", said)])  # they stand in the rows
 
 
 def large_data() -> str:
@@ -89,21 +80,21 @@ def large_data() -> str:
     ]
     first, seen = found["rows"][0], found["order"]
     right = "in the order of seed and epoch" if seen["as_ordered"] and seen["each_once"] else "NOT as ordered"
-    said = (
+    told = (
         f"`{first['rule']}`, width {first['width']:g}; {found['images']:,} JPEGs of 128 × 128, {found['mib']:,} MiB "
         f"in shards. An epoch of {seen['steps']:,} batches, stopped after {seen['stopped_at']:,} and resumed in "
         f"another process, brought every image {right}; resident memory grew by {seen['growth_mib']:.0f} MiB "
         f"from the tenth batch on."
     )
-    source = _source("large_data").partition(";")[2]
-    return "\n".join([*lines, "", f"{said} `{command}`;{source}"])
+    made_by = source("large_data").partition(";")[2]
+    return "\n".join([*lines, "", f"{told} `{command}`;{made_by}"])
 
 
 def growth() -> str:
     """Exponents of time and memory along every axis, beside those of the arithmetic."""
     found = record("growth")
     if found is None:
-        return _missing("growth")
+        return missing("growth")
     lines = ["| axis | rule | time | by products | by parameters | activity | arithmetic | total | arithmetic |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for axis, rule in dict.fromkeys((e["axis"], e["rule"]) for e in found["exponents"]):
@@ -113,51 +104,35 @@ def growth() -> str:
         for quantity in ("activity", "total"):
             cells += [by[quantity]["exponent"], by[quantity]["arithmetic"][quantity]]
         lines.append(f"| {axis} | {rule} | {' | '.join(f'{c:.2f}' for c in cells)} |")
-    return "\n".join([*lines, "", _source("growth")])
-
-
-def throughput() -> str:
-    """Images a second of the whole loop against its step."""
-    found = record("throughput")
-    if found is None:
-        return _missing("throughput")
-    lines = ["| rule | loop, images/s | of step and views | 95 % | of the step alone | share of views | repeats |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {r['rule']} | {r['images_per_second']:,.0f} | {r['of_step_and_views']:.3f} "
-        f"| {r['of_step_and_views_low']:.3f} to {r['of_step_and_views_high']:.3f} | {r['of_step']:.3f} "
-        f"| {r['views_share']:.3f} | {r['n']} |"
-        for r in found["rows"]
-    ]
-    return "\n".join([*lines, "", f"{found['data']}. {_source('throughput')}"])
+    return "\n".join([*lines, "", source("growth")])
 
 
 def inactive() -> str:
     """Shares of inactive samples as training goes on."""
     found = record("inactive")
     if found is None:
-        return _missing("inactive")
+        return missing("inactive")
     lines = ["| rule | steps | own γ are 0 | leaves no ΔW | by block |", "|---|---|---|---|---|"]
     lines += [
         f"| {r['rule']} | {r['step']:,} | {r['own_mean']:.3f} | {r['none_mean']:.3f} "
         f"| {' '.join(f'{v:.2f}' for v in r['none'])} |"
         for r in found["rows"]
     ]
-    return "\n".join([*lines, "", f"{found['data']}. {_source('inactive')}"])
+    return "\n".join([*lines, "", f"{found['data']}. {source('inactive')}"])
 
 
 def compiled() -> str:
     """A step with one part compiled against the same step without."""
     found = record("compiled")
     if found is None:
-        return _missing("compiled")
+        return missing("compiled")
     lines = ["| rule | compiled | width | ratio (95 %) | n | seconds to compile |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['rule']} | {r['compiled']} | {r['width']:g} | {r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f}) "
         f"| {r['n']} | {r['seconds_to_compile']:.1f} |"
         for r in found["rows"]
     ]
-    return "\n".join([*lines, "", _source("compiled")])
+    return "\n".join([*lines, "", source("compiled")])
 
 
 def record(name: str) -> dict[str, Any] | None:
@@ -172,11 +147,19 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [] if found is None else found["rows"]
 
 
-def _missing(name: str) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    found = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return [found[0], "|" + "---|" * len(head), *found[1:]]
+
+
+def missing(name: str) -> str:
+    """What stands in place of a table whose benchmark was not run."""
     return f"Not measured yet: `python benchmarks/{name}.py --out benchmarks/results/{name}.json`."
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The command, and what it was run with."""
     found = record(name)
     assert found is not None
     first = found["rows"][0]

@@ -11,7 +11,7 @@ from localssl import rules, testing
 from localssl.certificate import listing
 from localssl.files import write_text
 from localssl.inputs import Inputs
-from localssl.report import benchmark_tables, study_tables, what_it_takes
+from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables, study_tables, what_it_takes
 from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
@@ -34,13 +34,22 @@ def rules_table() -> str:
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
     "rules": ("rules.md", rules_table),
     "checks": ("your-own-rule.md", testing.table),
-    "step": ("engine.md", benchmark_tables.step),
+    "step": ("engine.md", step_tables.step),
+    "step-trained": ("engine.md", step_tables.trained),
+    "step-goals": ("engine.md", step_tables.goals),
+    "parts": ("engine.md", step_tables.parts),
+    "engines": ("engine.md", step_tables.engines),
+    "gpu": ("engine.md", step_tables.gpu),
     "memory": ("engine.md", benchmark_tables.memory),
+    "memory-goals": ("engine.md", memory_tables.memory_goals),
+    "crossovers": ("engine.md", memory_tables.crossovers),
+    "temporal": ("engine.md", memory_tables.temporal),
+    "cheap-b": ("engine.md", cheap_tables.cheap_b),
     "pipeline": ("engine.md", benchmark_tables.pipeline),
     "parallel": ("many-machines.md", benchmark_tables.parallel),
     "large-data": ("many-machines.md", benchmark_tables.large_data),
     "growth": ("engine.md", benchmark_tables.growth),
-    "throughput": ("engine.md", benchmark_tables.throughput),
+    "throughput": ("engine.md", step_tables.throughput),
     "inactive": ("engine.md", benchmark_tables.inactive),
     "compiled": ("engine.md", benchmark_tables.compiled),
     "takes-assumptions": ("what-it-would-take.md", what_it_takes.assumptions_table),

@@ -300,7 +300,14 @@ def _days() -> list[str]:
     if record is None:
         return ["On the machine of the benchmarks: `benchmarks/growth.py` has not been run yet."]
     rates = record["rates"]
-    lines = [f"On the machine of the benchmarks ({record['threads']} threads), by the rates of growth.json:", ""]
+    largest = max(r["size"] for r in record["rows"])
+    lines = [
+        f"On the machine of the benchmarks ({record['threads']} threads), by the rates of growth.json. They are fitted "
+        f"to steps on images of at most {largest} pixels a side, and miss those by {100 * rates['median_error']:.1f} % "
+        f"in the median, {100 * rates['largest_error']:.1f} % at most; ImageNet's {TASKS['ImageNet'].size} pixels are "
+        "an extrapolation, whose error is not known.",
+        "",
+    ]
     lines += ["| data | rule | B | days |", "|---|---|---|---|"]
     for name, task in TASKS.items():
         for rule, kind in CASES:

@@ -218,17 +218,17 @@ class ScoreRule(Rule):
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
-        own, other = projections.KINDS[self.projection]
+        kind = projections.KINDS[self.projection]
         if not isinstance(dims, readout.Dims):
-            if own.startswith("patch-"):
+            if kind.own.startswith("patch-"):
                 raise UsageError(f"projection {self.projection!r} needs the channels, too: give build readout.Dims")
             dims = readout.Dims(dims, dims)
         channels = dims.channels
 
         def one(reference: Reference, layer: int) -> nn.Module:
-            kind = own if isinstance(reference, Own) else other
+            of = kind.own if isinstance(reference, Own) else kind.other
             source = reference.source(layer, len(dims))
-            return projections.make(kind, dims[layer], dims[source], self.rank, channels[layer])
+            return projections.make(of, dims[layer], dims[source], self.rank, channels[layer])
 
         layers = self.loss_layers(len(dims))
         return {key: [one(reference, layer) for layer in layers] for key, reference in self.references.items()}

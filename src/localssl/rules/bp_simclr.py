@@ -20,8 +20,9 @@ class BpSimCLR(Rule):
     """L = -mean_i log softmax_{j≠i}(cos(p_i, p_j) / τ)[j = other view of i],  p = H₂ ReLU(H₁ z^L)  (Chen et al. 2020).
 
     z^L: (2n, channels), averaged over all positions; i and j run over all 2n views. H₁ to ``hidden``, H₂ to
-    ``projection_dim``, no biases. Gradient through all blocks. The probe reads z, not p. The head's sizes and τ are the
-    article's as far as remembered (unverified); its batches, its optimiser (LARS) and batch norm are not here.
+    ``projection_dim``, no biases. Gradient through all blocks. The probe reads z, not p. One hidden layer as wide as z,
+    128 outputs and τ = 0.5 are those of its public code (google-research/simclr) for CIFAR-10; the batch norm after
+    both layers of the head, LARS, batches of 512 and ResNet-18 are there and not here.
 
     Args:
         hidden: units of the head's hidden layer; None: as many as z has.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from localssl.errors import unknown
+from localssl.errors import UsageError, unknown
 from localssl.inputs import Inputs, Pairs
 from localssl.losses import at_least_float32, decreasing
 from localssl.rules.base import Batch, Form, Projections, Rule
@@ -29,15 +29,18 @@ class SCFF(Rule):
     As published: pairs, goodness, thresholds, norm before every block, triangle activation in the first layers. What
     differs in the common setting: the encoder (zero padding; the source pads by reflection before it standardises) and
     its activation (triangle everywhere; the source ends with ReLU); layers are trained together, not one after the
-    other; and only the input is paired: both streams run on, as the source does while it trains layer 2 (its third
-    layer and its evaluation re-pair at every layer). The defaults are the source's for CIFAR-10's three layers; for
-    more layers nothing is published, they take the third's.
+    other; and only the input is paired: both streams run on, as the source does while it trains layer 2. Its last layer
+    it trains with every layer paired anew (``experiments.greedy`` does), and so it evaluates, which only doubles the
+    drive of images by themselves. The defaults are the source's for CIFAR-10's three layers; for more layers nothing is
+    published, they take the third's.
 
     Args:
         theta1: θ1 of the positive pairs; one number, or one a layer (layers beyond the list take its last).
         theta2: θ2 of the negative pairs; likewise.
         penalty: λ; likewise.
         halves: "same", both halves of a pair from view a; "views", one from each view. See ``inputs.Pairs``.
+        pad: width of the reflecting padding in front of the first block (2 in scff3 and scff4), over which the source
+            standardises a pair once more; 0: none. See ``inputs.Pairs``.
     """
 
     name: ClassVar[str] = "scff"
@@ -52,6 +55,7 @@ class SCFF(Rule):
     theta2: PerLayer = (1.0, 9.0, 10.0)
     penalty: PerLayer = (0.0012, 0.0007, 0.0005)
     halves: str = "same"
+    pad: int = 0
 
     def __post_init__(self) -> None:
         check_per_layer("theta1", self.theta1)
@@ -59,10 +63,12 @@ class SCFF(Rule):
         check_per_layer("penalty", self.penalty, 0.0)
         if self.halves not in ("same", "views"):
             raise unknown("choice of halves", str(self.halves), ("same", "views"))
+        if type(self.pad) is not int or self.pad < 0:
+            raise UsageError(f"pad must be a whole number of 0 or more, got {self.pad!r}")
 
     @override
     def inputs(self) -> Inputs:
-        return Pairs(self.halves)
+        return Pairs(self.halves, self.pad)
 
     @override
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:

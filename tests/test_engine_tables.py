@@ -1,0 +1,119 @@
+"""The sentences and tables about the engine that are made from results, of results that are there and that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localssl.experiments import cheap_b
+from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables
+
+STEP: dict[str, Any] = {
+    "rule": "clapp++",
+    "engine": "hebbian",
+    "layout": "ours",
+    "views": False,
+    "width": 0.25,
+    "batch": 32,
+    "ratio": 0.9,
+    "low": 0.8,
+    "high": 1.0,
+    "n": 5,
+    "milliseconds": 90.0,
+    "milliseconds_against": 100.0,
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of benchmarks/results, empty."""
+    monkeypatch.setattr(benchmark_tables, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def write(results: Path, name: str, **found: Any) -> None:
+    made_by = {"torch": "9", "threads": 2, "commit": "abc"}
+    (results / f"{name}.json").write_text(json.dumps({**made_by, **found}))
+
+
+def test_what_was_not_measured_says_how_it_would_be(results: Path) -> None:
+    assert step_tables.engines().startswith("Not measured yet: `python benchmarks/engines.py")
+    assert step_tables.gpu().startswith("Not measured here: `python benchmarks/gpu.py --device cuda")
+    assert "--trained 300" in step_tables.trained()
+    for make in (step_tables.parts, step_tables.throughput, memory_tables.crossovers):
+        assert make().startswith("Not measured yet: ")
+
+
+def test_load_is_a_column_where_it_was_noted(results: Path) -> None:
+    write(results, "step", rows=[STEP, {**STEP, "milliseconds_against": 120.0}])
+    text = step_tables.step()
+    assert "load before" not in text
+    assert "took 100 to 120 ms" in text
+    assert "The load of the machine was not noted" in text
+    assert "of 5 repeats 94 %" in text
+    write(results, "step", rows=[{**STEP, "load": 0.3, "n": 21}])
+    text = step_tables.step()
+    assert "| 90 | 100 | 21 | 0.3 |" in text
+    assert "not noted" not in text
+    assert "few repeats" not in text
+
+
+def test_no_goal_is_met_by_a_b_whose_accuracy_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cheap_tables, "STUDIES", tmp_path)
+    assert step_tables._met_if_accurate(0.6, 0.7) == "not counted: accuracy not resolved"
+    (tmp_path / "cheap-b-final").mkdir()
+    final = tmp_path / "cheap-b-final" / "final.csv"
+    final.write_text("# loses less than 0.3\nfrozen 64,60,59,61,0.1,-0.5,0.7,not resolved,5\n")
+    assert not cheap_tables.resolved()
+    final.write_text("frozen 64,60,59,61,0.1,0.0,0.2,loses less than 0.3,5\n")
+    assert step_tables._met_if_accurate(0.6, 0.7) == "yes"
+    assert step_tables._met_if_accurate(0.8, 0.7) == "no"
+    assert [step_tables._met(r, 0.9, 1.0) for r in (0.9, 1.0, 1.1)] == ["yes", "the must alone", "no"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ({1: 2.0, 2: 1.0, 4: 0.9, 8: 0.5}, "from 4"),
+        ({1: 0.5, 2: 0.9, 4: 1.1}, "up to 2"),
+        ({1: 0.5, 2: 0.9}, "everywhere measured"),
+        ({1: 1.5}, "nowhere measured"),
+        ({1: 1.5, 2: 0.9, 4: 1.1}, "2"),
+    ],
+)
+def test_where_it_is_below(ratios: dict[float, float], said: str) -> None:
+    assert memory_tables.below(ratios) == said
+
+
+def test_crossovers_of_both_kinds_of_b(results: Path) -> None:
+    base = {"axis": "batch", "rule": "bp-clapp++", "batch": 32}
+    mine = {**base, "rule": "clapp++"}
+    places = [{**base, "x": 8.0, "total": 10}, {**base, "x": 16.0, "total": 20}]
+    dense = [{**mine, "x": 8.0, "total": 30}, {**mine, "x": 16.0, "total": 10}]
+    write(results, "growth", rows=[*places, *dense])
+    assert "| batch | clapp++ | dense | 8: 3.00, 16: 0.50 | from 16 |" in memory_tables.crossovers()
+    assert "low-rank-frozen" not in memory_tables.crossovers()
+    low_rank = {"commit": "def", "rows": [{**mine, "x": 8.0, "total": 5}]}
+    write(results, "growth", rows=[*places, *dense], low_rank=low_rank)
+    text = memory_tables.crossovers()
+    assert "| batch | clapp++ | low-rank-frozen | 8: 0.50 | everywhere measured |" in text
+    assert "commit def; along depth: memory.json. Not measured with it: batch 16." in text
+
+
+def test_shares_are_those_of_the_study() -> None:
+    lines = [line.split(" | ") for line in cheap_tables.cheap_b().splitlines() if line.startswith("| ")]
+    found = {line[0].removeprefix("| "): [float(line[3]), float(line[4])] for line in lines[1:]}
+    for name, row in {"dense": "dense", "frozen 64": "low-rank-frozen 64", "low-rank 16": "low-rank 16"}.items():
+        assert found[row] == cheap_b.shares(name, 1)[2:]
+
+
+def test_the_loop_says_what_was_left_out(results: Path) -> None:
+    row = {"rule": "clapp++", "batch": 32, "images_per_second": 1.0, "of_step": 0.9, "views_share": 0.1, "n": 3}
+    row |= {f"of_step_and_views{end}": 0.95 for end in ("", "_low", "_high")}
+    write(results, "throughput", data="noise", rows=[row])
+    text = step_tables.throughput()
+    assert "is missed: it is 0.900 to 0.900" in text
+    assert "`clapp++dfb` and `clapp++both`: not measured yet" in text

@@ -1,0 +1,85 @@
+"""How often a training step makes the host wait for the device: operations whose answer the host reads, counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from localssl.loop import Loop
+
+from .train_util import run_tiny
+
+READ = {  # by the host, which then waits for all that the device was told before
+    f"aten::{name}"
+    for name in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
+}
+BLOCKS, STEPS = 5, 4
+
+
+class Reads(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name in READ
+        return func(*args, **(kwargs or {}))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> list[int]:
+    """Reads in every call of a method from now on."""
+    found, original = list[int](), getattr(owner, method)
+
+    def call(*given: Any, **named: Any) -> Any:
+        with Reads() as reads:
+            answer = original(*given, **named)
+        found.append(reads.count)
+        return answer
+
+    monkeypatch.setattr(owner, method, call)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [
+        ({"rule": "clapp++"}, BLOCKS),  # every block is applied before the next one runs
+        ({"rule": "clapp"}, BLOCKS),
+        ({"rule": "clapp++", "rule_options": ("negatives=random",)}, BLOCKS),
+        ({"rule": "clapp++dfb", "engine": "hebbian-lean"}, BLOCKS),
+        ({"rule": "clapp++dfb", "optimizer": "sgd"}, BLOCKS),  # dense changes of B are not held together
+        ({"rule": "clapp++dfb"}, 1),
+        ({"rule": "clapp++both", "rule_options": ("negatives=random",)}, 1),
+        ({"rule": "clapp++both", "rule_options": ("projection=patch-local", "rank=4")}, 1),
+        ({"rule": "clapp++", "on_nan": "skip"}, 1),
+        ({"rule": "clapp++", "engine": "autograd"}, 1),
+        ({"rule": "lpl"}, 1),
+        ({"rule": "bp-clapp++"}, 1),
+        ({"rule": "bp-simclr"}, 1),
+    ],
+)
+def test_one_look_at_an_update_and_nothing_else(
+    changes: dict[str, Any], reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = counted(monkeypatch, Loop, "train_step")
+    rows = counted(monkeypatch, Loop, "log")
+    run_tiny(tmp_path / "x", epochs=1, probe_every=0, **changes)
+    assert found == [reads] * STEPS
+    assert len(rows) == 2  # after the first step and after the epoch: losses are read there alone
+    assert all(rows)
+
+
+def test_nothing_is_read_between_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for rows and checkpoints."""
+    steps, rows, saves = (counted(monkeypatch, Loop, method) for method in ("train_step", "log", "save"))
+    epochs = counted(monkeypatch, Loop, "train_on")
+    run_tiny(tmp_path / "x", epochs=2, probe_every=0)
+    assert len(epochs) == 2
+    assert sum(epochs) == sum(steps) + sum(rows) + sum(saves[1:])  # the first is of the start
