@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from localssl.inputs import Inputs
 from localssl.losses import info_nce
 from localssl.references import Last, Own, Reference
 from localssl.rules import Batch, Projections, Rule, ScoreRule
+from localssl.rules.clapp_illing import ClappIlling
 from localssl.rules.clapp_pp import ClappPP
+from localssl.rules.feedback_alignment import DFA, FA
 from localssl.testing import CHECKS, CheckFailed, check_rule
 from localssl.testing.bench import Feed, benches, update
 
@@ -40,8 +43,12 @@ def test_every_built_in_rule_passes(name: str) -> None:
     assert all(outcome.startswith(("passed", "not asked: ", "excepted: ")) for outcome in outcomes.values())
     rule = rules.get(name)
     assert outcomes["encoders"].startswith("passed")
-    assert outcomes["locality"].startswith("passed" if rule.credit in ("local", "hebbian") else ("not", "excepted"))
-    assert outcomes["differentiation"].startswith("passed") == (rule.credit in ("local", "backprop"))
+    local = rule.credit in ("local", "hebbian", "direct-feedback-alignment")
+    assert outcomes["locality"].startswith("passed" if local else ("not", "excepted"))
+    assert (outcomes["differentiation"] == "passed") == (name != "optimum")
+    assert (outcomes["transport"] == "passed") == (name in ("dfa", "fa", "sign-symmetric"))
+    assert (outcomes["mean"] == "passed") == (name != "softhebb")
+    assert outcomes["permutation"] == "passed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,7 @@ class Good(Rule):
 
 def test_a_good_one_passes_by_object_class_and_file() -> None:
     alone = {"not asked: it declares no references", "not asked: it is no ScoreRule with local credit"}
+    alone.add("not asked: credit 'local' has no feedback of its own")
     assert set(check_rule(Good).values()) == {"passed", *alone}
     assert check_rule(Good()) == check_rule(Good)
 
@@ -83,6 +91,20 @@ class PeeksBetween(ScoreRule):
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
         above = torch.stack([z.detach().square().mean() for z in [*batch.z[1:], batch.z[-1]]])
         return super().losses(batch, projections) * above
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeeksInTheMiddle(FA):
+    """Feedback alignment that knows of more than the last output."""
+
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        return super().losses(batch, projections) * batch.z[1].detach().square().mean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeeksUnderDfa(DFA):
+    def losses(self, batch: Batch, projections: Projections) -> Tensor:
+        return super().losses(batch, projections) * batch.z[1].detach().square().mean()
 
 
 class ReadsLabels(Good):
@@ -126,6 +148,47 @@ class SlightlyOff(Good):
 class LostMean(Good):
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
         return super().layer_loss(batch, layer, projections) * len(batch.z[layer])
+
+
+class RootOfTheMean(Good):
+    """Divides by sqrt(n) where it should by n."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * len(batch.z[layer]) ** 0.5
+
+
+class SumIntoParts(Good):
+    """One term is a sum over the samples, and reaches the projections alone."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        y = projections["map"][layer](batch.z[layer].detach())
+        return super().layer_loss(batch, layer, projections) + y.square().sum()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisySum(Good):
+    """A lost mean behind inputs that are drawn."""
+
+    def inputs(self) -> Inputs:
+        return Noisy()
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * len(batch.z[layer]) ** 0.5
+
+
+class ContextTakesPart(ClappIlling):
+    """Illing's rule without sg(c)."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        with mock.patch.object(Tensor, "detach", lambda z: z):
+            return super().layer_loss(batch, layer, projections)
+
+
+class FirstImageOnly(ClappIlling):
+    """Illing's rule, whose images are not alike."""
+
+    def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
+        return super().layer_loss(batch, layer, projections) * (1 + batch.z[layer][0].detach().square().mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +258,12 @@ class FineButNoisy(Good):
 class Overflows(Good):
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
         return super().layer_loss(batch, layer, projections) + batch.z[layer].exp().mean().log()
+
+
+class OverflowsBehindItsNorm(Overflows):
+    """As above, where views × 1000 are the same to it as views."""
+
+    encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "length"}
 
 
 class RootOfNothing(Good):
@@ -267,11 +336,18 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (PeeksAbove, "locality", "other weights above block 1 change the update of block 1"),
     (PeeksAtProjections, "locality", "other weights above block 1"),
     (PeeksBetween, "locality", "though the references (blocks [3]) kept their values"),
+    (PeeksInTheMiddle, "transport", "larger weights above block 1 change the update of block 1"),
+    (PeeksUnderDfa, "locality", "other weights above block 1 change the update of block 1"),
     (ReadsLabels, "labels", "other labels change the losses, and uses_labels is not declared"),
     (NeedsLabels, "labels", "TypeError"),
     (FlippedSign, "differentiation", "ratio -1"),
     (SlightlyOff, "differentiation", "encoder.blocks.2"),
     (LostMean, "mean", "2.00 times as long"),
+    (RootOfTheMean, "mean", "1.41 times as long"),
+    (SumIntoParts, "mean", "projections.map.0 is 2.00 times as long"),
+    (NoisySum, "mean", "1.41 times as long"),
+    (ContextTakesPart, "references", "the terms of part 'predict_1' have a gradient into samples [0, 1, 2] of block 1"),
+    (FirstImageOnly, "permutation", "in another order"),
     (IntoOwnReference, "references", "a gradient into the reference?"),
     (IntoLastReference, "references", "the loss of block 1 has a gradient into block 3's activity"),
     (SharesDraws, "references", "is not what its targets alone give"),
@@ -280,6 +356,7 @@ WRONG: list[tuple[type[Rule], str, str]] = [
     (Neighbours, "permutation", "in another order"),
     (FirstIsSpecial, "permutation", "in another order"),
     (Overflows, "extremes", "views × 1000 give losses"),
+    (OverflowsBehindItsNorm, "extremes", "weights of block 1 × 1000 give losses"),
     (RootOfNothing, "extremes", "views that are all zero give an update"),
     (Float32Weights, "encoders", "RuntimeError"),
     (ThroughFloat32, "dtype", "rounded to float32"),

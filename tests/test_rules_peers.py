@@ -34,7 +34,7 @@ ENCODERS: dict[str, dict[str, dict[str, Any]]] = {  # per rule: options of the e
         "plain": PLAIN,
         "own": {"norm": "standardise", "activation": "triangle", "late": True, "paired": True},
         "relu": {"norm": "standardise", "late": True, "paired": True},
-        "length": {"norm": "length"},
+        "length": {"norm": "length", "paired": True},
     },
     "stochastic-ff": {"plain": PLAIN, "length": {"norm": "length"}, "own": {"norm": "batch", "paired": True}},
     "softhebb": {
@@ -52,6 +52,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "stochastic-ff": [{"copies": 2, "channels": 2}, {"copies": 3, "channels": (3, 2), "dropout": 0.4}],
     "softhebb": [{}, {"t": 0.3, "rates": (2.0, 1.0)}],
 }
+CODE: dict[str, Any] = {"again": False, "halved": True}  # what the library does where nothing is reflected
 RUNS = [(rule, case, i) for rule, case in CASES for i in range(2)]
 
 
@@ -73,18 +74,39 @@ def drawn(learner: Learner, a: Tensor, b: Tensor, seed: int = 3) -> Tensor:
     return learner.enter(a, b)
 
 
+def shift_of(a: Tensor, seed: int = 3) -> int:
+    """What ``drawn`` pairs an image with: that many images on."""
+    torch.manual_seed(seed)
+    return int(torch.randint(1, len(a), ()))
+
+
+def expected_scff(
+    learner: Learner, a: Tensor, b: Tensor, encoder: dict[str, Any], options: dict[str, Any], **how: Any
+) -> oracle.Result:
+    """The oracle's answer for pairs that it makes of the views itself."""
+    given = {key: value for key, value in encoder.items() if key in ("late", "paired", "activation")}
+    settings = {"shift": shift_of(a), "norm": encoder.get("norm"), **CODE, **options, **given, **how}
+    return oracle.reference("scff", oracle_blocks(learner, encoder), {}, numpy(a), numpy(b), **settings)
+
+
+def oracle_blocks(learner: Learner, encoder: dict[str, Any]) -> list[Any]:
+    blocks = to_oracle(learner.encoder)
+    if not encoder.get("late"):
+        return blocks
+    pools = [any(isinstance(m, nn.MaxPool2d) for m in emit.modules()) for emit in learner.encoder.emit]
+    return [
+        dataclasses.replace(b, pool=pool) if isinstance(b, oracle.ConvBlock) else b
+        for b, pool in zip(blocks, pools, strict=True)
+    ]
+
+
 def expected(learner: Learner, x: Tensor, encoder: dict[str, Any], options: dict[str, Any]) -> oracle.Result:
     """The oracle's answer for samples that have been drawn."""
-    blocks = to_oracle(learner.encoder)
-    if encoder.get("late"):  # the pool stands in the next block's head, or in what is emitted
-        pools = [any(isinstance(m, nn.MaxPool2d) for m in emit.modules()) for emit in learner.encoder.emit]
-        blocks = [
-            dataclasses.replace(b, pool=pool) if isinstance(b, oracle.ConvBlock) else b
-            for b, pool in zip(blocks, pools, strict=True)
-        ]
+    if learner.rule.name == "scff":
+        return expected_scff(learner, *views(n=len(x) // 2), encoder, options)
+    blocks = oracle_blocks(learner, encoder)
     how = {key: value for key, value in encoder.items() if key in ("late", "paired", "activation")}
     projections = {key: [numpy(m.weight) for m in modules] for key, modules in learner.projections.items()}
-    own = {key: value for key, value in options.items() if key != "halves"}
     return oracle.reference(
         learner.rule.name,
         blocks,
@@ -93,7 +115,7 @@ def expected(learner: Learner, x: Tensor, encoder: dict[str, Any], options: dict
         np.zeros((2, 1)),
         samples=x.numpy(),
         norm=encoder.get("norm"),
-        **own,
+        **options,
         **how,
     )
 
@@ -218,6 +240,49 @@ def test_a_pair_in_two_halves_gives_the_sources_goodness() -> None:
     ours = 2 * (factor * x[:N].flatten(1) @ layer.weight.T + layer.bias)
     torch.testing.assert_close(ours, source, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(learner.encoder(x)[0][:N], x[:N].flatten(1) @ layer.weight.T + layer.bias)
+
+
+@pytest.mark.parametrize("halves", ["same", "views"])
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_the_published_layer_is_ours_at_larger_weights(name: str, halves: str) -> None:
+    """Without reflection the second standardisation multiplies a pair by c, and so the first weights, not the bias."""
+    options, chosen = ENCODERS["scff"]["own"], {**OPTIONS["scff"][1], "halves": halves}
+    learner = made("scff", name, options, chosen)
+    a, b = views()
+    source = expected_scff(learner, a, b, options, chosen, again=True, halved=False)
+    d = a[0].numel()
+    c = math.sqrt((2 * d - 1) / (2 * d - 2))
+    assert not np.allclose(source.losses, expected_scff(learner, a, b, options, chosen).losses, rtol=1e-6)
+    with torch.no_grad():
+        weighted(learner.encoder.blocks[0])[0].weight.mul_(c)
+    losses = learn(learner, a, b)
+    assert_close_report(losses, source.losses, 1e-9, "losses")  # the norms' 1e-10 sees the drive's size
+    for i, (block, grads) in enumerate(zip(learner.encoder.blocks, source.block_grads, strict=True)):
+        (layer,) = weighted(block)
+        assert_close_report(numpy(layer.weight.grad) * (1 if i else c), grads["weight"], 1e-8, f"block {i + 1}")
+        assert_close_report(numpy(layer.bias.grad), grads["bias"], 1e-8, f"block {i + 1} bias")
+
+
+@pytest.mark.parametrize("halves", ["same", "views"])
+def test_reflected_padding(halves: str) -> None:
+    """The net of the source, its pairs standardised over what is padded: losses and updates are the oracle's."""
+    options, chosen = ENCODERS["scff"]["own"], {**OPTIONS["scff"][1], "halves": halves, "pad": 1}
+    torch.manual_seed(1)
+    convs = [nn.Conv2d(i, o, 3) for i, o in ((2, 4), (4, 5), (5, 3))]
+    tails: list[list[nn.Module]] = [[layers.Triangle(), *([nn.MaxPool2d(2)] if pool else [])] for pool in (1, 0, 1)]
+    encoder = encoders.Options(**options).assemble(convs, tails, {}, pads=(1, 1, 1)).double()
+    learner = Learner(encoder, localssl.rules.get("scff", **chosen), SHAPE)
+    a, b = views()
+    source = expected_scff(learner, a, b, options, chosen, pad="reflect", again=True, halved=False)
+    assert_close_report(learn(learner, a, b), source.losses, 1e-8, "losses")  # norms of norms: 1e-10 more than once
+    for i, (block, grads) in enumerate(zip(learner.encoder.blocks, source.block_grads, strict=True), start=1):
+        (layer,) = weighted(block)
+        assert_close_report(numpy(layer.weight.grad), grads["weight"], 1e-7, f"block {i}")
+        assert_close_report(numpy(layer.bias.grad), grads["bias"], 1e-7, f"block {i} bias")
+    once = expected_scff(learner, a, b, options, chosen, pad="reflect", again=False)
+    off = np.abs(once.losses / source.losses - 1)
+    assert 1e-4 < off[0] < 0.1, off
+    assert not np.allclose(once.block_grads[0]["weight"], source.block_grads[0]["weight"], rtol=1e-3)
 
 
 def test_an_image_by_itself_is_a_pair_of_itself() -> None:

@@ -25,13 +25,14 @@ def traces_of(
         bare = dataclasses.replace(block, pool=False) if isinstance(block, ConvBlock) else block
         trace = forward(bare, x if paired and number == 0 else normalised(x, norm))
         traces.append(dataclasses.replace(trace, z=trace.a))
-        x = _activated(trace.a, activation)
+        x = activated(trace.a, activation)
         if isinstance(block, ConvBlock) and block.pool:
-            x = _pooled(x)
+            x = pooled(x)
     return traces
 
 
-def _activated(a: Array, activation: str) -> Array:
+def activated(a: Array, activation: str) -> Array:
+    """The late activation of a drive, at every position."""
     out = np.zeros_like(a)
     for at in np.ndindex(a.shape[1:]):
         column = [float(v) for v in a[(slice(None), *at)]]
@@ -41,7 +42,8 @@ def _activated(a: Array, activation: str) -> Array:
     return out
 
 
-def _pooled(z: Array) -> Array:
+def pooled(z: Array) -> Array:
+    """The maximum over 2x2 windows."""
     out = np.zeros((z.shape[0], z.shape[1] // 2, z.shape[2] // 2))
     for c, y, x in np.ndindex(out.shape):
         out[c, y, x] = max(float(z[c, 2 * y + dy, 2 * x + dx]) for dy in (0, 1) for dx in (0, 1))

@@ -70,7 +70,7 @@ def forward(block: Block, z_in: Array) -> Trace:
         a = np.array([float(row @ x) for row in block.weight])
         if block.bias is not None:
             a = a + block.bias
-        return Trace(z_in, a, np.where(a > 0, a, 0.0), None)
+        return after(block, z_in, a)
     c_out, _, k, _ = block.weight.shape
     _, height, width = z_in.shape
     padded = _pad(z_in, k)
@@ -81,12 +81,18 @@ def forward(block: Block, z_in: Array) -> Trace:
             a[:, y, x] = rows @ padded[:, y : y + k, x : x + k].reshape(-1)
             if block.bias is not None:
                 a[:, y, x] += block.bias
+    return after(block, z_in, a)
+
+
+def after(block: Block, z_in: Array, a: Array) -> Trace:
+    """What follows the pre-activation: ReLU, and the maximum over 2x2 windows where the block pools."""
     z = np.where(a > 0, a, 0.0)
-    if not block.pool:
+    if isinstance(block, LinearBlock) or not block.pool:
         return Trace(z_in, a, z, None)
-    pooled = np.zeros((c_out, height // 2, width // 2))
+    _, height, width = a.shape
+    pooled = np.zeros((len(a), height // 2, width // 2))
     winner = np.zeros(pooled.shape, dtype=np.int64)
-    for c in range(c_out):
+    for c in range(len(a)):
         for y in range(height // 2):
             for x in range(width // 2):
                 window = [(2 * y + dy) * width + 2 * x + dx for dy in (0, 1) for dx in (0, 1)]

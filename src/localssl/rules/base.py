@@ -97,6 +97,7 @@ class Rule:
     lr: ClassVar[float | None] = None  # where the rule needs another rate than the data set's default
     form: ClassVar[Form | None] = None  # of Table 1; score rules have theirs from their options and references
     exceptions: ClassVar[Mapping[str, str]] = {}  # checks of localssl.testing that cannot hold, each with its reason
+    no_draws: ClassVar[Mapping[str, Any]] = {}  # options under which the losses of given negatives draw nothing
 
     @property
     def per_layer(self) -> bool:
@@ -125,6 +126,15 @@ class Rule:
         A learner hands ``readout.Dims`` over, which know of how many channels each is made.
         """
         return {}
+
+    def constants(self, part: str, samples: int) -> Sequence[int]:
+        """The samples that all terms with this part take for constants: what a check holds the losses to.
+
+        Args:
+            part: a key of ``build``.
+            samples: of the readouts, ``len(z)``.
+        """
+        return ()
 
     def layer_loss(self, batch: Batch, layer: int, projections: Projections) -> Tensor:
         """Loss of one layer, a scalar."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class ClappIlling(Rule):
     form: ClassVar[Form | None] = Form("hinge", 2, "the patch k + 1 rows above, and below", "trained, one a k and side")
     uses_negatives: ClassVar[bool] = True
     negatives: ClassVar[str] = "random"
+    no_draws: ClassVar[Mapping[str, Any]] = {"coin": False}
     variant: str = "clapp"
     coin: bool = True
     patch: int | None = None
@@ -105,6 +106,17 @@ class ClappIlling(Rule):
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         return {f"{key}_{k}": [Dense(d, d) for d in dims] for k in self.steps for key in self.keys}
+
+    @override
+    def constants(self, part: str, samples: int) -> Sequence[int]:
+        """Patches that are contexts and no targets (sg(c)), or targets and no contexts (sg(z)), at this k."""
+        if self.variant == "clapp-s":
+            return ()
+        key, k = part.rsplit("_", 1)
+        rows = [i // self.columns % self.rows for i in range(samples)]
+        targets, contexts = range(int(k) + 1, self.rows), range(self.rows - int(k) - 1)
+        held, free = (contexts, targets) if key == "predict" else (targets, contexts)
+        return [i for i, row in enumerate(rows) if row in held and row not in free]
 
     def draw(self, shape: Sequence[int], given: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Negatives and coins of one loss, for targets of ``shape`` (images, rows, columns).

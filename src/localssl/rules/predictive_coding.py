@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,6 +79,12 @@ class PredictiveCoding(Rule):
     def uses_negatives(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the objective draws negatives."""
         return self.end_to_end.uses_negatives
+
+    @property
+    def exceptions(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The decorrelation of "lpl" is of the fourth order: under large activities the states leave for infinity."""
+        diverges = self.objective == "lpl" and self.steps > 2
+        return {"extremes": "lpl's slope grows with the cube of the activity: the states diverge"} if diverges else {}
 
     @override
     def patches(self, patches: list[int | None]) -> list[int | None]:

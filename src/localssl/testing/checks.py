@@ -9,8 +9,9 @@ from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import PER_LAYER
 from localssl.testing import dependence, derivation, numbers, repetition
 from localssl.testing.bench import Bench
+from localssl.testing.descent import DESCENDED
 
-DIFFERENTIATED = ("local", "backprop")  # credit assignments whose update is the gradient of the losses
+FEEDBACK = ("direct-feedback-alignment", "feedback-alignment", "sign-symmetric")  # errors by other than forward weights
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,21 @@ class Check:
 
 
 def _no_layers(rule: Rule) -> str:
-    return "" if rule.credit in PER_LAYER else f"credit {rule.credit!r} has one loss for all blocks"
+    asked = rule.credit in PER_LAYER or rule.credit in dependence.TOLD_ALONE
+    return "" if asked else f"credit {rule.credit!r} has one loss for all blocks, and errors come through those above"
+
+
+def _transported(rule: Rule) -> str:
+    return "" if rule.credit in FEEDBACK else f"credit {rule.credit!r} has no feedback of its own"
 
 
 def _no_references(rule: Rule) -> str:
-    return "" if getattr(rule, "references", {}) else "it declares no references"
+    declared = getattr(rule, "references", {}) or type(rule).constants is not Rule.constants
+    return "" if declared else "it declares no references"
+
+
+def _divided(rule: Rule) -> str:
+    return "its update is divided by its largest entry, whatever the batch" if rule.credit == "hebbian" else ""
 
 
 def _no_factors(rule: Rule) -> str:
@@ -46,7 +57,7 @@ def _no_factors(rule: Rule) -> str:
 
 
 def _no_derivative(rule: Rule) -> str:
-    return "" if rule.credit in DIFFERENTIATED else f"the update of credit {rule.credit!r} is no gradient of the losses"
+    return "" if rule.credit in DESCENDED else f"what credit {rule.credit!r} descends is not known here"
 
 
 def _labelled(rule: Rule) -> str:
@@ -56,15 +67,18 @@ def _labelled(rule: Rule) -> str:
 CHECKS: Mapping[str, Check] = {
     "encoders": Check(numbers.encoders, "all"),
     "determinism": Check(repetition.determinism, "all"),
-    "locality": Check(dependence.locality, "rules with one loss per layer", _no_layers),
-    "references": Check(dependence.references, "rules that declare `references`", _no_references),
-    "permutation": Check(repetition.permutation, "all, but losses that draw at random"),
-    "mean": Check(repetition.mean, "all"),
+    "locality": Check(
+        dependence.locality, "rules with one loss per layer; `dfa`, whose last output is held", _no_layers
+    ),
+    "transport": Check(dependence.transport, "feedback alignment: direct, random, sign-symmetric", _transported),
+    "references": Check(dependence.references, "rules that declare `references` or `constants`", _no_references),
+    "permutation": Check(repetition.permutation, "all, but losses that draw at random whatever `no_draws` says"),
+    "mean": Check(repetition.mean, "all, but credit `hebbian`", _divided),
     "labels": Check(dependence.labels, "rules that do not declare `uses_labels`", _labelled),
     "dtype": Check(numbers.dtype, "all"),
     "device": Check(numbers.device, "all"),
     "extremes": Check(numbers.extremes, "all"),
     "resume": Check(repetition.resume, "all"),
     "engines": Check(derivation.engines, "score rules whose credit is `local`", _no_factors),
-    "differentiation": Check(derivation.differentiation, "credit `local` and `backprop`", _no_derivative),
+    "differentiation": Check(derivation.differentiation, "all, but credit `optimum`", _no_derivative),
 }

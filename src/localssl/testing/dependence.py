@@ -9,32 +9,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from localssl import encoders
 from localssl.inputs import Inputs
 from localssl.learner import Learner
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
-from localssl.testing.bench import Bench, of_layer, require, same, update
+from localssl.testing.bench import Bench, Feed, Skip, of_layer, require, same, update
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
+
+TOLD_ALONE = ("direct-feedback-alignment",)  # one loss for all blocks, of which only its error at the top comes down
 
 
 def locality(bench: Bench) -> None:
     """Nothing from above changes a block's update, to the last bit, but what its declared references take from there.
 
-    Blocks and projections above get other weights; outputs that are declared references keep their values.
+    Blocks and projections above get other weights; outputs that are declared references keep their values. So does the
+    last output where every block is told its error and nothing else.
     """
+    told = bench.rule.credit in TOLD_ALONE
     _no_part_in_common(bench)
     count = len(bench.learner().encoder.blocks)
     for layer in range(count - 1):
         before, feed = bench.learner(), bench.feed()
         after = copy.deepcopy(before)
         _disturb(after, layer)
-        kept = _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
-        torch.manual_seed(0)
-        with torch.no_grad():
-            outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
-        for learner in (before, after):
-            for source in kept:
-                learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
+        kept = {count - 1} if told else _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
+        _hold(kept, before, after, feed)
         one, other = update(before, feed), update(after, feed)
         for lower in range(layer + 1):
             changed = one.differences(other, of_layer(before, lower))
@@ -45,8 +45,45 @@ def locality(bench: Bench) -> None:
                 f"({listed(changed)}){held}",
             )
             require(
-                same(one.losses[lower], other.losses[lower]),
+                same(*(u.losses[0 if told else lower] for u in (one, other))),
                 f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}",
+            )
+
+
+def _hold(kept: set[int], before: Learner, after: Learner, feed: Feed) -> None:
+    """Keep the outputs of these blocks at the values that they have before."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = before.encoder(before.enter(feed.a, feed.b, feed.negatives, feed.labels))
+    for learner in (before, after):
+        for source in kept:
+            learner.encoder.blocks[source] = _Held(learner.encoder.blocks[source], outputs[source])
+
+
+def transport(bench: Bench) -> None:
+    """No error comes through forward weights: those above, four times as large, change no update, to the last bit.
+
+    Biases grow so that every drive does and every gate and maximum stays; the last output keeps its value.
+    """
+    options = encoders.Options(**bench.rule.encoder_options)
+    if options.norm is not None or options.activation not in ("relu", "relu-ste", "triangle"):
+        raise Skip("its encoder has norms or an activation whose slope changes with the drive's size")
+    count = len(bench.learner().encoder.blocks)
+    for layer in range(count - 1):
+        before, feed = bench.learner(), bench.feed()
+        after = copy.deepcopy(before)
+        with torch.no_grad():
+            for above in range(layer + 1, count):
+                for name, parameter in after.encoder.blocks[above].named_parameters():
+                    parameter.mul_(4.0 ** (above - layer) if name.endswith("bias") else 4.0)
+        _hold({count - 1}, before, after, feed)
+        one, other = update(before, feed), update(after, feed)
+        for lower in range(layer + 1):
+            changed = one.differences(other, of_layer(before, lower))
+            require(
+                not changed,
+                f"larger weights above block {layer + 1} change the update of block {lower + 1} ({listed(changed)}), "
+                f"though all gates and the last output stay",
             )
 
 
@@ -95,11 +132,59 @@ class _Held(nn.Module):
 
 
 def references(bench: Bench) -> None:
-    """No gradient reaches a reference, which is declared constant.
+    """No gradient reaches a reference, nor what else the rule declares constant (`constants`).
 
-    The activities are leaves here. Score rules of the two views: dL/dz in closed form for f linear. All: a loss does
-    not reach the activities of other layers than its own.
+    The activities are leaves here. Score rules of the two views: dL/dz in closed form for f linear. Rules with
+    ``constants``: the parts are set to zero but one, whose terms then are all that can send a gradient. All: a loss
+    does not reach the activities of other layers than its own.
     """
+    held = _constants(bench)
+    if getattr(bench.rule, "references", {}):
+        _declared_references(bench)
+    elif not held:
+        raise Skip("under these options it declares nothing constant")
+
+
+def _constants(bench: Bench) -> bool:
+    """Whether any is declared; none gets a gradient."""
+    learner, feed = bench.learner(), bench.feed()
+    torch.manual_seed(0)
+    given = learner.batch(feed.a, feed.b, feed.negatives, feed.labels)
+    z = [h.detach().requires_grad_() for h in given.z]
+    maps = [h.detach() for h in given.maps]
+
+    def signals(part: str | None) -> list[Tensor]:
+        """dL/dz of every layer with all parts at zero but one."""
+        alone = copy.deepcopy(learner)
+        with torch.no_grad():
+            for other, modules in alone.parts.items():
+                for parameter in (p for m in modules for p in m.parameters() if other != part):
+                    parameter.zero_()
+        torch.manual_seed(0)
+        losses = learner.rule.losses(Batch(z, feed.negatives, feed.labels, maps), alone.parts)
+        if not losses.requires_grad:
+            return [torch.zeros_like(h) for h in z]
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(losses.sum(), z, allow_unused=True)
+        return [torch.zeros_like(h) if g is None else g for h, g in zip(z, grads, strict=True)]
+
+    declared = {part: list(learner.rule.constants(part, len(z[0]))) for part in learner.parts}
+    if not any(declared.values()):
+        return False
+    without = signals(None)
+    for part, held in declared.items():
+        for layer, (grad, rest) in enumerate(zip(signals(part), without, strict=True), start=1):
+            change = grad - rest
+            require(bool(change.any()) or not held, f"block {layer} gets no gradient by part {part!r}: nothing to see")
+            reached = [i for i in held if bool(change[i].any())]
+            require(
+                not reached,
+                f"the terms of part {part!r} have a gradient into samples {reached[:3]} of block {layer}, which are "
+                f"declared constant",
+            )
+    return True
+
+
+def _declared_references(bench: Bench) -> None:
     learner, feed, rule = bench.learner(), bench.feed(), bench.rule
     torch.manual_seed(0)
     given = learner.batch(feed.a, feed.b, feed.negatives, feed.labels)
