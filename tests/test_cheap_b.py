@@ -107,7 +107,13 @@ def test_dense_cells_of_better_rule_are_read_where_all_else_is_equal(
     folder = tmp_path / "better-rule-final" / "cells"
     folder.mkdir(parents=True)
     for seed, width in ((0, 0.25), (1, 0.5)):  # the second one is another run
-        config = {"seed": seed, "width": width, "rule_options": {}, "optimizer": "adam"}
+        config = {
+            "seed": seed,
+            "width": width,
+            "rule_options": {},
+            "optimizer": "adam",
+            "augmentation": {"kind": "simclr"},
+        }
         record = {"accuracy": 70.0, "protocol": "p", "notes": ["n"], "config": config}
         (folder / f"clapp++both-s{seed}.json").write_text(json.dumps(record), encoding="utf-8")
     settings = Settings(tmp_path / "cheap-b-final", threads=1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from localssl import encoders, evaluate, rules
-from localssl.config import parse_options
+from localssl.config import RunConfig, parse_options
+from localssl.data.specs import Augmentation
 from localssl.errors import UsageError
 from localssl.experiments import screening
 from localssl.experiments.cells import Cell, Settings, run_cells
@@ -146,7 +148,9 @@ def _same(path: Path, like: Mapping[str, Any]) -> dict[str, Any] | None:
 
     def rest(of: Mapping[str, Any]) -> list[object]:
         config = {k: v for k, v in of["config"].items() if k not in ("rule_options", "engine", "optimizer")}
-        return [config, of["protocol"], of["notes"]]
+        views = json.loads(json.dumps(asdict(Augmentation()))) | config.get("augmentation", {})  # and younger keys
+        younger = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING and f.name != "engine"}
+        return [younger | config | {"augmentation": views}, of["protocol"], of["notes"]]
 
     plain = not record["config"]["rule_options"] and record["config"]["optimizer"] == "adam"
     return record if plain and rest(record) == rest(like) else None
