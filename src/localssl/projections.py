@@ -15,12 +15,7 @@ from localssl.parallel import Processes
 
 
 class Kind(NamedTuple):
-    """What a rule's choice of B comes to, as ``make`` names it.
-
-    Args:
-        own: where the reference is the layer's own readout.
-        other: where it is another layer's.
-    """
+    """What a rule's choice of B comes to, as ``make`` names it, for the layer's ``own`` readout and another's."""
 
     own: str
     other: str
