@@ -7,7 +7,7 @@ left, under autograd as under the engine. So the error of a tensor is held again
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import pytest
 import torch
@@ -19,6 +19,15 @@ from localssl import encoders, rules
 from .engine_util import POOLS, RULES, SEQUENCES, Patches, batch, both_patches, learner, learner_of, sizes, update
 
 BOUND = {"hinge": 1e-6, "linear": 1e-6, "softplus": 2e-6}  # softplus: γ, too, is rounded, by as much as its score is
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """Sums in the same order: in another, a unit of vgg6 at the edge of its gate may fall on its other side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def assert_near(found: Sequence[Tensor | None], exact: Sequence[Tensor | None], least: Sequence[float], f: str) -> None:
