@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,11 @@ def test_an_untrained_encoder_is_probed_with_settled_norms(tmp_path: Path) -> No
     encoder = run.learner().encoder
     evaluate.probe_encoder(run, encoder, run.images("train"), run.images("test"), evaluate.ProbeOptions())
     assert all(m.num_batches_tracked > 0 for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_an_encoder_without_weights_is_probed(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path, epochs=0, limit_images=None)
+    plain = replace(run, config=replace(run.config, patches=None))
+    encoder = Encoder.from_blocks([nn.AvgPool2d(4)])
+    found = evaluate.probe_encoder(plain, encoder, run.images("train"), run.images("test"), evaluate.ProbeOptions())
+    assert found.rows

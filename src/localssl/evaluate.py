@@ -265,12 +265,12 @@ def _settle(encoder: Encoder, images: Images, normalise: Normalise, device: torc
     """Batch norms that were never trained take the statistics of training images."""
     encoder.to(device)
     normalise.to(device)
-    weight = next(encoder.parameters())
-    settle(
-        encoder,
-        lambda rows: encoder.emitted(normalise(images.batch(rows).to(device)).to(weight.dtype)),
-        few(images),
-    )
+
+    def see(rows: torch.Tensor) -> None:
+        x = normalise(images.batch(rows).to(device))
+        encoder.emitted(x.to(next(encoder.parameters(), x).dtype))
+
+    settle(encoder, see, few(images))
 
 
 def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
