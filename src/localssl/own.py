@@ -80,7 +80,8 @@ def load(name: str, kind: str, fits: Callable[[object], bool]) -> Any:
 def trust(*files: str | Path) -> None:
     """Let a program run code of yours that a run's folder names: ``open_run(…).learner()``, ``load(…)``.
 
-    Not wanted for what the program names itself (``rules.get("my_rule.py:MyRule")``, ``train(rule=…)``).
+    Not wanted for what the program names itself (``rules.get("my_rule.py:MyRule")``, ``train(rule=…)``), but where a
+    folder that was opened has named it first.
 
     Args:
         files: PATH.py, or PATH.py:NAME for its file.
