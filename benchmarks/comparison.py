@@ -20,12 +20,12 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from localssl import encoders, rules
-from localssl.config import parse_options
 from localssl.data.specs import default_patches, spec_for
 from localssl.experiments.comparison import HELD_OUT, SEARCH_IMAGES
 from localssl.experiments.rows import named
 from localssl.learner import Learner
-from localssl.run import get_rule
+from localssl.runs.config import parse_options
+from localssl.runs.run import get_rule
 
 SPEED = Path(__file__).parents[1] / "docs" / "results" / "cifar10" / "speed.csv"
 BATCH = 64

@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from localssl import metrics, rehearsal
-from localssl.config import TrainConfig
-from localssl.files import write_text
-from localssl.manifest import environment
-from localssl.training import train
+from localssl.runs import metrics
+from localssl.runs.config import TrainConfig
+from localssl.runs.manifest import environment
+from localssl.system.files import write_text
+from localssl.training import rehearsal
+from localssl.training.train import train
 
 AIM = 0.25
 CASES: dict[str, dict[str, Any]] = {

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from localssl import checkpoint, encoders, metrics
-from localssl.config import RunConfig, TrainConfig
+from localssl import encoders
 from localssl.data import folders, index_file, parquet, readers, shards
 from localssl.data.decode import BadImage, decode, is_colour, shorter_side
 from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
-from localssl.run import manifest_of, resolve
+from localssl.runs import checkpoint, metrics
+from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.run import manifest_of, resolve
 
 OURS = (UsageError, RunError, BadImage)  # what a reader may raise, whatever a file holds
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)

@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
-from localssl import devices, encoders
+from localssl import encoders
 from localssl.data.specs import spec_for
 from localssl.data.views import Views
+from localssl.system import devices
 
 BUSY = 0.8  # share of time from which on the device's work is what bounds a step
 SHOWN = 12  # operations of a profile

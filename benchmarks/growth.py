@@ -36,9 +36,9 @@ from scipy.optimize import nnls
 from shared import BASE, LOCAL, MIB, activity, commit, deep, in_process, make, random_views, settled, status, write
 
 from localssl import rules
-from localssl.files import write_text
 from localssl.report import growth_figure
 from localssl.report.arithmetic import Cost, step
+from localssl.system.files import write_text
 
 RULES = (BASE, *LOCAL)
 SIDES = (32, 16, 16, 8, 4, 2)  # of vgg6's maps at 32 px

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from shared import write
 
-from localssl import checkpoint, repeat
-from localssl.config import TrainConfig
-from localssl.training import train
+from localssl.runs import checkpoint, repeat
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 LONGEST = 0.8  # seconds that a process lives at most, from its start on
 

@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from shared import MIB, interval, status, write
 
-from localssl.config import TrainConfig
 from localssl.data.sources import open_images
-from localssl.loop import Loop
-from localssl.resume import begin
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.runs.resume import begin
+from localssl.training.loop import Loop
+from localssl.training.train import train
 
 SIDE, EACH = 128, 1000  # pixels; images of a shard
 BITS, SQUARE = (2, 10), 12  # rows and columns of the squares, and their side

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from localssl.config import TrainConfig
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
-from localssl.loop import Loop
-from localssl.resume import begin
+from localssl.runs.config import TrainConfig
+from localssl.runs.resume import begin
+from localssl.training.loop import Loop
 
 NOISE = "noise in place of CIFAR-10"
 

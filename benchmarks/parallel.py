@@ -29,10 +29,11 @@ from shared import LOCAL, Made, make, random_views, write
 from torch import Tensor, nn
 from typing_extensions import override
 
-from localssl import encoders, sharding, traffic
+from localssl import encoders, traffic
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
-from localssl.prepared import parameter_groups
+from localssl.training import sharding
+from localssl.training.prepared import parameter_groups
 
 WAYS = ("rows", "matrices", "sharded")
 

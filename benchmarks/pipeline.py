@@ -23,12 +23,13 @@ import torch
 from shared import PATCHES, SHAPE, commit, interval
 from torch import Tensor
 
-from localssl import encoders, pipeline
-from localssl.config import RunConfig, TrainConfig
+from localssl import encoders
 from localssl.data.specs import spec_for
-from localssl.files import write_text
-from localssl.prepared import Prepared, prepare
-from localssl.run import make_views
+from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.run import make_views
+from localssl.system.files import write_text
+from localssl.training import pipeline
+from localssl.training.prepared import Prepared, prepare
 
 CASES = (
     ("clapp++", 0),

@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 import localssl
 from localssl import encoders, rules
 from localssl.encoders import Encoder, nets
-from localssl.files import write_text
 from localssl.optimizer import FactoredAdamW
-from localssl.prepared import parameter_groups
+from localssl.system.files import write_text
+from localssl.training.prepared import parameter_groups
 
 SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
 BASE = "bp-clapp++"

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from shared import status, write
 
-from localssl import metrics
-from localssl.config import TrainConfig
-from localssl.loop import Loop
-from localssl.training import train
+from localssl.runs import metrics
+from localssl.runs.config import TrainConfig
+from localssl.training.loop import Loop
+from localssl.training.train import train
 
 EVERY = 20  # steps between two looks
 SETTLING = 0.2  # of a process's looks, while its libraries take what they need

@@ -21,11 +21,12 @@ import torch
 from shared import write
 from torch import Tensor
 
-from localssl import api, nir_graph, run
+from localssl import api, nir_graph
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.probe.fast import fast_probe
 from localssl.readout import per_block, readout
+from localssl.runs import run
 
 BATCH = 256
 

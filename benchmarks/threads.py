@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from shared import write
 
-from localssl import checkpoint, metrics, repeat
-from localssl.config import TrainConfig
-from localssl.training import train
+from localssl.runs import checkpoint, metrics, repeat
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 THREADS = (1, 2, 4)
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")

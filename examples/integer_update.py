@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import localssl
-from localssl.files import write_text
+from localssl.system.files import write_text
 
 N, PATCHES = 4, (2, 2, 2, 1, 1)  # images, two views each; side of the patch of every block's readout
 

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from localssl import encoders, rules
-from localssl.config import RunConfig
 from localssl.data.specs import Augmentation
 from localssl.encoders import Encoder
 from localssl.grids import Grid
 from localssl.learner import Learner
 from localssl.rulefile import manifest
+from localssl.runs.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETER = ROOT / "examples" / "rule_interpreter.py"

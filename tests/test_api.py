@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import localssl
-from localssl import api, flags, training
-from localssl.config import TrainConfig
+from localssl import api
+from localssl.cli import flags
 from localssl.errors import RunError, UsageError
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
 from .compare_util import in_this_process
@@ -37,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> api.TrainedRun:
 
 
 def test_train_is_a_function(run: api.TrainedRun) -> None:
-    importlib.import_module("localssl.training")  # of another name, so that it does not take the function's place
+    importlib.import_module("localssl.training.train")  # of another name, so that it does not take the function's place
     assert localssl.train is api.train
     assert run.config.rule_options == {"margin": 2.0}
     assert (run.path / "encoder.safetensors").is_file()
@@ -63,7 +65,7 @@ def test_the_card(run: api.TrainedRun) -> None:
     assert str(run.path) in shown
     assert "<svg" in shown
     assert "<script" not in shown
-    row = localssl.metrics.read(run.path)[-1]
+    row = localssl.runs.metrics.read(run.path)[-1]
     assert f"{int(row['step'])} (1 epochs" in shown
     assert re.search(r'aria-label="Loss by block over 1 epochs\. block 1: from', shown)
 
@@ -150,7 +152,7 @@ def test_values_that_no_flag_takes(options: dict[str, Any], says: str, tmp_path:
     with pytest.raises(UsageError, match=re.escape(says)):
         localssl.train(**{**TINY, **options}, out=tmp_path / "x")
     with pytest.raises(UsageError, match=re.escape(says)):
-        training.train(TrainConfig(**{**TINY, **options}, out=tmp_path / "x"))
+        train(TrainConfig(**{**TINY, **options}, out=tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
 

@@ -15,7 +15,7 @@ from localssl.data.sources import open_images
 from localssl.data.specs import Augmentation
 from localssl.data.views import Normalise, Signal, Views
 from localssl.errors import UsageError
-from localssl.run import open_run
+from localssl.runs.run import open_run
 
 from .test_bad_input import Capture, refuse, status
 from .train_util import assert_same_run, encoder_bytes, run_tiny

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from localssl import commands, usage
-from localssl.cli import main
+from localssl.cli import commands, main, usage
 from localssl.errors import RunError, UsageError
 
 from .sources_util import cut, encoded, pictures, write_files, write_parquet

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import callbacks, metrics
+from localssl import callbacks
 from localssl.errors import RunError, UsageError
+from localssl.runs import metrics
 
 
 def learner_of(rule: str = "clapp++") -> localssl.Learner:

@@ -83,7 +83,7 @@ def test_a_killed_process_is_one_line(measures: ModuleType, tmp_path: Path) -> N
 
 SCRIPT = """
 import multiprocessing, pathlib, sys, time
-from localssl.config import TrainConfig
+from localssl.runs.config import TrainConfig
 from localssl.experiments.cells import Cell, Settings, run_cells
 
 class Slow:  # unpickled in the other process, as its imports are
@@ -123,7 +123,7 @@ def test_ctrl_c_while_other_processes_start(tmp_path: Path) -> None:
 
 FOLLOWER = """
 import os, signal, sys, time
-from localssl import interrupts
+from localssl.system import interrupts
 
 def saved(number, frame):
     open(sys.argv[1], "w").close()

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import localssl
-from localssl import citation, flags, usage
-from localssl.cli import main
+from localssl import citation
+from localssl.cli import flags, main, usage
 
 COMMANDS = ["train", "probe", "align", "compare", "certify", "theory", "reproduce", "report", "export", "doctor"]
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,6 @@ import localssl
 from localssl import api, cli, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
-from localssl.devices import peak_memory
 from localssl.encoders.nets import VGG6_CHANNELS
 from localssl.errors import RunError, UsageError
 from localssl.experiments import EXPERIMENTS, comparison, published, rows, summary, tables
@@ -33,6 +32,7 @@ from localssl.experiments.comparison import compare
 from localssl.experiments.rows import Row, Study
 from localssl.report import comparison as report
 from localssl.stats import t_interval
+from localssl.system.devices import peak_memory
 
 from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_files
@@ -103,7 +103,7 @@ def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.Capt
     assert table["breaks_100%"]["reason"] == reason
     mine = table["clapp++"]
     record = json.loads((out / "cells" / "clapp++-s0.json").read_text())
-    run = localssl.run.open_run(out / "runs" / "clapp++-s0")
+    run = localssl.runs.run.open_run(out / "runs" / "clapp++-s0")
     assert int(mine["parameters_encoder"]) == sum(p.numel() for p in run.encoder().parameters())
     assert int(mine["parameters_rule"]) == sum(p.numel() for p in run.learner().projections.parameters())
     assert 100 < record["peak_memory_mib"] < 10_000
@@ -229,7 +229,7 @@ def test_the_search_never_judges_on_what_was_trained_on(
     study = replace(STUDY, limit_images=500, search_lr=(1e-3, 1e6), search_epochs=1, align_batches=0)
     found = compare(study, [Row("clapp++", "clapp++")], Settings(tmp_path, threads=1), 1)
     assert inline == ["untrained-s0", "search-clapp++-lr0.001", "search-clapp++-lr1e+06", "clapp++-s0"]
-    run = localssl.run.open_run(tmp_path / "runs" / "search-clapp++-lr0.001")
+    run = localssl.runs.run.open_run(tmp_path / "runs" / "search-clapp++-lr0.001")
     assert (run.config.limit_images, run.config.epochs, run.config.lr) == (400, 1, 1e-3)
     trained = pixels(run.images("train", limit=400))
     fit, held = judged[:2]
@@ -484,7 +484,7 @@ def test_peak_memory_is_of_this_program_alone() -> None:
     assert peak_memory() >= before
     del held
     code = (
-        "from localssl.devices import peak_memory\n"
+        "from localssl.system.devices import peak_memory\n"
         "before = peak_memory(); held = bytearray(200 * 2**20); print(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from localssl import completion, rules, usage
-from localssl.cli import main
+from localssl import rules
+from localssl.cli import completion, main, usage
 from localssl.experiments import EXPERIMENTS
 
 from .test_promises import BESIDE

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from localssl import checkpoint
-from localssl.run import open_run
+from localssl.runs import checkpoint
+from localssl.runs.run import open_run
 
 from .train_util import assert_same_run, last_state, run_tiny, steps
 from .util import usage_error

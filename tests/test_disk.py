@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from localssl import files
 from localssl.errors import RunError
+from localssl.system import files
 
 from .train_util import assert_same_run, last_state, run_tiny, steps, weights
 
@@ -34,7 +34,7 @@ def turns(folder: Path, patch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     """What a run does to the disk, in order."""
     done: list[tuple[str, Path]] = []
     patch.setattr(files, "attempt", failing(10**9, 0, done))
-    patch.setattr("localssl.metrics.attempt", files.attempt)
+    patch.setattr("localssl.runs.metrics.attempt", files.attempt)
     run_tiny(folder, **SMALL)
     return done
 
@@ -65,7 +65,7 @@ def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for number in REASONS:
             with monkeypatch.context() as patch:
                 patch.setattr(files, "attempt", failing(at, number, []))
-                patch.setattr("localssl.metrics.attempt", files.attempt)
+                patch.setattr("localssl.runs.metrics.attempt", files.attempt)
                 out = tmp_path / f"{at}-{number}"
                 said = ended(out)
             if said is None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from localssl import checkpoint, divergence
 from localssl.data.order import batch_of
 from localssl.errors import RunError
 from localssl.learner import Learner
+from localssl.runs import checkpoint
+from localssl.training import divergence
 
 from .train_util import (
     assert_same,
@@ -134,7 +135,7 @@ def test_skip_leaves_no_trace_of_the_batch(rule: str, tmp_path: Path, monkeypatc
     whole = run_tiny(tmp_path / "y", **changes)
     three = tmp_path / "three"
     with monkeypatch.context() as patch:  # the state after three steps, kept where there is nothing to go back to
-        patch.setattr("localssl.loop.SMALL", 0)
+        patch.setattr("localssl.training.loop.SMALL", 0)
         spoil(patch, {4: 2})
         with pytest.raises(RunError):
             run_tiny(three, **{**changes, "on_nan": "rollback"})
@@ -170,7 +171,7 @@ def test_no_end_of_it(tmp_path: Path, monkeypatch: Patch) -> None:
 
 
 def test_nothing_to_go_back_to(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("localssl.loop.SMALL", 0)
+    monkeypatch.setattr("localssl.training.loop.SMALL", 0)
     spoil(monkeypatch, {2: 1})
     with pytest.raises(RunError, match=r"no checkpoint yet to go back to"):
         run_tiny(tmp_path / "x", on_nan="rollback")

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import localssl
-from localssl import flagfile, flags, usage
-from localssl.cli import main
+from localssl.cli import flags, main, usage
 from localssl.experiments import EXPERIMENTS
 from localssl.rules import own
+from localssl.runs import flagfile
 
 from .sources_util import encoded, pictures, write_shards
 from .train_util import run_tiny
@@ -134,7 +134,7 @@ def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_parts_of_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
     assert run_page(DOCS / "many-machines.md", "What is sent") == 1
     assert run_page(DOCS / "many-machines.md", "B in parts") == 1
 
@@ -173,7 +173,7 @@ def test_commands_in_the_text(page: str) -> None:
 
 def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("localssl.launch.START", "fork")  # nothing to import anew
+    monkeypatch.setattr("localssl.training.launch.START", "fork")  # nothing to import anew
     write_shards(tmp_path / "shards", [encoded(picture) for picture in pictures(100)], list(range(10)) * 10)
     assert run_page(DOCS / "many-machines.md", "Images on disk") == 1
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import localssl
-from localssl import encoders, layers, rules
-from localssl.config import TrainConfig
+from localssl import encoders, rules
+from localssl.encoders import layers
 from localssl.oracle.layers import normalised
 from localssl.rules import Batch, Projections, Rule
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 from .util import assert_close_report, numpy, usage_error
 

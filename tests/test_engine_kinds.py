@@ -10,9 +10,9 @@ from torch import nn
 
 from localssl import rules
 from localssl.encoders import Encoder
+from localssl.encoders.layers import LengthNorm, Standardise
 from localssl.engine import passes
 from localssl.engine.events import events
-from localssl.layers import LengthNorm, Standardise
 from localssl.projections import KINDS
 
 from .engine_util import RULES, N, assert_engines_equal, assert_equal, batch, learner, learner_of, update

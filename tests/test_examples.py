@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from localssl import rules
-from localssl.config import TrainConfig
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -13,8 +13,8 @@ import localssl
 from localssl import export
 from localssl.cli import main
 from localssl.errors import RunError
-from localssl.features import features
-from localssl.run import Run
+from localssl.probe.activity import features
+from localssl.runs.run import Run
 
 from .sources_util import encoded, pictures, write_files
 from .train_util import run_tiny

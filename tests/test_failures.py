@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from localssl import checkpoint
 from localssl.errors import RunError
 from localssl.optimizer import FactoredAdamW
-from localssl.run import open_run
+from localssl.runs import checkpoint
+from localssl.runs.run import open_run
 
 from .train_util import (
     SMALL_VGG,

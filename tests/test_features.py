@@ -15,7 +15,7 @@ from localssl import encoders, evaluate
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.features import features, settle
+from localssl.probe.activity import features, settle
 
 from .probe_util import images
 from .train_util import run_tiny

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localssl import files
-from localssl.files import held, write_atomic
+from localssl.system import files
+from localssl.system.files import held, write_atomic
 
 from .util import usage_error
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 import localssl
-from localssl import flagfile, flags
-from localssl.cli import main
-from localssl.config import TrainConfig
+from localssl.cli import flags, main
 from localssl.errors import UsageError
+from localssl.runs import flagfile
+from localssl.runs.config import TrainConfig
 
 from .train_util import run_tiny
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import localssl
-from localssl import checkpoint, flagfile, metrics
 from localssl.cli import main
-from localssl.config import RunConfig, TrainConfig
-from localssl.manifest import environment
-from localssl.run import manifest_of
+from localssl.runs import checkpoint, flagfile, metrics
+from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.manifest import environment
+from localssl.runs.run import manifest_of
 
 from .train_util import assert_same, rows, steps, weights
 

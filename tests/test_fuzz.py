@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from localssl import checkpoint, devices
-from localssl.config import RunConfig
 from localssl.data.decode import BadImage, decode
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
+from localssl.runs import checkpoint
+from localssl.runs.config import RunConfig
+from localssl.system import devices
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = (

@@ -36,6 +36,15 @@ def layers() -> dict[str, int]:
     return {name: depth for depth, names in enumerate(places) for name in names}
 
 
+def layers_inside() -> dict[str, dict[str, int]]:
+    """The same of packages that have a line of their own: "training": {"train": 0, "rehearsal": 0, "loop": 1, …}."""
+    lines = re.findall(r"^- of (\w+): `([^`]+)`", ARCHITECTURE.read_text(encoding="utf-8"), re.M)
+    places = {package: [re.findall(r"\w+", place) for place in way.split("→")] for package, way in lines}
+    return {
+        package: {name: depth for depth, names in enumerate(places[package]) for name in names} for package in places
+    }
+
+
 def imports(source: str) -> Iterator[str]:
     """The modules of this package that a source text imports anywhere, in functions too."""
     for node in ast.walk(ast.parse(source)):
@@ -55,11 +64,27 @@ def wrong(module: str, source: str) -> list[str]:
     found = [name for name in imports(source) if name and name.partition(".")[0] != own]
     if own == "oracle":
         return [name for name in found if name != "errors"]
-    return [name for name in found if place.get(name.partition(".")[0], -1) <= place[own]]
+    return [name for name in found if place.get(name.partition(".")[0], -1) <= place[own]] + wrong_inside(
+        module, source
+    )
+
+
+def wrong_inside(module: str, source: str) -> list[str]:
+    """The imports of a module from its own package that do not point to the right there."""
+    package, _, rest = module.partition(".")
+    place = layers_inside().get(package)
+    if place is None:
+        return []
+    own = rest.partition(".")[0] or package  # what the package's own file holds has the package's name
+    found = [name.split(".")[1] for name in imports(source) if name.startswith(f"{package}.")]
+    return [f"{package}.{name}" for name in found if name != own and place.get(name, -1) <= place.get(own, 99)]
 
 
 def test_every_module_has_a_place() -> None:
     assert {name.partition(".")[0] for name in MODULES} - OPEN - {"oracle"} == set(layers())
+    assert set(layers_inside()) == {"cli", "training", "runs"}
+    for package, place in layers_inside().items():
+        assert {name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")} == set(place) - {package}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in OPEN])
@@ -72,11 +97,15 @@ def test_imports_point_to_the_right(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
-        ("rules.clapp", "from localssl.training import train", ["training"]),
+        ("rules.clapp", "from localssl.training.train import train", ["training.train"]),
         ("rules.clapp", "from localssl import training", ["training"]),
         ("rules.clapp", "def later():\n    import localssl.learner", ["learner"]),
         ("rules.clapp", "from localssl.rules.base import Rule", []),
-        ("training", "from localssl.evaluate import probe_run", ["evaluate"]),  # neighbours do not know each other
+        ("export", "from localssl.report import page", ["report.page"]),  # neighbours do not know each other
+        ("training.loop", "from localssl.training.train import train", ["training.train"]),
+        ("training.pipeline.worker", "from localssl.training.loop import Loop", ["training.loop"]),
+        ("training.pipeline.worker", "from localssl.training.pipeline.stage import Stage", []),
+        ("runs.checkpoint", "from localssl.runs import config, run", ["runs.run"]),
         ("readout", "from localssl.oracle import result", ["oracle.result"]),
         ("oracle.scores", "from localssl.rules import get", ["rules"]),
         ("oracle.scores", "from localssl.losses import hinge", ["losses"]),

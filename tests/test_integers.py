@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.grad import conv2d_weight
 
 import localssl
-from localssl import engine, evaluate, metrics, rules
+from localssl import engine, evaluate, rules
 from localssl.blocks import BlackBox
 from localssl.credit.hebbian import weighted
 from localssl.encoders import Encoder, vgg5
@@ -24,6 +24,7 @@ from localssl.engine.integer import ABLE, KEY, refused
 from localssl.engine.synapses import FRACTION, PARTS, Device, Numbers, Synapses, Writes
 from localssl.grids import Grid
 from localssl.rules.base import ScoreRule
+from localssl.runs import metrics
 from tests.train_util import assert_same_run, last_state, run_tiny
 from tests.util import usage_error
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from localssl import checkpoint
+from localssl.runs import checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from localssl import launch
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Processes
-from localssl.training import train
+from localssl.training import launch
+from localssl.training.train import train
 
 from .train_util import encoder_bytes, last_state, rows, run_tiny, steps, tiny, weights
 
@@ -33,7 +33,7 @@ FLAGS = "--rule clapp++dfb --data digits --width 0.25 --epochs 200 --threads 1 -
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need not import everything anew; those of a command are started as always."""
-    monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
 
 
 def test_two_processes_and_then_one(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_refusals(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("localssl.devices.choose", torch.device)
+    monkeypatch.setattr("localssl.system.devices.choose", torch.device)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for changes, says in (({"devices": 4}, "--devices 4"), ({"pipeline": 2}, "--devices 2 times --pipeline 2")):
         with pytest.raises(UsageError, match=f"^{says}: every process needs a GPU of its own, this machine has 2"):

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import networks
-from localssl.encoders import Encoder
+from localssl.encoders import Encoder, networks
 from localssl.errors import UsageError
 from localssl.learner import Learner
 

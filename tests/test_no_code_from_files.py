@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import localssl
-from localssl import checkpoint, own
+from localssl import own
 from localssl.cli import main
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
+from localssl.runs import checkpoint
 
 from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_files

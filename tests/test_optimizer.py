@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import localssl
 from localssl import encoders, optimizer, rules
-from localssl.config import TrainConfig
 from localssl.optimizer import FactoredAdamW, add_grad, factors_of, leave_factors
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.training.train import train
 
 from .util import usage_error
 

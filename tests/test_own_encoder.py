@@ -15,7 +15,7 @@ import torch
 import localssl
 from localssl import own
 from localssl.errors import RunError
-from localssl.training import train
+from localssl.training.train import train
 
 from .test_bad_input import Capture, refuse, status
 from .train_util import assert_same_run, run_tiny, steps, tiny

@@ -10,7 +10,7 @@ import pytest
 
 from localssl import cli, evaluate, rules
 from localssl.alignment import measure
-from localssl.run import open_run
+from localssl.runs.run import open_run
 from localssl.testing import check_rule
 
 from .compare_util import in_this_process
@@ -198,7 +198,7 @@ def test_a_rule_that_fails_a_check_trains_with_one_warning(tmp_path: Path, capsy
 def test_the_check_leaves_the_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{EXAMPLE}:MyRule"
     run_tiny(tmp_path / "a", rule=name)
-    monkeypatch.setattr("localssl.training._check_own_rule", lambda *_: None)
+    monkeypatch.setattr("localssl.training.train._check_own_rule", lambda *_: None)
     run_tiny(tmp_path / "b", rule=name)
     assert_same_run(tmp_path / "a", tmp_path / "b")
 

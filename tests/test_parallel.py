@@ -13,14 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from localssl import engine, parallel, rules, sharding, traffic
+from localssl import engine, parallel, rules, traffic
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
-from localssl.prepared import parameter_groups
 from localssl.rules.base import ScoreRule
+from localssl.training import sharding
+from localssl.training.prepared import parameter_groups
 
 STEPS = 10
 WAYS = ("rows", "matrices", "auto", "sharded")

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 import localssl
-from localssl import credit, encoders, pipeline, rules
-from localssl.config import RunConfig
+from localssl import credit, encoders, rules
 from localssl.errors import RunError
-from localssl.pipeline import split
-from localssl.prepared import Prepared, prepare
-from localssl.run import Run, open_run, resolve
+from localssl.runs.config import RunConfig
+from localssl.runs.run import Run, open_run, resolve
+from localssl.training import pipeline
+from localssl.training.pipeline import split
+from localssl.training.prepared import Prepared, prepare
 
 from .train_util import (
     assert_same_run,
@@ -43,7 +44,7 @@ RANDOM: dict[str, Any] = {"rule_options": ("negatives=random", "f=softplus"), "s
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need not import everything anew."""
-    monkeypatch.setattr("localssl.pipeline.processes.START", "fork")
+    monkeypatch.setattr("localssl.training.pipeline.processes.START", "fork")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_a_process_says_why_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no\nroom")
 
-    monkeypatch.setattr("localssl.pipeline.worker.work", full)
+    monkeypatch.setattr("localssl.training.pipeline.worker.work", full)
     with pytest.raises(RunError, match=r"^the process of blocks \d to 5: OutOfMemoryError: no room; the last "):
         run_tiny(tmp_path / "x", pipeline=2)
 
@@ -246,7 +247,7 @@ def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "localssl.pipeline.worker", None)
+    monkeypatch.setitem(sys.modules, "localssl.training.pipeline.worker", None)
     with pytest.raises(RunError, match=r"^the process of blocks \d to 5: ModuleNotFoundError: .*worker.*; the last "):
         run_tiny(tmp_path / "x", pipeline=2)
 

@@ -19,14 +19,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from localssl import checkpoint, pipeline
-from localssl.config import RunConfig
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Processes
-from localssl.pipeline.stage import Stage
-from localssl.prepared import Prepared, prepare
-from localssl.run import Run, resolve
-from localssl.training import train
+from localssl.runs import checkpoint
+from localssl.runs.config import RunConfig
+from localssl.runs.run import Run, resolve
+from localssl.training import pipeline
+from localssl.training.pipeline.stage import Stage
+from localssl.training.prepared import Prepared, prepare
+from localssl.training.train import train
 
 from .train_util import assert_same_run, run_tiny, steps, stopped_on_the_command_line, tiny
 
@@ -196,7 +197,7 @@ def test_the_same_run_without_pipeline(changes: dict[str, Any], tmp_path: Path) 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run in two processes without a pipeline that was never stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("localssl.launch.START", "fork")
+        patch.setattr("localssl.training.launch.START", "fork")
         return run_tiny(tmp_path_factory.mktemp("whole") / "x", devices=2, rule="clapp++both", **RANDOM)
 
 

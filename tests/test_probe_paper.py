@@ -15,8 +15,8 @@ from localssl.data.specs import Augmentation
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.features import features
 from localssl.probe import paper_probe
+from localssl.probe.activity import features
 from localssl.probe.paper import _augmentation, _test_view  # pyright: ignore[reportPrivateUsage]
 
 from .probe_util import accuracies, images

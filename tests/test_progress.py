@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = """
-from localssl.progress import Progress
+from localssl.training.progress import Progress
 from localssl.report.tables import show
 
 with Progress(0, 3, 8) as progress:

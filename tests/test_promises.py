@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import localssl
-from localssl import api, cli, errors, nir_graph, rulefile, usage
-from localssl.config import TrainConfig
+from localssl import api, cli, errors, nir_graph, rulefile
+from localssl.cli import usage
 from localssl.encoders import Encoder
 from localssl.rules import Rule
+from localssl.runs.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS: list[tuple[Any, str]] = [

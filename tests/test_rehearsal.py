@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from localssl import rehearsal
 from localssl.cli import main
 from localssl.errors import RunError
 from localssl.learner import Learner
-from localssl.loop import Loop
+from localssl.training import rehearsal
+from localssl.training.loop import Loop
 
 from .sources_util import pictures, write_files
 from .train_util import rows, run_tiny, tiny

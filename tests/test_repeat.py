@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from localssl import checkpoint, repeat
 from localssl.cli import main
+from localssl.runs import checkpoint, repeat
 
 from .train_util import run_tiny, steps
 

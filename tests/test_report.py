@@ -21,7 +21,7 @@ from localssl import encoders
 from localssl.cli import main
 from localssl.encoders import Encoder
 from localssl.report import charts, filters, from_images, measured, page, units
-from localssl.run import open_run
+from localssl.runs.run import open_run
 
 from .browser_util import complaints, keep_screenshot, loaded_in, needs_chromium, opened, requests
 from .train_util import folder, run_tiny, tiny

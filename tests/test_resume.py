@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from localssl.config import TrainConfig
 from localssl.errors import RunError
-from localssl.files import held
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.system.files import held
+from localssl.training.train import train
 
 from .train_util import (
     Hooked,
@@ -116,7 +116,7 @@ def test_the_advice_is_one_line_on_a_terminal(
 ) -> None:
     """What the bar of a narrow terminal would break over two lines could not be pasted."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setattr("localssl.progress.Console", lambda **how: Console(force_terminal=True, width=60))
+    monkeypatch.setattr("localssl.training.progress.Console", lambda **how: Console(force_terminal=True, width=60))
     monkeypatch.setattr(Hooked, "at", {3: send(signal.SIGINT)})
     Hooked.seen.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -182,7 +182,7 @@ def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise MemoryError
 
     with monkeypatch.context() as patch:  # a large run that died before its first checkpoint
-        patch.setattr("localssl.loop.SMALL", 0)
+        patch.setattr("localssl.training.loop.SMALL", 0)
         with pytest.raises(RunError, match=r"^out of memory; .* smaller --batch-size"):
             hooked(tmp_path / "x", {3: die})
     assert steps(tmp_path / "x") == []

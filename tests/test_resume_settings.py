@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from localssl import checkpoint
-from localssl.config import RunConfig, TrainConfig
 from localssl.data.specs import Augmentation
-from localssl.training import train
+from localssl.runs import checkpoint
+from localssl.runs.config import RunConfig, TrainConfig
+from localssl.training.train import train
 
 from .sources_util import encoded, pictures
 from .train_util import (

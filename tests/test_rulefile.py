@@ -21,7 +21,7 @@ from localssl.cli import main
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.rulefile import OPS
-from localssl.run import Run
+from localssl.runs.run import Run
 
 from .rule_util import INTERPRETER, READS, ROOT, made, worst
 from .train_util import run_tiny

@@ -17,9 +17,9 @@ from torch import nn
 from localssl import encoders, rules
 from localssl.cli import main
 from localssl.encoders import Encoder
+from localssl.encoders.layers import LengthNorm
 from localssl.errors import UsageError
 from localssl.grids import Grid
-from localssl.layers import LengthNorm
 from localssl.rulefile import OPS
 
 from .rule_util import INTERPRETER, READS, in_bits, worst

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import encoders, evaluate, layers, oracle
+from localssl import encoders, evaluate, oracle
 from localssl.data.sources import open_images
-from localssl.encoders import Encoder, Options
+from localssl.encoders import Encoder, Options, layers
 from localssl.experiments import ff_mnist
 from localssl.experiments.cells import Settings
 from localssl.inputs import Hybrids, LabelInImage

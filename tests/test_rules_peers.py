@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import localssl
-from localssl import alignment, encoders, evaluate, layers, oracle, readout
+from localssl import alignment, encoders, evaluate, oracle, readout
 from localssl.data.sources import open_images
 from localssl.data.specs import default_patches
-from localssl.encoders import Encoder
+from localssl.encoders import Encoder, layers
+from localssl.encoders.layers import Standardise
 from localssl.experiments import greedy, scff_mnist
 from localssl.inputs import NoisyCopies, Single
-from localssl.layers import Standardise
 from localssl.learner import Learner
-from localssl.run import open_run
+from localssl.runs.run import open_run
 
 from .train_util import last_state, run_tiny
 from .util import N, assert_close_report, numpy, to_oracle, usage_error, views, weighted

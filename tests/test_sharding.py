@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from localssl.errors import RunError, UsageError
-from localssl.loop import Loop
 from localssl.projections import Dense
-from localssl.run import open_run
-from localssl.training import train
+from localssl.runs.run import open_run
+from localssl.training.loop import Loop
+from localssl.training.train import train
 
 from .test_divergence import spoil
 from .train_util import last_state, rows, run_tiny, steps, tiny
@@ -23,7 +23,7 @@ EXACT: dict[str, Any] = {"rule": "clapp++both", "precision": "64-true", "align_e
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need not import everything anew."""
-    monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
 
 
 def alike(found: Any, expected: Any, where: str = "state") -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from localssl import evaluate, slow
+from localssl import evaluate
 from localssl.data.sources import open_images
 from localssl.errors import RunError
-from localssl.run import Run
+from localssl.runs.run import Run
+from localssl.system import slow
 
 from .sources_util import encoded, pictures, write_files
 from .train_util import run_tiny
@@ -100,7 +101,7 @@ def test_a_device_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_device_is_the_one_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an accelerator here: "meta" stands for one, on which the first look at a value fails."""
-    monkeypatch.setattr("localssl.devices.choose", torch.device)
+    monkeypatch.setattr("localssl.system.devices.choose", torch.device)
     for protocol in ("fast", "paper"):
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
             evaluate.probe_run(run, evaluate.ProbeOptions(protocol, device="meta", epochs=1, limit=300))

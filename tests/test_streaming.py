@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.data.sources import Images, open_images
 from localssl.errors import UsageError
-from localssl.loop import Loop
 from localssl.parallel import Processes
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.training.loop import Loop
+from localssl.training.train import train
 
 from .sources_util import encoded, pictures, write_shards
 from .train_util import SMALL_VGG, assert_same_run, last_state, run_tiny, stop_at, tiny

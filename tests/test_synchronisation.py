@@ -9,7 +9,7 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from localssl.loop import Loop
+from localssl.training.loop import Loop
 
 from .train_util import run_tiny
 

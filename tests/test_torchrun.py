@@ -48,5 +48,5 @@ def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path: Path, monkeypatch:
     said = log.read_text()
     assert agent.returncode == 0, said
     assert f"resuming {out} at step " in said
-    monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
     assert_same_run(out, run_tiny(tmp_path / "undisturbed", devices=2, epochs=EPOCHS).path)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from localssl import metrics, trackers
 from localssl.cli import main
 from localssl.errors import UsageError
+from localssl.runs import metrics, trackers
 
 from .train_util import run_tiny
 

@@ -18,13 +18,15 @@ import torch
 import yaml
 
 import localssl
-from localssl import checkpoint, encoders, metrics, monitors, rules
-from localssl.config import RunConfig
+from localssl import encoders, rules
 from localssl.errors import RunError
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW
-from localssl.run import Run, build, open_run
-from localssl.training import train
+from localssl.runs import checkpoint, metrics
+from localssl.runs.config import RunConfig
+from localssl.runs.run import Run, build, open_run
+from localssl.training import monitors
+from localssl.training.train import train
 
 from .train_util import (
     BUILT_IN,
@@ -314,7 +316,7 @@ def test_a_pickle_is_never_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_large_runs_write_at_intervals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localssl.loop.SMALL", 0)
+    monkeypatch.setattr("localssl.training.loop.SMALL", 0)
     saved: list[int] = []
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda run, state: (saved.append(state["step"]), original(run, state)))

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from localssl import files, training
 from localssl.errors import UsageError
-from localssl.files import held
+from localssl.system import files
+from localssl.system.files import held
+from localssl.training import train as training
 
 from .train_util import assert_same_run, run_tiny
 from .util import usage_error
@@ -66,7 +67,7 @@ def test_the_second_one_is_refused_at_any_moment(
 def test_of_several_processes_none_reads_before_the_folder_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("localssl.launch.START", "fork")  # with what is patched here
+    monkeypatch.setattr("localssl.training.launch.START", "fork")  # with what is patched here
     begin, out = training.found_again, tmp_path / "x"
 
     @contextmanager
@@ -86,7 +87,7 @@ def test_of_several_processes_none_reads_before_the_folder_is_held(
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_refused_run_leaves_nothing_behind(devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localssl.launch.START", "fork")
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
     for changes in ({"data": f"images:{tmp_path / 'nowhere'}"}, {"limit_images": 3}, {"resume": True, "rule": None}):
         with pytest.raises(UsageError):
             run_tiny(tmp_path / "runs" / "mine" / "x", devices=devices, **changes)

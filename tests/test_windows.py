@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from localssl import cli, devices, files
+from localssl import cli
 from localssl.errors import in_shell
+from localssl.system import devices, files
 
 from .train_util import assert_same_run, run_tiny
 from .util import usage_error

@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from localssl import checkpoint, metrics, rules
-from localssl.config import TrainConfig
+from localssl import rules
 from localssl.rules.clapp_pp import ClappPPDfb
-from localssl.run import Run
-from localssl.training import train
+from localssl.runs import checkpoint, metrics
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
+from localssl.training.train import train
 
 from .sources_util import encoded, pictures, write_files
 

@@ -26,9 +26,9 @@ LANGUAGES = {".py": "python", ".json": "json"}
 
 API = {  # titles and modules
     "Commands as functions": ["localssl.api"],
-    "Flags": ["localssl.config.TrainConfig", "localssl.flags", "localssl.flagfile"],
-    "Opening what was trained": ["localssl.checkpoint.load", "localssl.own.trust", "localssl.run.Run"],
-    "Encoders": ["localssl.encoders", "localssl.networks", "localssl.blocks"],
+    "Flags": ["localssl.runs.config.TrainConfig", "localssl.cli.flags", "localssl.runs.flagfile"],
+    "Opening what was trained": ["localssl.runs.checkpoint.load", "localssl.own.trust", "localssl.runs.run.Run"],
+    "Encoders": ["localssl.encoders", "localssl.encoders.networks", "localssl.blocks"],
     "Rules": ["localssl.rules", "localssl.rules.base", "localssl.losses", "localssl.references"],
     "What enters, and credit assignment": ["localssl.inputs", "localssl.credit"],
     "Projections and readout": ["localssl.projections", "localssl.readout"],

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from localssl import alignment, blocks, callbacks, certificate, encoders, represent, rules, testing, theory
     from localssl.api import certify, compare, doctor, dry_run, open_run, train
-    from localssl.checkpoint import load
     from localssl.learner import Learner
     from localssl.own import trust
+    from localssl.runs.checkpoint import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Learner": "localssl.learner",
-    "load": "localssl.checkpoint",
+    "load": "localssl.runs.checkpoint",
     "trust": "localssl.own",
     **dict.fromkeys(("certify", "compare", "doctor", "dry_run", "open_run", "train"), "localssl.api"),
 }

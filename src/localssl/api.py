@@ -5,8 +5,8 @@
     run.probe(labels=("10", "all"))
     run.report()
 
-Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in ``localssl.flags``),
-with the same defaults. What the command line prints is printed here, too. Bad input raises
+Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in
+``localssl.cli.flags``), with the same defaults. What the command line prints is printed here, too. Bad input raises
 ``localssl.errors.UsageError``.
 """
 
@@ -20,18 +20,21 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from localssl import commands, flagfile, flags, rehearsal, training
-from localssl import run as runs
 from localssl.certificate import Certificate
 from localssl.checkup import Finding
-from localssl.config import check_kinds
+from localssl.cli import commands, flags
 from localssl.errors import unknown
 from localssl.evaluate import AlignResult
 from localssl.own import check_files, named, only_named
 from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
-from localssl.run import Run
+from localssl.runs import flagfile
+from localssl.runs import run as runs
+from localssl.runs.config import check_kinds
+from localssl.runs.run import Run
 from localssl.theory.checks import Outcome
+from localssl.training import rehearsal
+from localssl.training.train import train as train_run
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -144,7 +147,7 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
 
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
-        options: rule, data, out, and what ``localssl.flags.TrainConfig`` has besides; ``localssl train --help-all``
+        options: rule, data, out, and what ``localssl.cli.flags.TrainConfig`` has besides; ``localssl train --help-all``
             says what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run goes on, and
             a loop of your own is a few lines (docs/networks.md).
 
@@ -156,7 +159,7 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
         RunError: the run cannot go on; the last checkpoint is whole.
         KeyboardInterrupt: stopped, after a checkpoint was written.
     """
-    finished = training.train(_flags(flags.TrainConfig, options), report)
+    finished = train_run(_flags(flags.TrainConfig, options), report)
     return TrainedRun(finished.path, finished.config)
 
 
@@ -213,7 +216,7 @@ def certify(*rules: str, **options: Any) -> list[Certificate]:
 
     Args:
         rules: names, or PATH.py:CLASS; none: all built-in ones.
-        options: see ``localssl.flags.Certify``.
+        options: see ``localssl.cli.flags.Certify``.
 
     Raises:
         UsageError: an unknown rule or option.

@@ -23,11 +23,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from localssl import alignment, checkpoint, monitors
+from localssl import alignment
 from localssl.errors import RunError, UsageError
-from localssl.files import make_folder
 from localssl.learner import Learner
-from localssl.metrics import Metrics
+from localssl.runs import checkpoint
+from localssl.runs.metrics import Metrics
+from localssl.system.files import make_folder
+from localssl.training import monitors
 
 Measurement = Callable[[], Mapping[str, float]]
 

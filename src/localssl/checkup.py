@@ -16,11 +16,12 @@ import torch
 from packaging.requirements import Requirement
 
 import localssl
-from localssl import devices, encoders, rules
+from localssl import encoders, rules
 from localssl.data.readers import DOWNLOADS, NAMED, data_folder, fetching
 from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
+from localssl.system import devices
 
 EXTRAS = {
     "onnx": "for localssl export --onnx",

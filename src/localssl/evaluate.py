@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
-from localssl import alignment, devices, readout, rules
+from localssl import alignment, readout, rules
 from localssl.data.sources import Images
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError, unknown
-from localssl.features import few, settle
-from localssl.files import write_text
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
-from localssl.run import Run
-from localssl.slow import Slow
+from localssl.probe.activity import few, settle
+from localssl.runs.run import Run
+from localssl.system import devices
+from localssl.system.files import write_text
+from localssl.system.slow import Slow
 
 PAPER_EPOCHS = 300
 

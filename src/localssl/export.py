@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError
-from localssl.files import write_atomic
+from localssl.system.files import write_atomic
 
 
 class _Outputs(nn.Module):

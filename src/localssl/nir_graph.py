@@ -21,8 +21,8 @@ from torch import nn
 from localssl.encoders import Encoder
 from localssl.engine.blocks import leaves
 from localssl.errors import UsageError
-from localssl.files import write_atomic
 from localssl.grids import Grid
+from localssl.system.files import write_atomic
 
 WEIGHTED = nn.Conv1d | nn.Conv2d | nn.Linear
 PLACES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, nn.Identity, nn.ReLU)

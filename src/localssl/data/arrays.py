@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from localssl import devices, own
+from localssl import own
 from localssl.errors import UsageError
-from localssl.files import read_npz
+from localssl.system import devices
+from localssl.system.files import read_npz
 
 KIND = "npz"
 NAMES = "x_train and x_test (y_train, y_test: labels), or x (and y)"

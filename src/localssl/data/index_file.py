@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from localssl.data.tars import Index
 from localssl.errors import UsageError
-from localssl.files import write_atomic
+from localssl.system.files import write_atomic
 
 NAME = ".localssl-index.safetensors"  # no pickle, nothing compressed: its size bounds what it can take
 FORMAT = "1"

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from localssl.data.decode import BadImage, Source, decode
 from localssl.errors import RunError, UsageError
-from localssl.slow import Slow
+from localssl.system.slow import Slow
 
 CHUNK = 1024  # rows decoded between two looks at Ctrl-C
 TASK = 16  # images a thread takes at a time

@@ -25,7 +25,7 @@ from localssl.data.parquet import TEST_NAMES
 from localssl.data.pixels import EncodedRows, row_at
 from localssl.data.tars import Index, read_index
 from localssl.errors import UsageError
-from localssl.slow import Slow
+from localssl.system.slow import Slow
 
 LAYOUT = (
     "expected train/*.tar and test/*.tar or val/*.tar, or .tar files beside each other, or a pattern, "

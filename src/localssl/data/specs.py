@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from localssl.encoders.peers_nets import NETS
 from localssl.errors import UsageError
-from localssl.peers_nets import NETS
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from localssl.encoders.layers import ACTIVATIONS, NORMS, ImageNorm, PairStandardise
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
 from localssl.grids import Grid
-from localssl.layers import ACTIVATIONS, NORMS, ImageNorm, PairStandardise
 
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 

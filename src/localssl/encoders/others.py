@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from localssl import networks
+from localssl.encoders import networks
+from localssl.encoders.layers import NORMS
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
-from localssl.layers import NORMS
 
 
 def other_peoples(

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from localssl.encoders.layers import Triangle
 from localssl.encoders.options import Options
+from localssl.encoders.peers_nets import NETS, Stage
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
-from localssl.layers import Triangle
-from localssl.peers_nets import NETS, Stage
 
 
 def published(name: str, width: float = 1.0, in_channels: int = 3, **options: Any) -> Encoder:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from localssl import networks, own
+from localssl import own
+from localssl.encoders import networks
 from localssl.encoders.nets import cnn1d, mlp, vgg5, vgg6
 from localssl.encoders.options import Options
 from localssl.encoders.others import is_other_peoples, other_peoples, scaled_other
 from localssl.encoders.peers import published
+from localssl.encoders.peers_nets import NETS
 from localssl.encoders.stack import Encoder
 from localssl.errors import UsageError, unknown
-from localssl.peers_nets import NETS
 
 _BUILDERS: dict[str, Callable[..., Encoder]] = {
     "vgg6": vgg6,
@@ -65,7 +66,7 @@ def of_ones_own(name: str, input_shape: Sequence[int], **options: Any) -> Encode
     if not isinstance(made, Encoder):
         if not isinstance(made, list | tuple | nn.ModuleList):
             whole = isinstance(made, nn.Module)
-            how = "; localssl.networks.blocks_of(model, 3) cuts a whole network into them" if whole else ""
+            how = "; localssl.encoders.networks.blocks_of(model, 3) cuts a whole network into them" if whole else ""
             raise UsageError(f"{name} returned a {type(made).__name__}; return an Encoder, or a list of blocks{how}")
         made = Encoder.from_blocks(list(made))  # pyright: ignore[reportUnknownArgumentType]
     made.config = {"name": own.full_name(name), "input_shape": list(input_shape), **options}

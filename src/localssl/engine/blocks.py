@@ -9,8 +9,8 @@ from torch import nn
 
 from localssl.blocks import BlackBox
 from localssl.encoders import Encoder
+from localssl.encoders.layers import LengthNorm, Standardise
 from localssl.grids import Grid
-from localssl.layers import LengthNorm, Standardise
 
 HEADS = (nn.Flatten, nn.Identity, nn.ReflectionPad2d, LengthNorm, Standardise, BlackBox, Grid)  # nothing to learn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 import localssl
-from localssl import interrupts, own
+from localssl import own
 from localssl.errors import RunError, UsageError
 from localssl.experiments.cells import Part, Settings, output_to
-from localssl.files import write_text
-from localssl.manifest import environment
+from localssl.runs.manifest import environment
+from localssl.system import interrupts
+from localssl.system.files import write_text
 
 FAILED = "failed"  # key of a record that holds the reason and nothing else
 ANEW = "anew"  # beside it: whether the failure was the rule's, so that its run begins again from the start

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from localssl import alignment, checkpoint, evaluate, represent
-from localssl.config import TrainConfig
+from localssl import alignment, evaluate, represent
 from localssl.experiments.cells import Cell, Part, Settings, run_cells
 from localssl.report import brain_figure
-from localssl.run import Run, open_run
+from localssl.runs import checkpoint
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run, open_run
 from localssl.stats import cluster_rank_correlation, t_interval
 
 RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl import evaluate, losses, rules
-from localssl.config import TrainConfig
 from localssl.experiments import prediction, screening
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.screening import BATCHES, EPOCHS, IMAGES, LR, PATCHES, file_name
@@ -22,6 +21,7 @@ from localssl.projections import Dense
 from localssl.references import Last, Own, Reference, take
 from localssl.report import scatter_figure
 from localssl.rules.base import Batch, Projections, ScoreRule
+from localssl.runs.config import TrainConfig
 from localssl.stats import t_interval
 
 

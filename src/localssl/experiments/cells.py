@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from localssl import interrupts
-from localssl.config import TrainConfig
 from localssl.errors import RunError, UsageError
-from localssl.files import write_atomic, write_text
-from localssl.manifest import environment
-from localssl.run import Run, open_run
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.runs.manifest import environment
+from localssl.runs.run import Run, open_run
+from localssl.system import interrupts
+from localssl.system.files import write_atomic, write_text
+from localssl.training.train import train
 
 KEPT = (
     "encoder.json",

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from localssl import encoders, evaluate, rules
-from localssl.config import RunConfig, parse_options
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError
 from localssl.experiments import screening
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.screening import EPOCHS, IMAGES, LR, PATCHES, file_name
 from localssl.report import arithmetic
-from localssl.run import Run
+from localssl.runs.config import RunConfig, parse_options
+from localssl.runs.run import Run
 from localssl.stats import t_interval
 
 RULE, DENSE = "clapp++both", "dense"

@@ -10,15 +10,15 @@ import dataclasses
 from typing import Any
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.errors import UsageError
 from localssl.experiments.cells import Cell, Settings, run_cells
-from localssl.loop import STEPS_PER_ROW
-from localssl.metrics import read
 from localssl.probe import fast_probe, features
 from localssl.report import epochs_figure
 from localssl.report.tables import show
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.metrics import read
+from localssl.runs.run import Run
+from localssl.training.loop import STEPS_PER_ROW
 
 RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both", "bp-clapp++")
 ORDER = ("clapp++both", "bp-clapp++", "clapp++dfb", "clapp++", "clapp")  # the heaviest first

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 
 from localssl import evaluate, own, rules
-from localssl.config import TrainConfig
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
-from localssl.devices import peak_gpu_memory, peak_memory
 from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.apart import read as read_cell
 from localssl.experiments.cells import Part, Settings
 from localssl.experiments.rows import Row, Study, encoder_options, options_of_encoder, safe, tuples, untrained_row
-from localssl.files import write_text
-from localssl.metrics import read
 from localssl.probe import fast_probe, features
-from localssl.run import Run, check, get_rule, train_split
-from localssl.training import train
+from localssl.runs.config import TrainConfig
+from localssl.runs.metrics import read
+from localssl.runs.run import Run, check, get_rule, train_split
+from localssl.system.devices import peak_gpu_memory, peak_memory
+from localssl.system.files import write_text
+from localssl.training.train import train
 
 SEARCH_SEED = 1000  # no seed of a study
 SEARCH_IMAGES, HELD_OUT = 10_000, 3_000  # at most

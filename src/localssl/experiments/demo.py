@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.report import demo_figure
 from localssl.report.tables import show
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
 LABELS = ("1", "10", "all")

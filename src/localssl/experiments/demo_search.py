@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.data.specs import Augmentation
 from localssl.experiments import demo
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.probe import fast_probe, features
 from localssl.report.tables import show
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 
 RATES = (5e-4, 1e-3, 2e-3)
 STRENGTHS = (0.5, 1.0)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import open_images
+from localssl.encoders.layers import LengthNorm
 from localssl.experiments.cells import Part, Settings, run_cells
-from localssl.files import write_atomic
 from localssl.inputs import LabelInImage
-from localssl.layers import LengthNorm
 from localssl.learner import Learner
 from localssl.report.tables import show
+from localssl.system.files import write_atomic
 
 WIDTHS, CLASSES, TRAINED_ON = (1000, 1000, 1000), 10, 50_000
 EPOCHS, BATCH, MOMENTUM = 100, 100, 0.9

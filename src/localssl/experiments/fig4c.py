@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from localssl import alignment, evaluate
-from localssl.config import TrainConfig
 from localssl.experiments import prediction
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.cifar10 import LEARNING_RATES
 from localssl.probe import fast_probe, features
 from localssl.report import layers_figure, scatter_figure
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 
 LINES = {  # rule: its label
     "clapp": "no spatial dependence (clapp)",

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from localssl import checkpoint, devices, evaluate, rules
+from localssl import evaluate, rules
 from localssl.data import order
 from localssl.data.sources import Images, drawn, open_images, stratified_holdout
 from localssl.data.specs import SPECS, Augmentation
@@ -30,12 +30,14 @@ from localssl.encoders import Encoder, conv_block
 from localssl.errors import RunError, UsageError
 from localssl.experiments import published
 from localssl.experiments.cells import Part, Settings, run_cells
-from localssl.features import frozen
-from localssl.files import write_atomic
 from localssl.learner import Learner
-from localssl.progress import Progress
+from localssl.probe.activity import frozen
 from localssl.report.tables import show
-from localssl.run import train_split
+from localssl.runs import checkpoint
+from localssl.runs.run import train_split
+from localssl.system import devices
+from localssl.system.files import write_atomic
+from localssl.training.progress import Progress
 
 PUBLISHED = published.PEERS["lpl"]
 VGG11 = (64, 128, 256, 256, 512, 512, 512, 512)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from localssl.data.sources import Images
 from localssl.errors import UsageError
-from localssl.files import write_atomic
+from localssl.system.files import write_atomic
 
 Normalise = Callable[[Tensor], Tensor]  # of uint8 images (n, C, H, W)
 PART = 1000  # images of which the covariance is added up at a time

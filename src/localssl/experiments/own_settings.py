@@ -19,17 +19,17 @@ from torch import Tensor
 from localssl import encoders, evaluate, readout, rules
 from localssl.data.sources import Images, open_images
 from localssl.data.specs import default_patches
+from localssl.encoders.layers import Standardise
 from localssl.experiments import greedy, own_images, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_images import Normalise, whitening
 from localssl.experiments.own_probe import OwnProbe
-from localssl.features import few, frozen, settle
-from localssl.files import write_atomic
-from localssl.layers import Standardise
 from localssl.learner import Learner
+from localssl.probe.activity import few, frozen, settle
 from localssl.report.tables import show
-from localssl.run import measure_mean_std, train_split
+from localssl.runs.run import measure_mean_std, train_split
+from localssl.system.files import write_atomic
 
 WIDTH, IMAGES, EPOCHS, PROBE_EPOCHS = 0.25, 5_000, 1, 10  # at a CPU's scale; epochs of a pass: at most
 TEST_IMAGES = 2_000  # likewise

@@ -17,7 +17,7 @@ from localssl.experiments.summary import accuracy, setting
 from localssl.grids import Grid
 from localssl.optimizer import power_of_two
 from localssl.report import bits_figure
-from localssl.run import get_rule
+from localssl.runs.run import get_rule
 from localssl.stats import t_interval
 
 FLAWS = ("weight_noise", "dead", "mismatch")

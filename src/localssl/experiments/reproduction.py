@@ -16,7 +16,7 @@ from pathlib import Path
 from localssl.experiments import published
 from localssl.experiments.published import Number
 from localssl.experiments.tables import TABLE2
-from localssl.files import write_text
+from localssl.system.files import write_text
 
 Finding = tuple[str, str]  # ours, verdict
 GPU = "a GPU and the data set; [hours by machine](what-it-would-take.md)"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localssl import rules
-from localssl.config import parse_options
 from localssl.encoders import registry
-from localssl.run import get_rule, train_split
+from localssl.runs.config import parse_options
+from localssl.runs.run import get_rule, train_split
 
 UNTRAINED = "untrained"
 ALL = "all"  # stands for every rule

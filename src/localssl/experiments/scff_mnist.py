@@ -14,13 +14,13 @@ from torch import Tensor
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import Images, open_images
 from localssl.encoders import Encoder
+from localssl.encoders.layers import Standardise
 from localssl.experiments import greedy, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_probe import OwnProbe
-from localssl.files import write_atomic
-from localssl.layers import Standardise
 from localssl.learner import Learner
+from localssl.system.files import write_atomic
 
 PUBLISHED = published.PEERS["scff"]["mnist"]  # Chen et al. 2025, table and repository
 PIXELS, WIDTH, BATCH, SHIFT = 28 * 28, 2000, 100, 2

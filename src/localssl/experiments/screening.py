@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 
 from localssl import alignment, evaluate
-from localssl.config import TrainConfig
 from localssl.data.sources import Images, shuffled
 from localssl.experiments.cells import Settings
 from localssl.probe import fast_probe, features
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 
 IMAGES, EPOCHS, LR = 20_000, 3, 1e-3  # the rate that clapp++both was given by its own search
 HELD_OUT, LABELS = 5_000, 10_000  # training images that the screening is judged on, and that the probe is fitted on

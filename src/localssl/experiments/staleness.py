@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.cifar10 import LEARNING_RATES
 from localssl.probe import fast_probe, features
 from localssl.report.tables import show
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 from localssl.stats import t_interval
 
 RULES = ("clapp++dfb", "clapp++both")

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from localssl import evaluate
-from localssl.config import TrainConfig
 from localssl.data.sources import drawn
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.probe import fast_probe, features
 from localssl.report.tables import show
-from localssl.run import Run
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import Run
 
 STEPS = (1, 9, 17)
 ETA_H = (0.01, 0.1, 0.5)

@@ -18,7 +18,7 @@ from localssl.experiments.rows import Row, Study, of_rule
 from localssl.report import ablation_figure, comparison
 from localssl.report.comparison import Interval, plus_minus
 from localssl.report.tables import show
-from localssl.run import get_rule
+from localssl.runs.run import get_rule
 from localssl.stats import t_interval
 
 CPU = Study("cifar10", epochs=2, width=0.25, probe_images=20_000)

@@ -13,9 +13,9 @@ from torch import Tensor
 from localssl.encoders import Encoder
 from localssl.experiments.cells import Settings
 from localssl.experiments.layers import Line, cosines, crops
-from localssl.files import write_text
 from localssl.references import Last, Own, Reference
 from localssl.stats import t_interval
+from localssl.system.files import write_text
 from localssl.theory import networks
 from localssl.theory.gradients import Setting
 

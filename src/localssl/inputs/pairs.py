@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from localssl.encoders.layers import Standardise, standardised_pair
 from localssl.errors import UsageError
 from localssl.inputs.base import Inputs
-from localssl.layers import Standardise, standardised_pair
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Two protocols. ``fast_probe``: features computed once, regularised logistic regr
 features recomputed on augmented images in every epoch. Every result says by which protocol it was obtained.
 """
 
-from localssl.features import features
+from localssl.probe.activity import features
 from localssl.probe.fast import fast_probe
 from localssl.probe.paper import paper_probe
 from localssl.probe.result import ProbeResult, Row

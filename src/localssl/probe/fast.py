@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from localssl.errors import UsageError
-from localssl.features import not_finite
 from localssl.probe import budgets as bg
 from localssl.probe import classifiers as cl
+from localssl.probe.activity import not_finite
 from localssl.probe.result import ProbeResult, Row, percent, row
 
 
@@ -37,7 +37,7 @@ def fast_probe(
     whole budget. Test labels serve for the accuracy alone.
 
     Args:
-        train_features, test_features: per block (N, d_l), as from ``localssl.features.features``.
+        train_features, test_features: per block (N, d_l), as from ``localssl.probe.activity.features``.
         train_labels, test_labels: integers (N,).
         labels: label budgets per class, of "1", "10", "all".
         draws: random draws of the labels for "1" and "10"; the same for every encoder.

@@ -15,8 +15,8 @@ from localssl.data.specs import Augmentation
 from localssl.data.views import transform
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.features import frozen, not_finite, of_batch, patch_sizes
 from localssl.probe import budgets as bg
+from localssl.probe.activity import frozen, not_finite, of_batch, patch_sizes
 from localssl.probe.result import ProbeResult, row
 from localssl.readout import Patches
 

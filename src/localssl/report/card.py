@@ -6,7 +6,7 @@ import vl_convert
 
 from localssl import own
 from localssl.report import charts, from_files, measured, page
-from localssl.run import Run
+from localssl.runs.run import Run
 
 WIDTH, HEIGHT = 460, 180  # of the chart, in pixels
 

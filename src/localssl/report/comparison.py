@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from localssl.files import write_text
+from localssl.system.files import write_text
 
 Interval = tuple[float, float, float]  # mean, low, high; NaN ends where there is one value
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from localssl import rules, testing
 from localssl.certificate import listing
-from localssl.files import write_text
 from localssl.inputs import Inputs
 from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables, study_tables, what_it_takes
 from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
+from localssl.system.files import write_text
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 STUDIES = {"ff-supervised": "ff-mnist", "scff": "scff-mnist"}  # of one rule, whose files do not name it

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from localssl import own
-from localssl.checkpoint import existing
-from localssl.config import program
 from localssl.errors import in_shell
 from localssl.report import charts, measured, page
 from localssl.report.measured import number
-from localssl.run import Run, build, manifest_of
+from localssl.runs.checkpoint import existing
+from localssl.runs.config import program
+from localssl.runs.run import Run, build, manifest_of
 
 QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement", "bias", "noise")
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError
-from localssl.features import features
+from localssl.probe.activity import features
 from localssl.report import charts, page
 from localssl.report.filters import tiles, to_bytes
 from localssl.report.units import Unit, classes_of, embed, most_exciting, spaced
-from localssl.run import Run
+from localssl.runs.run import Run
 
 BEST = 8  # images of a unit
 SIDE = 32  # pixels of an image, at most: larger ones are made smaller

@@ -8,7 +8,7 @@ from localssl import represent
 from localssl.errors import UsageError
 from localssl.report import charts, page
 from localssl.report.filters import MOST, first_weights, sheet
-from localssl.run import Run
+from localssl.runs.run import Run
 
 _AXIS = "distance (pixels)"
 

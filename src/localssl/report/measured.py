@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localssl import metrics
+from localssl.runs import metrics
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ import vl_convert
 from PIL import Image
 
 import localssl
-from localssl.files import write_text
 from localssl.report import charts
+from localssl.system.files import write_text
 
 LARGEST = 5_000_000  # bytes of a page; a test holds a long run against it
 

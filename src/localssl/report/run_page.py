@@ -8,7 +8,7 @@ from pathlib import Path
 from localssl.errors import UsageError
 from localssl.report import from_files, from_images, from_weights, page
 from localssl.rules import own
-from localssl.run import Run
+from localssl.runs.run import Run
 
 NAME = "report.html"
 

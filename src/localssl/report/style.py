@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localssl.files import write_atomic
+from localssl.system.files import write_atomic
 
 if "MPLBACKEND" not in os.environ:  # a notebook's stays, or its user's pictures would not be shown
     mpl.use("Agg")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localssl.data.sources import Images
 from localssl.encoders import Encoder
-from localssl.features import frozen
+from localssl.probe.activity import frozen
 
 BATCH = 256
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.features import frozen
-from localssl.files import read_npz, write_atomic
+from localssl.probe.activity import frozen
+from localssl.system.files import read_npz, write_atomic
 
 BATCH = 256
 _PREFIX, _OTHERS = "activity/", "images/"

@@ -15,9 +15,7 @@ import localssl
 from localssl import certificate
 from localssl.certificate import Certificate
 from localssl.certificate.cuts import layer_of
-from localssl.config import RunConfig
 from localssl.errors import UsageError
-from localssl.files import write_text
 from localssl.learner import Learner
 from localssl.rulefile.ops import OPS
 from localssl.rulefile.optimisers import described, moments
@@ -26,7 +24,9 @@ from localssl.rulefile.reading import held, reads
 from localssl.rulefile.rounding import kept
 from localssl.rulefile.twin import BATCHES, images_of, in_floats, twin
 from localssl.rulefile.vectors import Golden, grids
-from localssl.run import Run
+from localssl.runs.config import RunConfig
+from localssl.runs.run import Run
+from localssl.system.files import write_text
 
 FORMAT, VERSION = "localssl rule", 1
 WRITING = 2  # the version of a file whose programs write the weights themselves

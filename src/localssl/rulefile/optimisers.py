@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl.config import RunConfig
 from localssl.learner import Learner
 from localssl.optimizer import FactoredAdamW, ShiftSGD
-from localssl.prepared import optimizer_of
+from localssl.runs.config import RunConfig
+from localssl.training.prepared import optimizer_of
 
 _DECOUPLED = ("adam", "adam-factored")
 _KEPT = {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 from typing_extensions import override
 
+from localssl.encoders.layers import LengthNorm
 from localssl.engine import narrow
 from localssl.engine.synapses import Numbers
 from localssl.grids import Grid
-from localssl.layers import LengthNorm
 from localssl.learner import Learner
 from localssl.rulefile.notes import Notes
 

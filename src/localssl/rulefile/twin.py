@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from localssl import engine
 from localssl.blocks import black_boxes
-from localssl.config import RunConfig
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
 from localssl.rulefile.rounding import unrounded
+from localssl.runs.config import RunConfig
 
 CHANNELS = 4
 SIDE = 16  # of an image, halved until it is no larger, as far as the network goes along

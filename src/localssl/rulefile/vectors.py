@@ -10,10 +10,8 @@ from torch import Tensor
 
 from localssl import engine
 from localssl.certificate.cuts import layer_of
-from localssl.config import RunConfig
 from localssl.errors import UsageError
 from localssl.learner import Learner
-from localssl.prepared import optimizer_of, rate
 from localssl.rulefile import descent
 from localssl.rulefile.ops import Op
 from localssl.rulefile.optimisers import kept_moments
@@ -21,6 +19,8 @@ from localssl.rulefile.program import Program, record
 from localssl.rulefile.rounding import ROUND, Draws, exponent, kept, steps_of
 from localssl.rulefile.twin import BATCHES, INPUT, enter, warm
 from localssl.rulefile.whole import Whole
+from localssl.runs.config import RunConfig
+from localssl.training.prepared import optimizer_of, rate
 
 SMALLER = 4.0  # by so much s of every second tensor at the start: its first updates are clipped, and s grows
 RATE = 1e-3  # of golden vectors, at most: larger ones make Adam's rounding noise larger
