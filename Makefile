@@ -4,6 +4,7 @@
 # --dry-run; as idle (an hour). The times of both are sums of their parts' times, not a run of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
+# make test: two processes of one thread each, which is faster on two cores than of two.
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # make dist: wheel and sdist in dist/, checked; the wheel then trains in an environment of its own, outside the repository.
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.
@@ -25,7 +26,7 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
-	.venv/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 bench: .venv/installed
 	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"
@@ -54,7 +55,7 @@ soak: .venv/installed
 
 test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"
-	$(LOWER)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist worksteal
 
 $(LOWER)/installed: pyproject.toml tests/lower_bounds.py
 	@echo "== installing the lowest versions that pyproject.toml allows into $(LOWER) (minutes)"
