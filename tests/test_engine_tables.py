@@ -117,3 +117,27 @@ def test_the_loop_says_what_was_left_out(results: Path) -> None:
     text = step_tables.throughput()
     assert "is missed: it is 0.900 to 0.900" in text
     assert "`clapp++dfb` and `clapp++both`: not measured yet" in text
+
+
+def test_the_page_begins_with_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "engine.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    short = " ".join(page.split())
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        text = (root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
+        return json.loads(text)["rows"]
+
+    step = {
+        (row["rule"], row["width"]): f"{row['ratio']:.3f}"
+        for row in rows("step")
+        if (row["engine"], row["layout"], row["views"]) == ("hebbian", "ours", False)
+    }
+    narrow, wide = step["clapp++dfb", 0.25], step["clapp++dfb", 1.0]
+    assert f"`clapp++dfb` takes {narrow} of backpropagation's at width 0.25 and {wide} at width 1" in short
+    for rule in ("clapp++", "clapp++both"):
+        assert f"`{rule}` {step[rule, 0.25]} and {step[rule, 1.0]}" in short
+    held = [row["activity_ratio"] for row in rows("memory") if row["depth"] == 6 and "hebbian" in row["engine"]]
+    assert f"is {min(held):.2f} to {max(held):.2f} of backpropagation's with six blocks" in short
+    times = [row["ratio"] for row in rows("pipeline")]
+    assert f"are {min(times):.2f} to {max(times):.2f} times as fast as one of one thread" in short
