@@ -110,3 +110,16 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "6.5 % in the median, 32.5 % at most" in said
     assert "at most 128 pixels a side" in said
     assert "224 pixels are an extrapolation" in said
+
+
+def test_the_page_begins_with_its_tables_numbers() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "what-it-would-take.md"
+    short, _, tables = page.read_text(encoding="utf-8").partition("\n## ")
+    rows = [[cell.strip() for cell in line.split("|")] for line in tables.splitlines() if line.startswith("| ")]
+    hours = {(row[1], row[2]): row[4:6] for row in rows if row[3] == "dense" and " / " in row[4]}
+    for data, join in (("STL-10", " on one card and {} on eight"), ("ImageNet", " and {}")):
+        one, eight = (cell.split(" / ")[1] for cell in hours[data, "clapp++dfb"])
+        bp, bp_eight = (cell.split(" / ")[1] for cell in hours[data, "bp-clapp++"])
+        assert f"- {data}: `clapp++dfb` {one}{join.format(eight)}, `bp-clapp++` {bp} and {bp_eight}" in short
+    stl, imagenet = (row[4] for row in rows if row[2:4] == ["clapp++dfb", "dense"] and len(row) == 6)
+    assert f"`clapp++dfb` takes {stl} and {imagenet} days" in short
