@@ -156,9 +156,11 @@ def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_rule_of_ones_own() -> None:
     """The Python of that page, about the class that it shows."""
     mine = runpy.run_path(str(ROOT / "examples" / "my_rule.py"))["MyRule"]
-    session: dict[str, object] = {"localssl": localssl, "MyRule": mine}
+    session: dict[str, object] = {"localssl": localssl, "MyRule": mine, "__name__": "snippet"}
     page = (DOCS / "your-own-rule.md").read_text(encoding="utf-8")
-    for text in [text for language, _, text in FENCE.findall(page) if language == "python"]:
+    shown, *others = [text for language, _, text in FENCE.findall(page) if language == "python"]
+    assert (ROOT / "examples" / "my_rule.py").read_text(encoding="utf-8").endswith(shown)
+    for text in others:
         exec(compile(text, "your-own-rule.md", "exec"), session)
 
 
