@@ -267,6 +267,16 @@ def overview(results: Path) -> str:
     return table(head, rows)
 
 
+def in_short(results: Path) -> str:
+    """How many figures and tables have which verdict, and which they are."""
+    found: dict[str, list[str]] = {}
+    for e in ENTRIES:
+        found.setdefault(e.found(results)[1].partition(":")[0], []).append(e.name)
+    kinds = sorted(found.items(), key=lambda kind: kind[0].startswith("not"))
+    said = "; ".join(f"{verdict} {len(names)} ({', '.join(names)})" for verdict, names in kinds)
+    return f"In short, of {len(ENTRIES)} figures and tables with numbers: {said}."
+
+
 def accuracies(results: Path) -> str:
     """Tables 2 and A3, number by number; ours are those of docs/results/cifar10."""
     rows: list[tuple[str, ...]] = []
@@ -302,11 +312,16 @@ def page(results: Path) -> str:
     return f"""# Reproduction record
 
 Made by `make docs` (`python -m localssl.experiments.reproduction docs`) from [the results](results.md) that lie beside
-it; a test makes it again and compares. Verdicts: *reproduced*, the paper's claim holds in every number that was
-measured; *in part*, where it does not is said; *not seen at this scale*; *not run*. Cosines are with backpropagation's
-update. Commit: the one that the runs noted, or, for the theory's figures, that the numbers came with. Where each thing
-is in the code: [from the paper to the code](paper.md). `--data-root` says where the data are; where MNIST is not found,
-figures 2, 3A, 3B and 4B take the embedded digits, and say so first and in what they write: those are other numbers.
+it; a test makes it again and compares.
+
+{in_short(results)}
+
+Verdicts: *reproduced*, the paper's claim holds in every number that was measured; *in part*, where it does not is
+said; *not seen at this scale* and *not comparable at this scale*, the runs here are too small to confirm or to refute
+it; *not run*. Cosines are with backpropagation's update. Commit: the one that the runs noted, or, for the theory's
+figures, that the numbers came with. Where each thing is in the code: [from the paper to the
+code](paper.md). `--data-root` says where the data are; where MNIST is not found, figures 2, 3A, 3B and 4B take the
+embedded digits, and say so first and in what they write: those are other numbers.
 
 ## Figures and tables
 
@@ -320,7 +335,8 @@ the paper's section 5 says of memory, one context vector in place of one a layer
 ## Accuracies, number by number
 
 Ours: CIFAR-10, the longest of the runs of [the results](results.md#cifar-10-width-025-two-and-four-epochs), mean of the
-seeds, fast probe. The verdict says how a run differs from the paper's: such a number can be compared with none of its.
+seeds, fast probe. The verdict says in what a run differs from the paper's; where it does, the two numbers cannot be
+compared.
 
 {accuracies(results)}
 
