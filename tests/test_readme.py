@@ -68,4 +68,5 @@ def test_updates_are_as_close_as_measured() -> None:
         return f"{min(found):.2f} to {max(found):.2f}"
 
     assert f"a cosine of {span('local-SSL DFB')} with" in CLAIMS
+    assert f"`clapp++`, without feedback, {span('local-SSL')}," in CLAIMS
     assert f"with feedback that stays random {span('DFB, fixed random B')}" in CLAIMS
