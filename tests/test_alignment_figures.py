@@ -91,3 +91,30 @@ def test_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert float(row["mean"]) == 0.0
     losses = [float(by["local-SSL", passes, "1", "lag"]["own_loss"]) for passes in ("0", "1", "4")]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_the_pages_table_of_figure_3b_is_that_of_its_files() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+
+    def shown(values: list[str]) -> str:
+        return " | ".join(f"{float(value):.3f}".replace("-", "−") for value in values)
+
+    page = (docs / "alignment.md").read_text(encoding="utf-8")
+    printed = page.partition("| | layer 1 | 2 | 3 | 4 | 5 |\n|---|---|---|---|---|---|\n")[2].partition("\n\n")[0]
+    last = [row for row in table(docs / "results/fig3b/fig3b.csv") if row["epoch"] == "20" and row["layer"] != "6"]
+    limits = table(docs / "results/fig3b/limits.csv")
+    expected = []
+    for line, name in (("local-SSL", "clapp++"), ("local-SSL DFB", "clapp++dfb")):
+        expected.append(f"| {line} (`{name}`), cosine | {shown([r['mean'] for r in last if r['line'] == line])} |")
+        for part in ("form", "objective", "lag"):
+            found = [row["mean"] for row in limits if (row["line"], row["part"]) == (line, part)]
+            expected.append(f"| {part} | {shown(found)} |")
+    drawn = [row for row in last if row["line"] == "DFB, fixed random B"]
+    expected.append(f"| DFB, fixed random B, cosine | {shown([row['mean'] for row in drawn])} |")
+    expected.append(f"| its null | {shown([row['null'] for row in drawn])} |")
+    for line, more in (
+        ("optimum, encoder trained by it", " (rule `optimum`)"),
+        ("optimum, solved at DFB's encoder and gates", ""),
+    ):
+        expected.append(f"| {line}{more}, cosine | {shown([r['mean'] for r in last if r['line'] == line])} |")
+    assert printed.splitlines() == expected
