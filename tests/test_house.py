@@ -29,3 +29,9 @@ def test_no_file_is_too_long_without_a_reason() -> None:
     found = lengths()
     assert len(found) > 200
     assert {name for name, lines in found.items() if lines > MOST} == set(LONG)
+
+
+def test_every_folder_of_the_package_is_one() -> None:
+    """Without its __init__.py, which .gitignore once held back, a folder is missing from the site and from the wheel."""
+    folders = {path.parent for path in (ROOT / "src" / "localssl").rglob("*.py")}
+    assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
