@@ -32,6 +32,6 @@ def test_no_file_is_too_long_without_a_reason() -> None:
 
 
 def test_every_folder_of_the_package_is_one() -> None:
-    """Without its __init__.py, which .gitignore once held back, a folder is missing from the site and from the wheel."""
+    """Without its __init__.py, which .gitignore once held back, a folder is missing from the site and the wheel."""
     folders = {path.parent for path in (ROOT / "src" / "localssl").rglob("*.py")}
     assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []

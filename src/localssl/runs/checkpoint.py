@@ -20,12 +20,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from localssl import encoders
-from localssl.runs.config import FORMAT, RunConfig
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
-from localssl.system.files import Sink, make_folder, move, remove, sweep, write_bytes, write_into, write_text
 from localssl.own import doubt
+from localssl.runs.config import FORMAT, RunConfig
+from localssl.system.files import Sink, make_folder, move, remove, sweep, write_bytes, write_into, write_text
 
 KEEP = 2  # the last one, and one more in case the last is on a failing disk
 SUM = "sha256"  # of an encoder's numbers, in the header of their file

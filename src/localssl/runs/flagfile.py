@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import yaml
 
 from localssl import own
-from localssl.runs.config import FORMAT, in_words
 from localssl.errors import UsageError, unknown
-from localssl.system.files import write_text
+from localssl.runs.config import FORMAT, in_words
 from localssl.runs.plain import plain_yaml
+from localssl.system.files import write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

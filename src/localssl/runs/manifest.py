@@ -17,11 +17,11 @@ import torch
 
 import localssl
 from localssl import own
-from localssl.system import devices
-from localssl.runs.config import FORMAT, RunConfig, TrainConfig
 from localssl.data.sources import Images
-from localssl.system.files import write_text
+from localssl.runs.config import FORMAT, RunConfig, TrainConfig
 from localssl.runs.run import manifest_of
+from localssl.system import devices
+from localssl.system.files import write_text
 
 # What else may change a run's numbers: images as they are decoded and augmented, data as they are read, weights' files.
 PACKAGES = ("numpy", "torchvision", "lightning-fabric", "kornia", "pillow", "pyarrow", "safetensors")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localssl.runs import checkpoint, metrics
 from localssl.errors import UsageError
+from localssl.runs import checkpoint, metrics
 from localssl.runs.run import manifest_of, open_run
 
 CLOCK = ("seconds", "images_per_second")  # columns of metrics.csv that differ between equal runs

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from localssl import encoders, own, rules
-from localssl.runs import checkpoint
-from localssl.runs.config import RunConfig, TrainConfig, parse_options
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.optimizer import power_of_two
+from localssl.runs import checkpoint
+from localssl.runs.config import RunConfig, TrainConfig, parse_options
 from localssl.runs.run import (
     Run,
     check,

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from localssl import encoders, own, rules
-from localssl.runs import checkpoint, trackers
-from localssl.system import devices
 from localssl import engine as engines
 from localssl.blocks import black_boxes
-from localssl.runs.config import RunConfig, TrainConfig, check_kinds, parse_options
 from localssl.data import arrays
 from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
@@ -27,6 +24,9 @@ from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.learner import Learner
 from localssl.optimizer import power_of_two
+from localssl.runs import checkpoint, trackers
+from localssl.runs.config import RunConfig, TrainConfig, check_kinds, parse_options
+from localssl.system import devices
 
 INTEGER_LR = 2.0**-6  # of shift-sgd: the size of a step beside the weights
 MEASURED_ON = 10_000  # images from which mean and std are measured where a data set has no published ones
