@@ -58,6 +58,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "takes-parts": ("what-it-would-take.md", what_it_takes.parts_table),
     "takes-link": ("what-it-would-take.md", what_it_takes.link_table),
     "takes-measured": ("what-it-would-take.md", what_it_takes.measured_table),
+    "compare": ("compare.md", study_tables.compare),
     "brain": ("neuroscience.md", study_tables.brain),
     "brain-answer": ("neuroscience.md", study_tables.brain_answer),
     "resnet18": ("networks.md", study_tables.resnet18),

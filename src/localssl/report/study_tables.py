@@ -36,6 +36,29 @@ def brain_answer() -> str:
     return _table(["measure", "over", "Spearman (95 %)", "points"], lines)
 
 
+COMPARED = {"compare-mnist": "MNIST", "compare-cifar10": "CIFAR-10", "compare-tiny-imagenet": "Tiny ImageNet"}
+
+
+def compare() -> str:
+    """Accuracy, and what it is above the untrained encoder's, of every rule on every data set that was compared."""
+    found = {name: _shown(name) for name in COMPARED if (RESULTS / name / "table.md").is_file()}
+    columns = ("accuracy, all labels (%)", "above untrained, all labels (points)")
+    rules = sorted(dict.fromkeys(rule for rows in found.values() for rule in rows), key=_trained)
+    lines = [
+        [
+            f"`{rule}`" if _trained(rule) else rule,
+            *(rows.get(rule, {}).get(c, "") for rows in found.values() for c in columns),
+        ]
+        for rule in rules
+    ]
+    header = [word for name in found for word in (f"{COMPARED[name]} (%)", "above untrained")]
+    return _table(["rule", *header], lines)
+
+
+def _trained(rule: str) -> bool:
+    return not rule.startswith("untrained")
+
+
 FLAWS: Sequence[str] = ("dead", "weight_noise", "mismatch")
 
 
@@ -107,6 +130,13 @@ def _one(rows: Sequence[Row], quantity: str, wanted: Row, digits: int) -> str:
         return ""
     mean, low, high = (float(found[0][key]) for key in ("mean", "low", "high"))
     return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}".replace("-", "−")
+
+
+def _shown(study: str) -> dict[str, Row]:
+    """The rows of a comparison's table.md by rule, as they stand there."""
+    lines = (RESULTS / study / "table.md").read_text(encoding="utf-8").splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def _read(study: str, file: str) -> list[Row]:
