@@ -3,9 +3,10 @@
     python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
 
 vgg6 on random images of 32 x 32 x 3 bytes, views included. Every repeat takes ``--steps`` steps in one process of one
-thread, then as many in ``--processes`` of one thread each, until all is learnt (what it takes to fill and empty the
-pipe counts); a row has the median of the ratios of images a second, and the distribution-free 95 % interval of that
-median. Staleness is in batches; lateral rules (clapp++) need none.
+thread, as many in ``--processes`` of one thread each, until all is learnt (what it takes to fill and empty the pipe
+counts), and as many in one process of ``--processes`` threads. ``ratio``: images a second against one process of one
+thread; ``against_threads``: against that of all the threads. Medians of the repeats' ratios with the distribution-free
+95 % interval. Staleness is in batches; lateral rules (clapp++) need none.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def configuration(rule: str, staleness: int, width: float, batch: int) -> RunCon
 
 
 def measure(config: RunConfig, options: TrainConfig, steps: int, repeats: int) -> tuple[list[int], list[list[float]]]:
-    """Blocks of every process; seconds of all repeats alone and layer-parallel, the first of each not counted."""
-    alone, apart = prepare(config, "cpu"), prepare(config, "cpu")
+    """Blocks of every process; seconds of a repeat alone, layer-parallel, with as many threads; not of the first."""
+    alone, apart, threaded = (prepare(config, "cpu") for _ in range(3))
     divided = pipeline.divide(apart.learner, options, config)
     sizes = [len(layers) for layers in divided]
     views = make_views(config)
@@ -85,6 +86,12 @@ def measure(config: RunConfig, options: TrainConfig, steps: int, repeats: int) -
         for _ in range(steps):
             _step(alone, *views(images))
 
+    def threaded_steps() -> None:
+        torch.set_num_threads(len(sizes))
+        for _ in range(steps):
+            _step(threaded, *views(images))
+        torch.set_num_threads(1)
+
     with pipeline.begun(apart, setup) as first:
 
         def apart_steps() -> None:
@@ -92,7 +99,7 @@ def measure(config: RunConfig, options: TrainConfig, steps: int, repeats: int) -
                 first.feed(apart.learner.step(*views(images)).x)
             first.settle()
 
-        seconds = [[_time(work) for work in (alone_steps, apart_steps)] for _ in range(repeats + 1)]
+        seconds = [[_time(work) for work in (alone_steps, apart_steps, threaded_steps)] for _ in range(repeats + 1)]
     return sizes, seconds[1:]
 
 
@@ -114,8 +121,10 @@ def row(rule: str, staleness: int, arguments: argparse.Namespace) -> dict[str, o
     split = None if arguments.split is None else tuple(arguments.split)
     options = TrainConfig(pipeline=arguments.processes, split=split)
     sizes, seconds = measure(config, options, arguments.steps, arguments.repeats)
-    ratios = [alone / apart for alone, apart in seconds]
+    ratios = [alone / apart for alone, apart, _ in seconds]
     low, high = interval(ratios)
+    against = [threaded / apart for _, apart, threaded in seconds]
+    against_low, against_high = interval(against)
     images = arguments.steps * arguments.batch
     found: dict[str, object] = {
         "rule": rule,
@@ -129,10 +138,18 @@ def row(rule: str, staleness: int, arguments: argparse.Namespace) -> dict[str, o
         "low": round(low, 4),
         "high": round(high, 4),
         "n": len(ratios),
-        "images_per_second": round(images / statistics.median(apart for _, apart in seconds), 1),
-        "images_per_second_alone": round(images / statistics.median(alone for alone, _ in seconds), 1),
+        "images_per_second": round(images / statistics.median(apart for _, apart, _ in seconds), 1),
+        "images_per_second_alone": round(images / statistics.median(alone for alone, _, _ in seconds), 1),
+        "images_per_second_threads": round(images / statistics.median(threaded for _, _, threaded in seconds), 1),
+        "against_threads": round(statistics.median(against), 4),
+        "against_threads_low": round(against_low, 4),
+        "against_threads_high": round(against_high, 4),
     }
-    print(f"{rule:12s} staleness {staleness}: {found['ratio']:.3f} [{low:.3f} {high:.3f}], blocks {sizes}", flush=True)
+    print(
+        f"{rule:12s} staleness {staleness}: {found['ratio']:.3f} [{low:.3f} {high:.3f}], blocks {sizes}; against one "
+        f"process of {len(sizes)} threads {found['against_threads']:.3f} [{against_low:.3f} {against_high:.3f}]",
+        flush=True,
+    )
     return found
 
 
