@@ -25,8 +25,9 @@ from localssl.experiments.cells import Part, Settings
 from localssl.experiments.rows import Row, Study, encoder_options, options_of_encoder, safe, tuples, untrained_row
 from localssl.probe import fast_probe, features
 from localssl.runs.config import TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.metrics import read
-from localssl.runs.run import Run, check, get_rule, train_split
+from localssl.runs.run import Run, get_rule, train_split
 from localssl.system.devices import peak_gpu_memory, peak_memory
 from localssl.system.files import write_text
 from localssl.training.train import train

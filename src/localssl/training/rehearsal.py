@@ -16,8 +16,8 @@ from torch import Tensor
 from localssl.errors import RunError, UsageError
 from localssl.runs import metrics
 from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.resume import begin, check_folder, found_again
-from localssl.runs.run import check
 from localssl.system import devices
 from localssl.training.loop import Loop
 

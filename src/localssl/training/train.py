@@ -18,9 +18,10 @@ from localssl.errors import RunError, UsageError
 from localssl.parallel import Lost, Processes
 from localssl.runs import flagfile
 from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.manifest import write_cost, write_manifest
 from localssl.runs.resume import begin, check_folder, found_again
-from localssl.runs.run import Run, check, manifest_of, open_run
+from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system import devices, interrupts
 from localssl.system.files import held, sweep, write_text
 from localssl.training import launch, pipeline
