@@ -140,14 +140,17 @@ class Rule:
         """Loss of one layer, a scalar."""
         raise NotImplementedError(f"rule {self.name or type(self).__name__!r} defines neither layer_loss nor losses")
 
+    def loss_layers(self, n_layers: int) -> list[int]:
+        """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
+        return list(range(n_layers)) if self.per_layer else [n_layers - 1]
+
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
         """One loss per layer, (L,), or one for an end-to-end rule, (1,): that of its last layer.
 
         Raises:
             UsageError: ``layer_loss`` returned no scalar.
         """
-        last = len(batch.z) - 1
-        layers = range(last + 1) if self.per_layer else [last]
+        layers = self.loss_layers(len(batch.z))
         found = [self.layer_loss(batch, layer, projections) for layer in layers]
         for layer, loss in zip(layers, found, strict=True):
             if not isinstance(loss, Tensor) or loss.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -212,10 +215,6 @@ class ScoreRule(Rule):
         if type(self.rank) is not int or self.rank < 1:
             raise UsageError(f"rank must be a positive whole number, got {self.rank!r}")
 
-    def loss_layers(self, n_layers: int) -> list[int]:
-        """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
-        return list(range(n_layers)) if self.per_layer else [n_layers - 1]
-
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         kind = projections.KINDS[self.projection]
@@ -258,8 +257,3 @@ class ScoreRule(Rule):
             for key in self.references
         ]
         return torch.stack(terms).sum()
-
-    @override
-    def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        layers = self.loss_layers(len(batch.z))
-        return torch.stack([self.layer_loss(batch, layer, projections) for layer in layers])
