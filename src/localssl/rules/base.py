@@ -20,6 +20,11 @@ PER_LAYER = ("local", "optimum", "hebbian")  # credit assignments with one loss 
 Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
 
 
+def next_sample(samples: int, device: torch.device) -> Tensor:
+    """The index of every sample's negative where none is drawn, (i + 1) mod ``samples``."""
+    return (torch.arange(samples, device=device) + 1) % samples
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a rule sees of one batch: the readouts of both views, stacked a then b (or as its ``inputs`` lay them out).
@@ -168,8 +173,7 @@ class Rule:
         """
         if batch.negatives is not None or not self.uses_negatives or hasattr(self, "negatives"):
             return batch
-        samples, device = len(batch.z[0]), batch.z[0].device
-        return replace(batch, negatives=(torch.arange(samples, device=device) + 1) % samples)
+        return replace(batch, negatives=next_sample(len(batch.z[0]), batch.z[0].device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +245,7 @@ class ScoreRule(Rule):
         samples, device = 2 * batch.n, batch.z[0].device
         if self.negatives == "random":
             return torch.randint(samples, (samples,), device=device)
-        return (torch.arange(samples, device=device) + 1) % samples
+        return next_sample(samples, device)
 
     def scores(self, batch: Batch, layer: int, key: str, projection: nn.Module) -> tuple[Tensor, Tensor]:
         """Scores (s_pos, s_neg), each (2n,), of one layer against one of its references."""
