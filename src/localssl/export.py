@@ -45,9 +45,8 @@ def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float
     n_blocks = len(encoder.blocks)
     names = [f"block_{block}" for block in range(1, n_blocks + 1)]
     example = torch.zeros(4, *input_shape)
-    x = torch.randn(
-        3, *input_shape, generator=torch.Generator().manual_seed(0)
-    )  # another batch size than the example's
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *input_shape, generator=seeded)  # another batch size than the example's
     with torch.no_grad():
         expected = [z.numpy() for z in encoder.emitted(x)]
     worst = 0.0

@@ -33,15 +33,8 @@ CODE = ("rule", "data", "encoder", "views")  # flags that may name a file of the
 Kind = TypeVar("Kind", bound="DataclassInstance")
 UNIONS = (types.UnionType, Union)  # the second is what Literal[...] | None makes
 _RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
-NOT_KEPT = (
-    "out",
-    "config",
-    "own",
-    "resume",
-    "expect",
-    "dry_run",
-    "download",
-)  # of this start alone, not of what a run is
+# of this start alone, not of what a run is
+NOT_KEPT = ("out", "config", "own", "resume", "expect", "dry_run", "download")
 
 
 def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:

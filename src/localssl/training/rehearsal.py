@@ -96,9 +96,8 @@ def _measured(loop: Loop, images: int) -> Estimate:
     config, device = loop.config, loop.fabric.device
     left = loop.last_step - loop.step
     times: list[float] = []
-    with closing(
-        metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)
-    ):  # as in a run: its libraries take memory
+    rows = metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)  # as in a run: its libraries take memory
+    with closing(rows):
         began = time.monotonic()
         for i, index in enumerate(_batches(loop)):
             if i >= left or (len(times) >= LEAST and time.monotonic() - began > SECONDS):
