@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from localssl import losses, readout
+from localssl import alignment, losses, readout
 from localssl.learner import Learner
 from localssl.rules.base import ScoreRule
 
@@ -61,6 +61,25 @@ def observe(
             ]
             values[f"active_{layer + 1}"] = sum(shares) / len(shares)
     return values
+
+
+def align(
+    learner: Learner, batches: Sequence[Sequence[Tensor | None]], reference: str | Learner = "own"
+) -> dict[str, float]:
+    """Cosine of the learner's updates with backpropagation's, in evaluation mode, on batches as of
+    ``alignment.measure``: ``align_1`` to ``align_L``, without the blocks whose gradient is zero everywhere.
+
+    Raises:
+        UsageError: as ``alignment.measure``.
+    """
+    was_training = learner.training
+    learner.eval()
+    try:
+        rows = alignment.measure(learner.encoder, learner, batches, reference)
+    finally:
+        learner.train(was_training)
+    mine = (r for r in rows if r.quantity == "cosine" and r.parameter == "weights" and r.batches)
+    return {f"align_{r.block}": r.mean for r in mine}
 
 
 def collapse(values: dict[str, float]) -> dict[str, str]:
