@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from localssl import alignment, losses, readout
+from localssl import alignment, readout
+from localssl.engine import factors
 from localssl.learner import Learner
 from localssl.rules.base import ScoreRule
 
@@ -55,10 +56,11 @@ def observe(
         values[f"dead_{block}"] = float((per_channel == 0).all(1).float().mean())
     if batch is not None and isinstance(rule, ScoreRule):
         for i, layer in enumerate(rule.loss_layers(len(read))):
-            shares = [
-                _active_share(*rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}")), rule)
-                for key in rule.references
-            ]
+            shares: list[float] = []
+            for key in rule.references:
+                scores = rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}"))
+                active = torch.cat(factors.modulators(*scores, "hinge", rule.loss_type, rule.margin))
+                shares.append(float(active.float().mean()))
             values[f"active_{layer + 1}"] = sum(shares) / len(shares)
     return values
 
@@ -113,13 +115,6 @@ def effective_rank(z: Tensor) -> float:
         return 1.0
     p = spectrum / total
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
-
-
-def _active_share(s_pos: Tensor, s_neg: Tensor, rule: ScoreRule) -> float:
-    if rule.loss_type == 1:
-        return float((losses.decreasing("hinge", s_pos - s_neg, rule.margin) > 0).float().mean())
-    active = [losses.decreasing("hinge", s, rule.margin) > 0 for s in (s_pos, -s_neg)]
-    return float(torch.cat(active).float().mean())
 
 
 def _standardise(z: Tensor) -> Tensor:
