@@ -180,8 +180,7 @@ class TrainConfig:
         ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                values = value if isinstance(value, tuple) else () if value is True else (value,)
-                words += [f"--{flag.replace('_', '-')}", *map(str, values)]
+                words += _typed_flag(flag, value)
         if files := self.own_files():
             words += ["--own", *files]
         return f"{program()} {in_shell(words)}"
@@ -192,11 +191,14 @@ def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) 
     words = [command]
     for field in dataclasses.fields(flags):
         value = getattr(flags, field.name)
-        if value == field.default or field.name in but:
-            continue
-        several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
-        words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+        if value != field.default and field.name not in but:
+            words += _typed_flag(field.name, value)
     return f"localssl {in_shell(words)}"
+
+
+def _typed_flag(name: str, value: Any) -> list[str]:
+    values = value if isinstance(value, tuple) else () if value is True else (value,)
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
 
 
 def check_kinds(flags: DataclassInstance) -> None:
