@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import localssl
-from localssl.cli.flags import Command
+from localssl.cli.flags import commands
 from localssl.errors import UsageError, unknown
 
 HELP = ("-h", "--help", "--help-all")
@@ -73,11 +73,6 @@ BESIDE = (
     "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
     "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
 )
-
-
-def commands() -> dict[str, type[Any]]:
-    """Every command's dataclass by its name."""
-    return {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
 
 
 def asked_for(arguments: list[str]) -> str | None:
