@@ -30,7 +30,7 @@ from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
 from localssl.runs import flagfile
 from localssl.runs import run as runs
-from localssl.runs.config import check_kinds
+from localssl.runs.kinds import check_kinds
 from localssl.runs.run import Run
 from localssl.theory.checks import Outcome
 from localssl.training import rehearsal

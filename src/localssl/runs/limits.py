@@ -8,7 +8,8 @@ from localssl import engine as engines
 from localssl.errors import UsageError
 from localssl.grids import Grid
 from localssl.runs import trackers
-from localssl.runs.config import TrainConfig, check_kinds
+from localssl.runs.config import TrainConfig
+from localssl.runs.kinds import check_kinds
 
 
 def check(config: TrainConfig) -> None:
