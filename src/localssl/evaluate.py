@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import alignment, readout, rules
+from localssl import alignment, rules
 from localssl.data.sources import Images
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
@@ -104,7 +104,7 @@ def probe_encoder(
     """Probe one encoder, called ``name`` while it takes long, with the run's patches and normalisation."""
     c = run.config
     device = devices.choose(options.device)
-    patches, normalise = patches_of(run), run.normalise()
+    patches, normalise = c.patches, run.normalise()  # the run's patches, whatever the rule makes of them
     _settle(encoder, train, normalise, device)
     if options.protocol == "paper":
         return paper_probe(
@@ -145,11 +145,6 @@ def probe_encoder(
         seed=c.seed,
         report=Slow(f"{name}: {{done}} of {{total}} accuracies", report, even=False),
     )
-
-
-def patches_of(run: Run) -> readout.Patches:
-    """The patches of the probe: the run's, whatever the rule makes of them."""
-    return run.config.patches
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError
 from localssl.system.files import write_atomic
@@ -89,11 +88,3 @@ def save_embeddings(features: list[Tensor], path: Path) -> tuple[int, int]:
 
     write_atomic(path, write)
     return array.shape[0], array.shape[1]
-
-
-def feature_columns(encoder: Encoder, input_shape: tuple[int, ...], patches: readout.Patches) -> list[int]:
-    """How many columns of the embeddings belong to each block."""
-    sizes = readout.per_block(patches, len(encoder.blocks))
-    return [
-        readout.dim(shape, p) for shape, p in zip(encoder.output_shapes(input_shape, emitted=True), sizes, strict=True)
-    ]

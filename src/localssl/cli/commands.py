@@ -304,7 +304,7 @@ def export_run(command: flags.Export) -> Path:
     slow = Slow(f"features of {{done}} of {{total}} {command.split} images")
     parts = features(encoder, images, patches=c.patches, normalise=opened.normalise(), report=slow)
     rows, columns = export.save_embeddings(parts, command.out)
-    sizes = export.feature_columns(encoder, shape, c.patches)
+    sizes = [part.shape[1] for part in parts]
     for fact in images.facts:
         print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")
