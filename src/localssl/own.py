@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from localssl.errors import UsageError, in_shell, unknown
+from localssl.errors import UsageError, in_shell, one_line, unknown
 
 _LOADED: dict[Path, ModuleType] = {}
 _trusted: set[Path] = set()  # by ``trust``
@@ -229,4 +229,4 @@ def _place(file: Path, error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(text.split()) or "no message"
+    return one_line(text) or "no message"
