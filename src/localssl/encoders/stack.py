@@ -77,7 +77,11 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_timm(cls, name: str, blocks: int | Sequence[str] = 4, **options: Any) -> Encoder:
-        """The same for a network of timm, which has to be installed."""
+        """The same for a network of timm.
+
+        Raises:
+            UsageError: as ``from_torchvision``; timm is not installed.
+        """
         from localssl.encoders.others import other_peoples
 
         return other_peoples(f"timm:{name}", blocks, **options)
