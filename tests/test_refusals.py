@@ -95,7 +95,7 @@ def test_a_block_that_refuses_without_a_word() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             raise ValueError
 
-    with pytest.raises(UsageError, match="does not accept inputs .*: ValueError$"):
+    with pytest.raises(UsageError, match=r"does not accept inputs .*: ValueError$"):
         Encoder.from_blocks([Silent()]).output_shapes((3, 8, 8))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import alignment, rules
+from localssl import alignment, own
 from localssl.data.sources import Images
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
@@ -216,9 +216,7 @@ def align_run(
         f"jackknife, which may leave -1 to 1); null: the rule's gradient of one batch against the reference's of "
         f"another"
     )
-    return AlignResult(
-        rules.own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows
-    )
+    return AlignResult(own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows)
 
 
 def view_batches(run: Run, images: Images, batches: int, n: int, seed: int) -> list[alignment.Pair]:
@@ -273,7 +271,7 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
     """Rows under ``PROBE_HEADER``."""
     return [
         [
-            rules.own.short_name(name),
+            own.short_name(name),
             r.layer,
             r.method,
             r.labels,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from localssl import evaluate, own, rules
+from localssl import evaluate, own
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
 from localssl.encoders import registry
@@ -132,7 +132,7 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
         "seed": seed,
         "lr": lr,
         "trial": trial,
-        "source": rules.own.fingerprint(row.rule) if rules.is_path(row.rule) else None,
+        "source": own.fingerprint(row.rule) if own.is_path(row.rule) else None,
     }
     if study.encoder is not None and own.is_path(study.encoder):
         task["encoder_source"] = own.fingerprint(study.encoder)

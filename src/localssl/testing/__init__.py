@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from localssl import own
 from localssl.errors import UsageError, one_line
-from localssl.rules import Rule, own
+from localssl.rules import Rule
 from localssl.rules.base import PER_LAYER
 from localssl.testing.bench import Bench, CheckFailed, Failure, Skip, benches, the_rule
 from localssl.testing.checks import CHECKS, Check
