@@ -117,26 +117,23 @@ def _measured(loop: Loop, images: int) -> Estimate:
         if loop.small:
             seconds += epochs * _seconds(loop.save)
     learner = loop.learner
-    moments = sum(
-        v.numel() for group in loop.prepared.optimizer.state.values() for v in group.values() if torch.is_tensor(v)
-    )
-    weights = sum(p.numel() * p.element_size() for p in learner.state_dict().values())
+    moments = [v for of in loop.prepared.optimizer.state.values() for v in of.values() if torch.is_tensor(v)]
     return Estimate(
-        config,
-        images,
-        left,
-        [
+        config=config,
+        images=images,
+        steps=left,
+        blocks=[
             (tuple(shape), sum(p.numel() for p in block.parameters()))
             for shape, block in zip(learner.output_shapes, learner.encoder.blocks, strict=True)
         ],
-        {key: sum(p.numel() for p in parts.parameters()) for key, parts in learner.projections.items()},
-        weights + 4 * moments,
-        sum(p.numel() * p.element_size() for p in learner.encoder.state_dict().values()),
-        len(times),
-        step,
-        seconds,
-        devices.peak_memory(),
-        devices.peak_gpu_memory(),
+        rule={key: sum(p.numel() for p in parts.parameters()) for key, parts in learner.projections.items()},
+        checkpoint_bytes=sum(v.nbytes for v in (*learner.state_dict().values(), *moments)),
+        encoder_bytes=sum(v.nbytes for v in learner.encoder.state_dict().values()),
+        timed=len(times),
+        step_seconds=step,
+        seconds=seconds,
+        peak_memory_mib=devices.peak_memory(),
+        gpu_memory_mib=devices.peak_gpu_memory(),
     )
 
 
