@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import localssl
+from localssl import own
 from localssl.cli import flags, main, usage
 from localssl.experiments import EXPERIMENTS
-from localssl.rules import own
 from localssl.runs import flagfile
 
 from .sources_util import encoded, pictures, write_shards

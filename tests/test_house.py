@@ -1,8 +1,12 @@
-"""No file over 400 lines without a reason, which stands here."""
+"""No file over 400 lines without a reason, which stands here; no file of the package that git ignores."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 400
@@ -35,3 +39,14 @@ def test_every_folder_of_the_package_is_one() -> None:
     """Without its __init__.py, which .gitignore once held back, a folder is missing from the site and the wheel."""
     folders = {path.parent for path in (ROOT / "src" / "localssl").rglob("*.py")}
     assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_git_ignores_no_file_of_the_package() -> None:
+    """Ruff passes over what .gitignore names, and the wheel is built without it."""
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "src" / "localssl").rglob("*.py")]
+    asked = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *files]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("this is no checkout")
+    assert done.stdout == ""

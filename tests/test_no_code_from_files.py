@@ -212,6 +212,9 @@ def test_code_that_a_folder_names_in_a_program(tmp_path: Path, marker: Path) -> 
     marker.rmdir()
     with usage_error("so it was not run"):
         opened.encoder()  # it was named for one call
+    for wrong, message in (("theirs", "^trust takes files"), (f"{file}x.py", "^trust .*there is no file")):
+        with usage_error(message):
+            localssl.trust(wrong)
     localssl.trust(file)
     assert opened.encoder().blocks
     assert marker.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localssl import cli, evaluate, rules
+from localssl import cli, evaluate, own, rules
 from localssl.alignment import measure
 from localssl.runs.run import open_run
 from localssl.testing import check_rule
@@ -58,8 +58,8 @@ def test_a_rule_by_its_path() -> None:
     with usage_error("did you mean 'apart'"):
         rules.get(f"{EXAMPLE}:MyRule", appart=0.2)
     assert rules.full_name("clapp++") == "clapp++"
-    assert rules.own.short_name("clapp++") == "clapp++"
-    assert rules.own.short_name(f"{EXAMPLE}:MyRule") == "my_rule.py:MyRule"
+    assert own.short_name("clapp++") == "clapp++"
+    assert own.short_name(f"{EXAMPLE}:MyRule") == "my_rule.py:MyRule"
 
 
 def test_a_rule_that_inherits_has_its_own_name(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_train_and_all_that_opens_the_run(
     pairs = evaluate.view_batches(opened, opened.images("test"), 2, 8, 0)
     assert measure(learner.encoder.eval(), learner, pairs)[0].rule == "MyRule"
     (tmp_path / "other.py").rename(tmp_path / "moved.py")
-    rules.own._LOADED.clear()
+    own._LOADED.clear()
     status, _, err = command(f"align {run}", capsys)
     assert (status, err.count("\n")) == (2, 1)
     assert "there is no file" in err
@@ -227,10 +227,10 @@ def test_what_opens_a_run_names_the_file(
         ["compare", "--config", "rules.yaml", "--align-batches", "0", "--threads", "1", "--out", "compared", *named],
     ):
         at = words.index("--own")
-        rules.own._LOADED.pop(path, None)
+        own._LOADED.pop(path, None)
         assert cli.main([*words[:at], *words[at + 2 :]]) == 2, words
         assert f"add --own {shlex.quote(str(path))}" in capsys.readouterr().err
-        rules.own._LOADED.pop(path, None)
+        own._LOADED.pop(path, None)
         assert cli.main(words) == 0, words
         capsys.readouterr()
-    rules.own._LOADED.pop(path, None)
+    own._LOADED.pop(path, None)

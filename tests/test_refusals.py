@@ -90,6 +90,15 @@ def test_shapes_that_no_block_accepts() -> None:
         localssl.Learner(encoder, localssl.rules.get("clapp++"), (2, 8))
 
 
+def test_a_block_that_refuses_without_a_word() -> None:
+    class Silent(nn.Identity):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            raise ValueError
+
+    with pytest.raises(UsageError, match=r"does not accept inputs .*: ValueError$"):
+        Encoder.from_blocks([Silent()]).output_shapes((3, 8, 8))
+
+
 ENCODERS = {"vgg6": (3, 32, 32), "vgg5": (1, 16, 16), "mlp": (1, 16, 16)}  # and images that suit them
 
 

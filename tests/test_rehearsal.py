@@ -33,9 +33,10 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_sizes_are_those_of_the_run(apart: Path) -> None:
-    run = run_tiny(apart / "x", epochs=1)
-    found = rehearsal.rehearse(tiny(apart / "y", epochs=1), quiet)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_sizes_are_those_of_the_run(apart: Path, precision: str) -> None:
+    run = run_tiny(apart / "x", epochs=1, precision=precision)
+    found = rehearsal.rehearse(tiny(apart / "y", epochs=1, precision=precision), quiet)
     assert found.config == run.config
     learner = run.learner()
     assert [shape for shape, _ in found.blocks] == [tuple(shape) for shape in learner.output_shapes]

@@ -181,7 +181,8 @@ def test_images_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         run_tiny(tmp_path / "x", resume=True, **{**SMALL_VGG, "data": here, "epochs": 4})
 
 
-def test_the_data_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [None, "~/data"])
+def test_the_data_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
     """From another folder, without --data-root, and once more after that: the manifest knows where they lie."""
     from .sources_util import write_idx
 
@@ -191,7 +192,11 @@ def test_the_data_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOCALSSL_DATA", raising=False)
     settings = {**SMALL_VGG, "data": "mnist"}  # and no --data-root: ./data
-    run_tiny(tmp_path / "x", **settings)
+    with monkeypatch.context() as once:
+        if named is not None:
+            once.setenv("HOME", str(tmp_path))
+            once.setenv("LOCALSSL_DATA", named)
+        run_tiny(tmp_path / "x", **settings)
     monkeypatch.chdir("/")
     for epochs in (2, 3):
         train(TrainConfig(out=tmp_path / "x", threads=1, resume=True, epochs=epochs), lambda line: None)

@@ -6,8 +6,8 @@
     run.report()
 
 Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in
-``localssl.cli.flags``), with the same defaults. What the command line prints is printed here, too. Bad input raises
-``localssl.errors.UsageError``.
+``localssl.cli.flags``, for ``train`` of ``localssl.runs.config.TrainConfig``), with the same defaults. What the command
+line prints is printed here, too. Bad input raises ``localssl.errors.UsageError``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from localssl.probe import ProbeResult
 from localssl.report.comparison import Line
 from localssl.runs import flagfile
 from localssl.runs import run as runs
-from localssl.runs.config import check_kinds
+from localssl.runs.config import TrainConfig
+from localssl.runs.kinds import check_kinds
 from localssl.runs.run import Run
 from localssl.theory.checks import Outcome
 from localssl.training import rehearsal
@@ -138,18 +139,18 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
     made = kind(**values)
     check_kinds(made)  # pyright: ignore[reportArgumentType]
     check_files(getattr(made, "own", ()))
-    return flagfile.taken(made) if isinstance(made, flags.TrainConfig | flags.Compare) else made
+    return flagfile.taken(made) if isinstance(made, TrainConfig | flags.Compare) else made
 
 
-@_takes(flags.TrainConfig)
+@_takes(TrainConfig)
 def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRun:
     """Train an encoder and leave everything in the folder ``out``: ``localssl train``.
 
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
-        options: rule, data, out, and what ``localssl.cli.flags.TrainConfig`` has besides; ``localssl train --help-all``
-            says what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run goes on, and
-            a loop of your own is a few lines (docs/networks.md).
+        options: rule, data, out, and what ``localssl.runs.config.TrainConfig`` has besides; ``localssl train
+            --help-all`` says what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run
+            goes on, and a loop of your own is a few lines (docs/networks.md).
 
     Returns:
         The finished run.
@@ -159,14 +160,14 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
         RunError: the run cannot go on; the last checkpoint is whole.
         KeyboardInterrupt: stopped, after a checkpoint was written.
     """
-    finished = train_run(_flags(flags.TrainConfig, options), report)
+    finished = train_run(_flags(TrainConfig, options), report)
     return TrainedRun(finished.path, finished.config)
 
 
-@_takes(flags.TrainConfig)
+@_takes(TrainConfig)
 def dry_run(**options: Any) -> rehearsal.Estimate:
     """What a run would take: ``localssl train --dry-run``. Options and errors as ``train``; nothing is written."""
-    return rehearsal.rehearse(_flags(flags.TrainConfig, options))
+    return rehearsal.rehearse(_flags(TrainConfig, options))
 
 
 def open_run(path: str | Path) -> TrainedRun:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 
 Function = Callable[[NDArray[Any]], Any]
 
@@ -167,4 +167,4 @@ def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__] or list(frames)
     place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{place}"
+    return f"{type(error).__name__}: {one_line(error) or 'no message'}{place}"

@@ -23,7 +23,6 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from localssl import alignment
 from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
 from localssl.runs import checkpoint
@@ -52,14 +51,7 @@ class Align:
         Raises:
             UsageError: as ``alignment.measure``.
         """
-        was_training = self.learner.training
-        self.learner.eval()
-        try:
-            rows = alignment.measure(self.learner.encoder, self.learner, self.batches, self.reference)
-        finally:
-            self.learner.train(was_training)
-        mine = (r for r in rows if r.quantity == "cosine" and r.parameter == "weights" and r.batches)
-        return {f"align_{r.block}": r.mean for r in mine}
+        return monitors.align(self.learner, self.batches, self.reference)
 
 
 class Observe:

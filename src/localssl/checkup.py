@@ -19,7 +19,7 @@ import localssl
 from localssl import encoders, rules
 from localssl.data.readers import DOWNLOADS, NAMED, data_folder, fetching
 from localssl.data.sources import open_images
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 from localssl.learner import Learner
 from localssl.system import devices
 
@@ -132,7 +132,7 @@ def _data(root: Path | None) -> Iterator[Finding]:
         try:
             images = open_images(name, "train", root=place, limit=1)
         except (UsageError, RunError) as error:
-            yield Finding("data", name, _line(error), fetching(name, place) if name in DOWNLOADS else "")
+            yield Finding("data", name, one_line(error), fetching(name, place) if name in DOWNLOADS else "")
         else:
             kept = next((note for note in images.notes if "1 of" in note), "")
             total = kept.partition(" of ")[2].partition(" images")[0]
@@ -158,7 +158,7 @@ def _speed() -> Iterator[Finding]:
                 "speed", name, f"{rate:.0f} images/s (vgg6, width {WIDTH:g}, batches of {BATCH}, {SIDE}×{SIDE})"
             )
     except Exception as error:  # a PyTorch that cannot compute fails in many ways
-        found = f"a training step fails ({type(error).__name__}: {_line(error)})"
+        found = f"a training step fails ({type(error).__name__}: {one_line(error)})"
         yield Finding("speed", "training step", found, "install PyTorch anew, for this machine", broken=True)
 
 
@@ -182,7 +182,3 @@ def images_per_second(rule: str) -> float:
         step()
         steps += 1
     return steps * BATCH / (time.monotonic() - began)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

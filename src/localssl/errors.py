@@ -29,6 +29,17 @@ def unknown(kind: str, given: str, choices: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {given!r}: {hint}choices: {', '.join(names[:LISTED])}{more}")
 
 
+def one_line(error: object) -> str:
+    """An error's text, or any other, in one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the error's type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def in_shell(words: Sequence[str]) -> str:
     """Words as this machine's shell takes them, for advice that is pasted."""
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

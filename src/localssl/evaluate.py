@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from localssl import alignment, readout, rules
+from localssl import alignment, own
 from localssl.data.sources import Images
 from localssl.data.views import Normalise
 from localssl.encoders import Encoder
@@ -104,7 +104,7 @@ def probe_encoder(
     """Probe one encoder, called ``name`` while it takes long, with the run's patches and normalisation."""
     c = run.config
     device = devices.choose(options.device)
-    patches, normalise = patches_of(run), run.normalise()
+    patches, normalise = c.patches, run.normalise()  # the run's patches, whatever the rule makes of them
     _settle(encoder, train, normalise, device)
     if options.protocol == "paper":
         return paper_probe(
@@ -145,11 +145,6 @@ def probe_encoder(
         seed=c.seed,
         report=Slow(f"{name}: {{done}} of {{total}} accuracies", report, even=False),
     )
-
-
-def patches_of(run: Run) -> readout.Patches:
-    """The patches of the probe: the run's, whatever the rule makes of them."""
-    return run.config.patches
 
 
 @dataclass(frozen=True)
@@ -221,9 +216,7 @@ def align_run(
         f"jackknife, which may leave -1 to 1); null: the rule's gradient of one batch against the reference's of "
         f"another"
     )
-    return AlignResult(
-        rules.own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows
-    )
+    return AlignResult(own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows)
 
 
 def view_batches(run: Run, images: Images, batches: int, n: int, seed: int) -> list[alignment.Pair]:
@@ -278,7 +271,7 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
     """Rows under ``PROBE_HEADER``."""
     return [
         [
-            rules.own.short_name(name),
+            own.short_name(name),
             r.layer,
             r.method,
             r.labels,

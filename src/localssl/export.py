@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from localssl import readout
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError
 from localssl.system.files import write_atomic
@@ -45,9 +44,8 @@ def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float
     n_blocks = len(encoder.blocks)
     names = [f"block_{block}" for block in range(1, n_blocks + 1)]
     example = torch.zeros(4, *input_shape)
-    x = torch.randn(
-        3, *input_shape, generator=torch.Generator().manual_seed(0)
-    )  # another batch size than the example's
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *input_shape, generator=seeded)  # another batch size than the example's
     with torch.no_grad():
         expected = [z.numpy() for z in encoder.emitted(x)]
     worst = 0.0
@@ -90,11 +88,3 @@ def save_embeddings(features: list[Tensor], path: Path) -> tuple[int, int]:
 
     write_atomic(path, write)
     return array.shape[0], array.shape[1]
-
-
-def feature_columns(encoder: Encoder, input_shape: tuple[int, ...], patches: readout.Patches) -> list[int]:
-    """How many columns of the embeddings belong to each block."""
-    sizes = readout.per_block(patches, len(encoder.blocks))
-    return [
-        readout.dim(shape, p) for shape, p in zip(encoder.output_shapes(input_shape, emitted=True), sizes, strict=True)
-    ]

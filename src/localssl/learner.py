@@ -40,8 +40,8 @@ class Learner(nn.Module):
         engine: the one that it came to.
         engine_note: why "auto" came to autograd; None where it did not.
         projections: by key ("lateral", "feedback", "head"), one entry per loss; ``projections[key][l].weight`` is B^l
-            of shape (d_z, d_c). A key is absent where the rule has none; the credit
-            assignment may add its own ("backward").
+            of shape (d_z, d_c). A key is absent where the rule has none; the credit assignment may add its own
+            ("backward").
         lengths: of the readouts, d_l.
 
     Raises:

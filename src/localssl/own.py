@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from localssl.errors import UsageError, in_shell, unknown
+from localssl.errors import UsageError, in_shell, one_line, unknown
 
 _LOADED: dict[Path, ModuleType] = {}
 _trusted: set[Path] = set()  # by ``trust``
@@ -105,16 +105,16 @@ def _may_run(file: Path) -> bool:
 
 
 def check_files(files: Iterable[str | Path], behind: str = "--own") -> None:
-    """Refuse names ``behind`` --own that are no file of Python; PATH.py:NAME stands for its file.
+    """Refuse names that are no file of Python, ``behind`` saying who took them; PATH.py:NAME stands for its file.
 
     Raises:
         UsageError: names the first of them.
     """
     for name in map(str, files):
         if not is_path(name):
-            raise UsageError(f"--own takes files with code of yours, PATH.py, not {name!r}")
+            raise UsageError(f"{behind} takes files with code of yours, PATH.py, not {name!r}")
         if not (file := _parts(name)[0]).is_file():
-            raise UsageError(f"--own {name}: there is no file {file}")
+            raise UsageError(f"{behind} {name}: there is no file {file}")
 
 
 @contextmanager
@@ -229,4 +229,4 @@ def _place(file: Path, error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(text.split()) or "no message"
+    return one_line(text) or "no message"

@@ -57,11 +57,13 @@ def cluster_rank_correlation(
     return value, float(low), float(high)
 
 
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(count) - (count - 1) / 2)[place]  # ties share their mean rank
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, ties sharing their mean."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
+
+def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     a, b = ranks(x), ranks(y)
     a, b = a - a.mean(), b - b.mean()
     power = float(np.sqrt((a @ a) * (b @ b)))

@@ -8,6 +8,7 @@ backpropagated error dL/dz, summed over each patch that the readout averages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -97,11 +98,8 @@ def targets(signals: Signals, learner: Learner, against: Learner) -> list[Tensor
     _, full = signals.chain(signals.last_errors(against))
     found: list[Tensor] = []
     for error, shape, patch in zip(full, learner.output_shapes, learner.patches, strict=True):
-        positions = 1
-        for size in shape[1:]:
-            positions *= size
         read = readout.readout(error, patch)
-        found.append(read * (positions * shape[0] / read.shape[1]))  # the readout averages; a sum is wanted
+        found.append(read * (math.prod(shape) / read.shape[1]))  # the readout averages; a sum is wanted
     return found
 
 

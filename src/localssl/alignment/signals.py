@@ -12,7 +12,7 @@ from torch import Tensor
 from localssl.encoders import Encoder, run_block
 from localssl.errors import UsageError
 from localssl.learner import Learner
-from localssl.rules.base import Batch
+from localssl.rules.base import Batch, next_sample
 
 Gradients = list[dict[str, Tensor]]  # per block, by the name of the parameter
 
@@ -165,7 +165,7 @@ def shared_negatives(learners: Sequence[Learner], n: int, device: torch.device) 
         return None
     if any(getattr(learner.rule, "negatives", "next") == "random" for learner in learners):
         return torch.randint(2 * n, (2 * n,), device=device)
-    return (torch.arange(2 * n, device=device) + 1) % (2 * n)
+    return next_sample(2 * n, device)
 
 
 def to_pair(batch: Sequence[Tensor | None]) -> Pair:

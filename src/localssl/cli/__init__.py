@@ -10,7 +10,7 @@ import traceback
 import warnings
 
 import localssl
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 from localssl.system import interrupts
 
 
@@ -92,5 +92,5 @@ def _printable() -> None:
 
 def _say(message: str, status: int) -> int:
     """One line on stderr, whatever an error's text holds."""
-    print(f"localssl: {' '.join(message.split())}", file=sys.stderr)
+    print(f"localssl: {one_line(message)}", file=sys.stderr)
     return status

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,40 +33,37 @@ from localssl.training.train import train
 def run(command: object) -> None:
     """Carry out a parsed command."""
     own.check_files(getattr(command, "own", ()))
-    if isinstance(command, flags.Train) and command.dry_run:
+    work: dict[type, Callable[[Any], object]] = {
+        flags.Train: _train,
+        flags.Probe: probe,
+        flags.Align: align,
+        flags.Compare: compare,
+        flags.Certify: certify,
+        flags.Theory: theory,
+        flags.Report: report,
+        flags.Export: export_run,
+        flags.Reproduce: reproduce,
+        flags.Doctor: doctor,
+    }
+    work[type(command)](command)
+
+
+def _train(command: flags.Train) -> None:
+    if command.dry_run:
         for line in rehearsal.lines(rehearsal.rehearse(command)):
             print(line)
-    elif isinstance(command, TrainConfig):
-        expected = command.expect if isinstance(command, flags.Train) else None
-        finished = train(command if expected is None else _repeated(command, expected))
-        path, localssl = in_shell([str(finished.path)]), program()
-        if not launch.speaks(command.nodes):
-            return
-        named = f" --own {in_shell(files)}" if (files := command.own_files()) else ""
-        if not finished.config.epochs:
-            print("no epoch was run: the encoder is as its seed drew it")
-        advice = ", ".join(f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
-        print(f"done: {path}; next: {advice}")
-        if expected is not None:
-            expect(finished.path, expected)
-    elif isinstance(command, flags.Probe):
-        probe(command)
-    elif isinstance(command, flags.Align):
-        align(command)
-    elif isinstance(command, flags.Compare):
-        compare(command)
-    elif isinstance(command, flags.Certify):
-        certify(command)
-    elif isinstance(command, flags.Theory):
-        theory(command)
-    elif isinstance(command, flags.Report):
-        report(command)
-    elif isinstance(command, flags.Export):
-        export_run(command)
-    elif isinstance(command, flags.Reproduce):
-        reproduce(command)
-    elif isinstance(command, flags.Doctor):
-        doctor(command)
+        return
+    finished = train(command if command.expect is None else _repeated(command, command.expect))
+    path, localssl = in_shell([str(finished.path)]), program()
+    if not launch.speaks(command.nodes):
+        return
+    named = f" --own {in_shell(files)}" if (files := command.own_files()) else ""
+    if not finished.config.epochs:
+        print("no epoch was run: the encoder is as its seed drew it")
+    advice = ", ".join(f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
+    print(f"done: {path}; next: {advice}")
+    if command.expect is not None:
+        expect(finished.path, command.expect)
 
 
 def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
@@ -304,7 +303,7 @@ def export_run(command: flags.Export) -> Path:
     slow = Slow(f"features of {{done}} of {{total}} {command.split} images")
     parts = features(encoder, images, patches=c.patches, normalise=opened.normalise(), report=slow)
     rows, columns = export.save_embeddings(parts, command.out)
-    sizes = export.feature_columns(encoder, shape, c.patches)
+    sizes = [part.shape[1] for part in parts]
     for fact in images.facts:
         print(fact)
     print(f"written: {command.out}, float32 ({rows}, {columns}); columns of blocks 1 to {len(sizes)}: {sizes}")

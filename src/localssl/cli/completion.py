@@ -12,8 +12,7 @@ import tyro
 
 import localssl
 from localssl import rules
-from localssl.cli.flags import STYLE, Command
-from localssl.cli.usage import commands
+from localssl.cli.flags import STYLE, Command, commands
 from localssl.experiments import EXPERIMENTS
 
 SHELLS = ("bash", "zsh")

@@ -327,13 +327,18 @@ Command = (
 STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
+def commands() -> dict[str, type[Any]]:
+    """Every command's dataclass by its name."""
+    return {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
+
+
 def parse(arguments: list[str]) -> object:
     """The command with its flags.
 
     Raises:
         UsageError: no such command, a file of --config that cannot be taken, or what tyro finds wrong with a flag.
     """
-    kinds: dict[str, Any] = {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
+    kinds = commands()
     if arguments[0] not in kinds:
         raise unknown("command", arguments[0], kinds)
     more: Any = {} if (default := _from_file(arguments)) is None else {"default": default}

@@ -6,10 +6,10 @@ import dataclasses
 import difflib
 import re
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from localssl.errors import UsageError, unknown
-from localssl.runs.config import in_words
+from localssl.runs.kinds import UNIONS, in_words
 
 _PARSED = re.compile(r"Error parsing (--\S+): .*'([^']*)'")
 _CHOSEN = re.compile(r"invalid choice '(.*)' for argument '(--\S+)'")
@@ -56,6 +56,6 @@ def _first(box: str) -> str:
 def _one(kind: type[Any], flag: str) -> Any:
     """The type of one value of a flag: int of ``tuple[int, ...] | None``."""
     hint: Any = get_type_hints(kind)[flag.lstrip("-").replace("-", "_")]
-    while get_origin(hint) in (types.UnionType, Union, tuple):
+    while get_origin(hint) in (*UNIONS, tuple):
         hint = next(part for part in get_args(hint) if part is not types.NoneType)
     return hint

@@ -9,11 +9,12 @@ import inspect
 import textwrap
 import types
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import localssl
-from localssl.cli.flags import Command
+from localssl.cli.flags import commands
 from localssl.errors import UsageError, unknown
+from localssl.runs.kinds import UNIONS
 
 HELP = ("-h", "--help", "--help-all")
 TOP = ("--help", "--version", "--citation", "--completion")  # flags that stand before a command
@@ -73,11 +74,6 @@ BESIDE = (
     "for instance: localssl train --rule clapp++dfb --data digits --out runs/x",
     "exit status: 0 done, 1 could not go on, 2 bad input, 130 stopped by the user",
 )
-
-
-def commands() -> dict[str, type[Any]]:
-    """Every command's dataclass by its name."""
-    return {settings.name: kind for kind, settings in map(get_args, get_args(Command))}
 
 
 def asked_for(arguments: list[str]) -> str | None:
@@ -187,7 +183,7 @@ def _takes(kind: Any) -> str:
     """What follows a flag: INT, PATH, one|other; nothing after a switch."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if get_origin(kind) in (types.UnionType, Union):
+    if get_origin(kind) in UNIONS:
         kind = next(k for k in get_args(kind) if k is not types.NoneType)
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))

@@ -6,10 +6,9 @@ It reads the backpropagated error, so nothing about it is local: it shows how go
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from localssl.credit.base import Step
@@ -42,7 +41,7 @@ class Optimum(Local):
             _add([p for modules in step.projections.values() for p in modules[layer].parameters()], distance)
             _add(list(step.encoder.blocks[layer].parameters()), z[layer], error.detach())
         last = [step.encoder.blocks[-1], *(modules[-1] for modules in step.projections.values())]
-        _add([p for module in last for p in cast(nn.Module, module).parameters()], losses[-1])
+        _add([p for module in last for p in module.parameters()], losses[-1])
         yield losses.detach()
 
 

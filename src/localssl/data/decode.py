@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from localssl.errors import UsageError
+from localssl.errors import UsageError, first_line
 
 GRAY = ("1", "L", "LA", "I")
 KINDS = {**dict.fromkeys(GRAY, "grayscale"), "P": "palette", "RGB": "colour"}
@@ -143,5 +143,4 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that PIL can read"  # its own text names a memory address
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return first_line(error)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from localssl.data.decode import Source
 from localssl.data.pixels import EncodedRows, row_at
-from localssl.errors import UsageError
+from localssl.errors import UsageError, first_line
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "photo")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "y")
@@ -86,7 +86,7 @@ class ParquetRows(EncodedRows):
             with pq.ParquetFile(file, metadata=self.metadata[number]) as parquet:
                 column = parquet.read_row_group(inside, columns=[self.column]).column(0)
         except UNREADABLE as error:
-            raise UsageError(f"{file} cannot be read (row group {inside}: {_first_line(error)})") from error
+            raise UsageError(f"{file} cannot be read (row group {inside}: {first_line(error)})") from error
         if len(column) != (rows := self.metadata[number].row_group(inside).num_rows):
             raise UsageError(f"{file} is damaged: row group {inside} holds {len(column)} rows of {rows}")
         self.kept[group] = column
@@ -156,7 +156,7 @@ def _labels(rows: ParquetRows, column: str) -> tuple[NDArray[np.int64] | None, l
                 values: Any = opened.read(columns=[column]).column(0)
             parts.append(values.cast(pa.int64()).fill_null(-1).to_numpy())
     except UNREADABLE as error:
-        raise UsageError(f"the labels of {rows.files[0]} cannot be read ({_first_line(error)})") from error
+        raise UsageError(f"the labels of {rows.files[0]} cannot be read ({first_line(error)})") from error
     labels = np.concatenate(parts)
     if (labels < 0).all():
         return None, [f"column {column!r} holds no labels (all empty or negative): unlabelled images"]
@@ -212,13 +212,8 @@ def _header(file: Path) -> tuple[Any, Any]:
     try:
         return pq.read_metadata(file), pq.read_schema(file)
     except UNREADABLE as error:
-        raise UsageError(f"{file} is not a readable parquet file ({_first_line(error)})") from error
+        raise UsageError(f"{file} is not a readable parquet file ({first_line(error)})") from error
 
 
 def _parquets(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -117,10 +117,7 @@ def _cifar10_binary(place: Path, names: Sequence[str]) -> Found:
 
 
 def _cifar10_parquet(files: Sequence[Path]) -> Found:
-    table = parquet.read_table(files)
-    top = -1 if table.labels is None else int(table.labels.max())
-    if (table.classes is not None and len(table.classes) != 10) or top > 9:
-        raise UsageError(f"{files[0]} holds {len(table.classes or ()) or top + 1} classes, not CIFAR-10's 10")
+    table = _table(files, "CIFAR-10", 10)
     first = table.rows.sources([0])[0]
     jpeg = isinstance(first, bytes) and first.startswith(b"\xff\xd8")
     notes = ("CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (parquet)", *table.notes)
@@ -173,11 +170,7 @@ def tiny_imagenet(root: Path, split: str, download: bool) -> Found:
     for place in places:
         files = parquet.find_parts(place, ["train"] if split == "train" else ["val", "valid", "validation"])
         if files:
-            table = parquet.read_table(files)
-            top = -1 if table.labels is None else int(table.labels.max())
-            if (table.classes is not None and len(table.classes) != 200) or top > 199:
-                count = len(table.classes or ()) or top + 1
-                raise UsageError(f"{files[0]} holds {count} classes, not Tiny ImageNet's 200")
+            table = _table(files, "Tiny ImageNet", 200)
             return Found(table.rows, table.labels, table.classes or _numbers(200), 3, 64, notes=table.notes)
     for place in [p for base in places for p in (base / "tiny-imagenet-200", base)]:
         if (place / "wnids.txt").is_file() or (place / "val" / "val_annotations.txt").is_file():
@@ -274,6 +267,16 @@ def fetching(data: str, root: Path) -> str:
     """The command that fetches a data set and does no more: any may miss it, and train alone has --download."""
     place = [] if root == data_folder(None) else ["--data-root", str(root)]
     return in_shell(["localssl", "train", "--rule", "clapp", "--data", data, "--download", "--dry-run", *place])
+
+
+def _table(files: Sequence[Path], name: str, classes: int) -> parquet.Table:
+    """An image parquet that must be of this set, with so many classes."""
+    table = parquet.read_table(files)
+    top = -1 if table.labels is None else int(table.labels.max())
+    if (table.classes is not None and len(table.classes) != classes) or top >= classes:
+        count = len(table.classes or ()) or top + 1
+        raise UsageError(f"{files[0]} holds {count} classes, not {name}'s {classes}")
+    return table
 
 
 def _fetch(data: str, build: Callable[[], object]) -> None:

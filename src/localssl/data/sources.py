@@ -15,7 +15,7 @@ from torch import Tensor
 
 from localssl.data import arrays, shards
 from localssl.data.decode import BadImage, is_colour, shorter_side
-from localssl.data.pixels import ArrayRows, EncodedRows, InMemory, Pixels, Streamed, decode_all
+from localssl.data.pixels import EncodedRows, InMemory, Pixels, Streamed, decode_all
 from localssl.data.readers import DOWNLOADS, FULL, NAMED, WITH_PATH, Found, data_folder
 from localssl.errors import UsageError, unknown
 
@@ -139,7 +139,7 @@ def open_images(
         return _of_arrays(data, split, limit, download)
     _check_options(channels, image_size, limit, memory_limit)
     found = _find(data, split, root, download)
-    index, notes = _choose(found, split, limit)
+    index, notes = _choose(found.labels, len(found.rows), found.held_out, split, limit)
     full = FULL.get(data, {}).get(split, len(found.rows))
     if len(found.rows) != full:
         notes.insert(0, f"not the full set: {len(found.rows):,} of {full:,} {split} images")
@@ -179,10 +179,9 @@ def _of_arrays(data: str, split: str, limit: int | None, download: bool) -> Imag
     if split not in SPLITS[:2]:
         raise UsageError(f"{data} has no part {split!r}: use 'train' or 'test'")
     if download:
-        raise UsageError(f"only {', '.join(DOWNLOADS)} can be downloaded, {data} cannot: leave out --download")
+        raise _no_download(data)
     x, labels, classes, whole = arrays.read(data, split)
-    found = Found(ArrayRows([]), labels, classes, held_out=0.2 if whole else 0)
-    index, notes = _choose(found, split, limit, len(x))
+    index, notes = _choose(labels, len(x), 0.2 if whole else 0, split, limit)
     taken = None if labels is None else torch.as_tensor(labels[index])
     how = f"{len(index):,} arrays of shape {x.shape[1:]} in memory"
     pixels = InMemory(torch.as_tensor(x[index]))
@@ -229,7 +228,7 @@ def _find(data: str, split: str, root: str | Path | None, download: bool) -> Fou
     if split == "unlabeled" and data != "stl10":
         raise UsageError(f"{data} has no part 'unlabeled', only stl10 has: use 'train' or 'test'")
     if download and data not in DOWNLOADS:
-        raise UsageError(f"only {', '.join(DOWNLOADS)} can be downloaded, {data} cannot: leave out --download")
+        raise _no_download(data)
     if colon and not path:
         raise UsageError(f"{data!r} names no path: write {kind}:PATH")
     place = data_folder(path or root)
@@ -239,21 +238,31 @@ def _find(data: str, split: str, root: str | Path | None, download: bool) -> Fou
         raise UsageError(f"{data} cannot be read ({error})") from error
 
 
+def _no_download(data: str) -> UsageError:
+    return UsageError(f"only {', '.join(DOWNLOADS)} can be downloaded, {data} cannot: leave out --download")
+
+
 def _choose(
-    found: Found, split: str, limit: int | None, total: int | None = None
+    labels: NDArray[np.int64] | None, total: int, share: float, split: str, limit: int | None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The rows of this part: the other side of a held-out part goes, then what is over the limit."""
-    total, notes = len(found.rows) if total is None else total, list[str]()
-    index = np.arange(total)
-    if found.held_out:
-        share = found.held_out
+    """The rows of this part: the other side of a held-out part goes, then what is over the limit.
+
+    Args:
+        labels: of all rows, or None.
+        total: how many rows there are.
+        share: of them that is held out as a test part; from 1 on their number; 0: none is.
+        split: "train" or "test".
+        limit: how many rows are kept, at most.
+    """
+    index, notes = np.arange(total), list[str]()
+    if share:
         held_out = int(share) if share >= 1 else max(1, round(share * total))
         if held_out >= total:
             raise UsageError(f"{total} image is too few to hold out a test part: give a test part of its own")
-        mask = stratified_holdout(found.labels, total, held_out)
+        mask = stratified_holdout(labels, total, held_out)
         index = np.flatnonzero(mask == (split == "test"))
         if share < 1:
-            kind = "stratified, " if found.labels is not None else ""
+            kind = "stratified, " if labels is not None else ""
             notes.append(f"no test part: {share:.0%} of the training images held out as one ({kind}seed 0)")
     if limit is not None and limit > len(index):
         notes.append(f"limit {limit:,}: there are only {len(index):,} images, all are used")

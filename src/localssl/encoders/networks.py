@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from typing_extensions import override
 
-from localssl.errors import UsageError, unknown
+from localssl.errors import UsageError, one_line, unknown
 
 SOURCES = ("torchvision", "timm")
 NORMS = ("batch", "group")
@@ -119,7 +119,7 @@ def _traced(model: nn.Module, ends: Sequence[str], name: str) -> fx.GraphModule:
     try:
         return fx.GraphModule(model, _Tracer(ends).trace(model))
     except Exception as error:  # whatever the network's own code does with what it is not made for
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UsageError(f"the way through {name} cannot be followed ({type(error).__name__}: {reason})") from error
 
 
@@ -220,7 +220,7 @@ def _sizes(graph: fx.GraphModule, name: str) -> None:
             device = next(graph.parameters(), torch.empty(0)).device
             _Shapes(graph).run(torch.zeros(1, channels, SIDE, SIDE, device=device))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UsageError(f"{name} does not take images of {SIDE} x {SIDE} ({reason}); name the blocks' ends") from error
     finally:
         for module, mode in was.items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localssl.blocks import BlackBoxError
-from localssl.errors import UsageError
+from localssl.errors import UsageError, first_line
 
 
 class Encoder(nn.Module):
@@ -77,7 +77,11 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_timm(cls, name: str, blocks: int | Sequence[str] = 4, **options: Any) -> Encoder:
-        """The same for a network of timm, which has to be installed."""
+        """The same for a network of timm.
+
+        Raises:
+            UsageError: as ``from_torchvision``; timm is not installed.
+        """
         from localssl.encoders.others import other_peoples
 
         return other_peoples(f"timm:{name}", blocks, **options)
@@ -112,7 +116,7 @@ class Encoder(nn.Module):
         except BlackBoxError as error:
             raise UsageError(f"{error}, for inputs of zeros {tuple(input_shape)}") from error
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = self._mismatch(input_shape) or str(error).splitlines()[0]
+            reason = self._mismatch(input_shape) or first_line(error)
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
         finally:
             self.train(was_training)

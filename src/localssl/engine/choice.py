@@ -31,7 +31,7 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
     An encoder with grids takes "integer" where that can, else "autograd": gradients go straight through grids.
 
     Raises:
-        UsageError: an unknown name, or "hebbian" where it cannot.
+        UsageError: an unknown name, or one other than "auto" and "autograd" where it cannot; says why.
     """
     if engine not in ENGINES:
         raise unknown("engine", str(engine), ENGINES)

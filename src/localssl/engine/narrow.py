@@ -15,7 +15,6 @@ from localssl.engine import passes
 from localssl.engine.blocks import Block, Pool
 
 HELD = 2**24
-FEWEST = 1
 
 
 @contextmanager
@@ -46,9 +45,8 @@ def run(block: Block, x: Tensor, factor: float, step: float, x_step: float) -> p
     shift = 0.0 if bias is None else float(bias.detach().abs().max())
     most = layer.weight[0].numel() * factor**2 * step * x_step + shift
     pool = block.pool
-    shared = (
-        math.prod(passes.windows(pool)[0]) if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d) else 1
-    )  # begins as a sum
+    averages = isinstance(pool, nn.AvgPool1d | nn.AvgPool2d)  # a mean begins as a sum
+    shared = math.prod(passes.windows(pool)[0]) if averages else 1
     if most * shared > HELD * step * min(1.0, x_step):
         return passes.run(block, x)
     passed = passes.run(block, x.float())
@@ -73,7 +71,7 @@ def change_of(
         largest: most that the product of an x and an at_a may be, in both steps.
     """
     count = int(HELD // (largest * math.prod(at_a.shape[2:] if isinstance(layer, nn.Conv2d) else at_a.shape[1:-1])))
-    if count < FEWEST:
+    if not count:
         return passes.change_of(layer, x, at_a, mask)
     found: list[Tensor | None] = [None, None]
     for first in range(0, len(x), count):

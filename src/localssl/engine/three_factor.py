@@ -16,7 +16,7 @@ from localssl.engine import factors
 from localssl.engine.blocks import Block, plan
 from localssl.engine.factors import Among
 from localssl.engine.passes import Passed, learn, run
-from localssl.engine.spread import Apart, Gathered, seen_by_all
+from localssl.engine.spread import Apart, Gathered, seen_by_all, sources
 from localssl.rules.base import Batch, Projections, ScoreRule
 
 
@@ -63,8 +63,7 @@ class ThreeFactor(Local):
 
 def above(rule: ScoreRule, layers: int) -> set[int]:
     """The layers whose readout is a reference of another layer."""
-    found = {(r.source(layer, layers), layer) for layer in range(layers) for r in rule.references.values()}
-    return {source for source, layer in found if source != layer}
+    return {source for layer, known in enumerate(sources(rule, layers)) for source in known if source != layer}
 
 
 def shared(rule: ScoreRule, projections: Projections, layers: int) -> bool:

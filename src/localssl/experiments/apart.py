@@ -20,7 +20,7 @@ import torch
 
 import localssl
 from localssl import own
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 from localssl.experiments.cells import Part, Settings, output_to
 from localssl.runs.manifest import environment
 from localssl.system import interrupts
@@ -168,7 +168,7 @@ def _work(part: Part, settings: Settings, parent: int, named: list[str]) -> None
 
 def reason_of(error: Exception) -> str:
     """An error in one line: our own as it is; of any other its kind and where in the user's own code it was raised."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, UsageError | RunError):
         return text
     package = str(Path(localssl.__file__).parent)

@@ -26,13 +26,8 @@ from localssl.system import interrupts
 from localssl.system.files import write_atomic, write_text
 from localssl.training.train import train
 
-KEPT = (
-    "encoder.json",
-    "encoder.safetensors",
-    "manifest.json",
-    "metrics.csv",
-    "config.yaml",
-)  # the last one marks it whole
+# of a run's folder; the last one marks it whole
+KEPT = ("encoder.json", "encoder.safetensors", "manifest.json", "metrics.csv", "config.yaml")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from localssl import evaluate, own, rules
+from localssl import evaluate, own
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
 from localssl.encoders import registry
@@ -25,8 +25,9 @@ from localssl.experiments.cells import Part, Settings
 from localssl.experiments.rows import Row, Study, encoder_options, options_of_encoder, safe, tuples, untrained_row
 from localssl.probe import fast_probe, features
 from localssl.runs.config import TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.metrics import read
-from localssl.runs.run import Run, check, get_rule, train_split
+from localssl.runs.run import Run, get_rule, train_split
 from localssl.system.devices import peak_gpu_memory, peak_memory
 from localssl.system.files import write_text
 from localssl.training.train import train
@@ -131,7 +132,7 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
         "seed": seed,
         "lr": lr,
         "trial": trial,
-        "source": rules.own.fingerprint(row.rule) if rules.is_path(row.rule) else None,
+        "source": own.fingerprint(row.rule) if own.is_path(row.rule) else None,
     }
     if study.encoder is not None and own.is_path(study.encoder):
         task["encoder_source"] = own.fingerprint(study.encoder)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from localssl.errors import UsageError
 from localssl.inputs.base import Inputs
@@ -52,6 +53,7 @@ class Hybrids(PositivesAndNegatives):
         if type(self.blurs) is not int or self.blurs < 0:
             raise UsageError(f"blurs must be a whole number, 0 or more, got {self.blurs!r}")
 
+    @override
     def __call__(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
@@ -99,6 +101,7 @@ class LabelInImage(PositivesAndNegatives):
         if type(self.classes) is not int or self.classes < 2:
             raise UsageError(f"classes must be a whole number from 2, got {self.classes!r}")
 
+    @override
     def shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """That of the views; they need room for the label."""
         pixels = torch.Size(input_shape[1:] if len(input_shape) > 1 else input_shape).numel()
@@ -106,6 +109,7 @@ class LabelInImage(PositivesAndNegatives):
             raise UsageError(f"images of {pixels} pixels have no room for one of {self.classes} labels")
         return tuple(input_shape)
 
+    @override
     def __call__(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:

@@ -80,7 +80,7 @@ def of_batch(encoder: Encoder, x: Tensor, sizes: Sequence[int | None]) -> list[T
     return [ro.readout(z, p).float() for z, p in zip(encoder.emitted(x.to(param.dtype)), sizes, strict=True)]
 
 
-def not_finite(block: int) -> UsageError:
+def diverged(block: int) -> UsageError:
     """The error for a block (counted from 1) with NaN or infinite features."""
     return UsageError(f"features of block {block} are not finite; the encoder has diverged, train it anew")
 

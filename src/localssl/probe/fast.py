@@ -10,7 +10,7 @@ from torch import Tensor
 from localssl.errors import UsageError
 from localssl.probe import budgets as bg
 from localssl.probe import classifiers as cl
-from localssl.probe.activity import not_finite
+from localssl.probe.activity import diverged
 from localssl.probe.result import ProbeResult, Row, percent, row
 
 
@@ -133,7 +133,7 @@ def _standardised(train: Sequence[Tensor], test: Sequence[Tensor], order: Tensor
         torch.sub(a, mean, out=x[:, part])
         std = x[:, part].square().mean(0).sqrt()
         if not bool(std.isfinite().all() & b.sum().isfinite()):
-            raise not_finite(i + 1)
+            raise diverged(i + 1)
         varies = std > 1e-5 * mean.abs()  # below that it is rounding
         scale = torch.where(varies, 1 / std, 0)
         x[:, part] = x[order, part].mul_(scale)

@@ -16,7 +16,7 @@ from localssl.data.views import transform
 from localssl.encoders import Encoder
 from localssl.errors import UsageError
 from localssl.probe import budgets as bg
-from localssl.probe.activity import frozen, not_finite, of_batch, patch_sizes
+from localssl.probe.activity import diverged, frozen, of_batch, patch_sizes
 from localssl.probe.result import ProbeResult, row
 from localssl.readout import Patches
 
@@ -88,7 +88,7 @@ def paper_probe(
                 parts = of_batch(encoder, normalise(x), sizes)
             for i, part in enumerate(parts):
                 if not part.isfinite().all():
-                    raise not_finite(i + 1)
+                    raise diverged(i + 1)
             return [head(part) for head, part in zip(heads, [*parts, torch.cat(parts, 1)], strict=True)]
 
         for epoch in range(epochs):

@@ -11,9 +11,8 @@ import torch
 from localssl import encoders, rules
 from localssl.data.specs import default_patches
 from localssl.report import arithmetic
-from localssl.report.benchmark_tables import RESULTS, Row, markdown
-
-STUDIES = RESULTS.parents[1] / "docs" / "results"
+from localssl.report.benchmark_tables import Row, markdown
+from localssl.report.study_tables import RESULTS as STUDIES
 
 
 def cheap_b() -> str:

@@ -16,7 +16,6 @@ from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
 from localssl.system.files import write_text
 
-RESULTS = Path(__file__).parents[3] / "docs" / "results"
 STUDIES = {"ff-supervised": "ff-mnist", "scff": "scff-mnist"}  # of one rule, whose files do not name it
 HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does",
           "code", "measured here")  # fmt: skip
@@ -101,7 +100,7 @@ def _form(rule: Rule) -> Form:
 def _results() -> dict[str, list[str]]:
     """The folders of docs/results that hold runs of a rule, by rule."""
     found = {rule: [study] for rule, study in STUDIES.items()}
-    for folder in sorted(path for path in RESULTS.glob("*") if (path / "cells").is_dir()):
+    for folder in sorted(path for path in study_tables.RESULTS.glob("*") if (path / "cells").is_dir()):
         texts = (path.read_text(encoding="utf-8") for path in (folder / "cells").glob("*.json"))
         for rule in sorted({name for text in texts for name in re.findall(r'"(?:rule|row)": "([^"]+)"', text)}):
             found.setdefault(rule, []).append(folder.name)

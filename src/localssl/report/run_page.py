@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from localssl import own
 from localssl.errors import UsageError
 from localssl.report import from_files, from_images, from_weights, page
-from localssl.rules import own
 from localssl.runs.run import Run
 
 NAME = "report.html"

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from localssl.errors import UsageError
+from localssl.stats import ranks
 
 Array = NDArray[np.float64]
 
@@ -43,12 +44,6 @@ def dissimilarities(x: Array) -> Array:
     length = np.sqrt((x * x).sum(1, keepdims=True))
     x = np.divide(x, length, out=np.zeros_like(x), where=length > 1e-12 * max(1e-300, float(length.max())))
     return 1 - x @ x.T
-
-
-def ranks(values: Array) -> Array:
-    """Ranks, ties sharing their mean."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def centred(k: Array) -> Array:

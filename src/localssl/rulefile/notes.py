@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localssl.certificate.worlds import memory
 from localssl.rulefile.ops import Op, Operand
 
 
@@ -39,7 +40,7 @@ class Notes:
 
     def read(self, tensor: Tensor) -> str:
         """The name of a tensor's present numbers; of one never seen before, that of a constant."""
-        views = self._memory.get(_memory(tensor))
+        views = self._memory.get(memory(tensor))
         if views is None:
             return self.constant(tensor)
         if (found := views.get(_look(tensor))) is not None:
@@ -80,7 +81,7 @@ class Notes:
         ``overwritten``: other looks at it are forgotten, and this one too where it shows a part only.
         """
         self._kept.append(tensor.untyped_storage())
-        views = self._memory.setdefault(_memory(tensor), {})
+        views = self._memory.setdefault(memory(tensor), {})
         if overwritten:
             views.clear()
             if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
@@ -91,10 +92,6 @@ class Notes:
         name = name or f"v{len(self.values)}"
         self.values[name] = tensor.detach().clone()
         return name
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _look(tensor: Tensor) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ class Stage:
     """A part of a program.
 
     Args:
-        kind: "run" (a block's activity) or "learn" (its updates).
+        kind: "run" (a block's activity), "learn" (its updates) or "write" (its new weights, see ``descent``).
         block: from 1.
         ops: in order.
         after: blocks that must have run before.

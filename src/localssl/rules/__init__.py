@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from localssl.errors import UsageError, unknown
+from localssl.own import full_name, is_path
 from localssl.rules import own
 from localssl.rules.base import Batch, Projections, Rule, ScoreRule
-from localssl.rules.own import full_name, is_path
 
 __all__ = ["Batch", "Projections", "Rule", "ScoreRule", "full_name", "get", "is_path", "names", "own", "register"]
 

@@ -20,6 +20,11 @@ PER_LAYER = ("local", "optimum", "hebbian")  # credit assignments with one loss 
 Projections: TypeAlias = Mapping[str, Sequence[nn.Module]]  # by key, one projection per loss
 
 
+def next_sample(samples: int, device: torch.device) -> Tensor:
+    """The index of every sample's negative where none is drawn, (i + 1) mod ``samples``."""
+    return (torch.arange(samples, device=device) + 1) % samples
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a rule sees of one batch: the readouts of both views, stacked a then b (or as its ``inputs`` lay them out).
@@ -140,14 +145,17 @@ class Rule:
         """Loss of one layer, a scalar."""
         raise NotImplementedError(f"rule {self.name or type(self).__name__!r} defines neither layer_loss nor losses")
 
+    def loss_layers(self, n_layers: int) -> list[int]:
+        """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
+        return list(range(n_layers)) if self.per_layer else [n_layers - 1]
+
     def losses(self, batch: Batch, projections: Projections) -> Tensor:
         """One loss per layer, (L,), or one for an end-to-end rule, (1,): that of its last layer.
 
         Raises:
             UsageError: ``layer_loss`` returned no scalar.
         """
-        last = len(batch.z) - 1
-        layers = range(last + 1) if self.per_layer else [last]
+        layers = self.loss_layers(len(batch.z))
         found = [self.layer_loss(batch, layer, projections) for layer in layers]
         for layer, loss in zip(layers, found, strict=True):
             if not isinstance(loss, Tensor) or loss.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -165,8 +173,7 @@ class Rule:
         """
         if batch.negatives is not None or not self.uses_negatives or hasattr(self, "negatives"):
             return batch
-        samples, device = len(batch.z[0]), batch.z[0].device
-        return replace(batch, negatives=(torch.arange(samples, device=device) + 1) % samples)
+        return replace(batch, negatives=next_sample(len(batch.z[0]), batch.z[0].device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +219,6 @@ class ScoreRule(Rule):
         if type(self.rank) is not int or self.rank < 1:
             raise UsageError(f"rank must be a positive whole number, got {self.rank!r}")
 
-    def loss_layers(self, n_layers: int) -> list[int]:
-        """The layers that have a loss, in order: all of them, or the last one for an end-to-end rule."""
-        return list(range(n_layers)) if self.per_layer else [n_layers - 1]
-
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:
         kind = projections.KINDS[self.projection]
@@ -242,7 +245,7 @@ class ScoreRule(Rule):
         samples, device = 2 * batch.n, batch.z[0].device
         if self.negatives == "random":
             return torch.randint(samples, (samples,), device=device)
-        return (torch.arange(samples, device=device) + 1) % samples
+        return next_sample(samples, device)
 
     def scores(self, batch: Batch, layer: int, key: str, projection: nn.Module) -> tuple[Tensor, Tensor]:
         """Scores (s_pos, s_neg), each (2n,), of one layer against one of its references."""
@@ -258,8 +261,3 @@ class ScoreRule(Rule):
             for key in self.references
         ]
         return torch.stack(terms).sum()
-
-    @override
-    def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        layers = self.loss_layers(len(batch.z))
-        return torch.stack([self.layer_loss(batch, layer, projections) for layer in layers])

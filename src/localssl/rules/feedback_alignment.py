@@ -40,6 +40,9 @@ class FA(BpClappPP):
     """L of bp-clapp++; δ^(l-1) = (W_fb^l)ᵀ (ρ'(a^l) ∘ δ^l), ΔW^l ∝ (ρ'(a^l) ∘ δ^l) z^(l-1) (Lillicrap et al. 2016).
 
     W_fb^l: fixed, of the shape of W^l, drawn as PyTorch draws a layer's weights; part "backward". That scale is ours.
+
+    Args:
+        spatial: keep the learner's patches in the last layer's readout.
     """
 
     name: ClassVar[str] = "fa"

@@ -66,7 +66,3 @@ class BpLpl(Lpl):
 
     name: ClassVar[str] = "bp-lpl"
     credit: ClassVar[str] = "backprop"
-
-    @override
-    def losses(self, batch: Batch, projections: Projections) -> Tensor:
-        return self.layer_loss(batch, len(batch.z) - 1, projections)[None]

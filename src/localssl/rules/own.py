@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from localssl import own
 from localssl.errors import UsageError
-from localssl.own import _LOADED, fingerprint, full_name, is_path, short_name, where  # pyright: ignore[reportPrivateUsage]
 from localssl.rules.base import Rule
-
-__all__ = ["_LOADED", "fingerprint", "full_name", "is_path", "load", "short_name", "where"]
 
 
 def load(name: str) -> type[Rule]:
@@ -18,7 +15,7 @@ def load(name: str) -> type[Rule]:
     """
     rule = own.load(name, "rule", _is_rule)
     if not _is_rule(rule):
-        file, _, class_name = full_name(name).rpartition(":")
+        file, _, class_name = own.full_name(name).rpartition(":")
         raise UsageError(f"{class_name} in {file} is not a rule; it must be a subclass of localssl.rules.Rule")
     if not rule.__dict__.get("name"):  # nor what it inherits
         rule.name = name.rpartition(":")[2]

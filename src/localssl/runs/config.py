@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import types
 import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import yaml
 from localssl import own, rules
 from localssl.data.specs import Augmentation
 from localssl.errors import UsageError, in_shell, unknown
+from localssl.runs.kinds import in_words, is_of, shown
 from localssl.runs.plain import plain_yaml
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ class TrainConfig:
         ):
             value = getattr(self, flag)
             if value != getattr(type(self), flag):
-                values = value if isinstance(value, tuple) else () if value is True else (value,)
-                words += [f"--{flag.replace('_', '-')}", *map(str, values)]
+                words += _typed_flag(flag, value)
         if files := self.own_files():
             words += ["--own", *files]
         return f"{program()} {in_shell(words)}"
@@ -192,72 +191,14 @@ def as_typed(command: str, flags: DataclassInstance, but: Collection[str] = ()) 
     words = [command]
     for field in dataclasses.fields(flags):
         value = getattr(flags, field.name)
-        if value == field.default or field.name in but:
-            continue
-        several = list(value) if isinstance(value, tuple) else [] if value is True else [value]
-        words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+        if value != field.default and field.name not in but:
+            words += _typed_flag(field.name, value)
     return f"localssl {in_shell(words)}"
 
 
-def check_kinds(flags: DataclassInstance) -> None:
-    """Refuse values that the command line could not have given: a program may write anything.
-
-    Raises:
-        UsageError: names the first flag of another type, or a choice that is none.
-    """
-    for name, kind in typing.get_type_hints(type(flags)).items():
-        value = getattr(flags, name)
-        if _is_of(value, kind):
-            continue
-        choices = next((c.__args__ for c in (kind, *typing.get_args(kind)) if typing.get_origin(c) is Literal), ())
-        if choices and isinstance(value, str) and not str(kind).startswith("tuple"):
-            raise unknown(name, value, choices)
-        several = [k.__args__[0] for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is tuple]
-        if several and isinstance(value, tuple):
-            wrong = next(item for item in value if not _is_of(item, several[0]))
-            raise UsageError(f"--{name.replace('_', '-')}: {_shown(wrong)} in the list is not {in_words(several[0])}")
-        own = "; one of your own stands in a file, PATH.py:NAME" if name in ("data", "encoder", "rule", "views") else ""
-        raise UsageError(f"--{name.replace('_', '-')} {_shown(value)}: give {in_words(kind)}{own}")
-
-
-def _shown(value: object) -> str:
-    """A value in an error of one line: an array or a network only by its type."""
-    shown = repr(value)
-    return f"of type {type(value).__name__}" if len(shown) > 80 or "\n" in shown else shown
-
-
-def _is_of(value: object, kind: Any) -> bool:
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in inner
-    if origin in (types.UnionType, typing.Union):
-        return any(_is_of(value, one) for one in inner)
-    if origin is tuple:  # all are (KIND, ...), or as many of one kind
-        return (
-            isinstance(value, tuple)
-            and (inner[-1] is Ellipsis or len(value) == len(inner))
-            and all(_is_of(item, inner[0]) for item in value)
-        )
-    if isinstance(value, bool):
-        return kind is bool
-    if isinstance(value, int) and kind in (int, float):
-        return abs(value) < 2**63
-    return isinstance(value, origin or kind)
-
-
-def in_words(kind: Any) -> str:
-    """A type, for someone who gave another: "a whole number"."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(in_words, inner))
-    if origin is tuple:
-        return f"several in a list, each {in_words(inner[0])}"
-    if dict in (kind, origin):
-        return "names with values"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
-    return words.get(kind, "None")
+def _typed_flag(name: str, value: Any) -> list[str]:
+    values = value if isinstance(value, tuple) else () if value is True else (value,)
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
 
 
 def program() -> str:
@@ -375,8 +316,8 @@ def _typed(owner: type[DataclassInstance], raw: dict[str, Any], source: str) -> 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     for name, kind in typing.get_type_hints(owner).items():
         kind = dict if dataclasses.is_dataclass(kind) else kind
-        if name in values and not _is_of(values[name], kind):
-            raise UsageError(f"{source}: {name} is {_shown(raw[name])}, expected {in_words(kind)}")
+        if name in values and not is_of(values[name], kind):
+            raise UsageError(f"{source}: {name} is {shown(raw[name])}, expected {in_words(kind)}")
     return values
 
 

@@ -15,13 +15,14 @@ import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from localssl import own
 from localssl.errors import UsageError, unknown
-from localssl.runs.config import FORMAT, in_words
+from localssl.runs.config import FORMAT
+from localssl.runs.kinds import UNIONS, in_words
 from localssl.runs.plain import plain_yaml
 from localssl.system.files import write_text
 
@@ -31,17 +32,9 @@ if TYPE_CHECKING:
 NAME = "flags.yaml"
 CODE = ("rule", "data", "encoder", "views")  # flags that may name a file of the user's, which is kept by its whole path
 Kind = TypeVar("Kind", bound="DataclassInstance")
-UNIONS = (types.UnionType, Union)  # the second is what Literal[...] | None makes
 _RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
-NOT_KEPT = (
-    "out",
-    "config",
-    "own",
-    "resume",
-    "expect",
-    "dry_run",
-    "download",
-)  # of this start alone, not of what a run is
+# of this start alone, not of what a run is
+NOT_KEPT = ("out", "config", "own", "resume", "expect", "dry_run", "download")
 
 
 def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from localssl.errors import UsageError
+from localssl.errors import UsageError, first_line
 
 LONGEST = 100_000  # characters
 
@@ -29,5 +29,4 @@ def plain_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader) if len(text) <= LONGEST else None
     except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # PyYAML's own bugs, too
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{source} is not readable YAML ({first})") from error
+        raise UsageError(f"{source} is not readable YAML ({first_line(error)})") from error

@@ -18,9 +18,9 @@ from localssl.errors import UsageError
 from localssl.optimizer import power_of_two
 from localssl.runs import checkpoint
 from localssl.runs.config import RunConfig, TrainConfig, parse_options
+from localssl.runs.limits import check
 from localssl.runs.run import (
     Run,
-    check,
     check_memory,
     get_rule,
     manifest_of,

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from localssl.errors import UsageError
+from localssl.errors import UsageError, one_line
 
 try:
     import fcntl
@@ -116,7 +116,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True, most
     except Exception as error:  # zipfile and NumPy raise nearly every type on damaged files
         if "Object arrays" in str(error):
             raise UsageError(f"{path} holds Python objects; write arrays of numbers or texts") from error
-        raise UsageError(f"{path} is no .npz of plain arrays ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{path} is no .npz of plain arrays ({one_line(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:

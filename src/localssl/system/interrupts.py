@@ -12,6 +12,10 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from types import FrameType
+from typing import Any, TypeAlias
+
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 def leave() -> None:
@@ -101,7 +105,7 @@ def stop_signals() -> Generator[Callable[[], bool]]:
         _restore(previous)
 
 
-def _restore(handlers: Mapping[signal.Signals, signal._HANDLER]) -> None:
+def _restore(handlers: Mapping[signal.Signals, Handler]) -> None:
     for number, old in handlers.items():
         if old is not None:  # None: a handler that was not set from Python and cannot be put back from here
             signal.signal(number, old)
@@ -111,7 +115,7 @@ def _leave(number: int, frame: object) -> None:
     os._exit(130)
 
 
-def _replace(old: object, new: signal._HANDLER) -> None:
+def _replace(old: object, new: Handler) -> None:
     """Other handlers stay: ignored under nohup, or the caller's own."""
     if signal.getsignal(signal.SIGINT) is old:
         with suppress(ValueError):  # not the main thread: signals are the caller's business

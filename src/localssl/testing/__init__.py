@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from localssl.errors import UsageError
-from localssl.rules import Rule, own
+from localssl import own
+from localssl.errors import UsageError, one_line
+from localssl.rules import Rule
 from localssl.rules.base import PER_LAYER
 from localssl.testing.bench import Bench, CheckFailed, Failure, Skip, benches, the_rule
 from localssl.testing.checks import CHECKS, Check
@@ -96,7 +97,7 @@ def _raised(error: Exception, rule: Rule) -> str:
     """An exception in one line, with the place in the rule's own file."""
     file = getattr(sys.modules.get(type(rule).__module__), "__file__", None)
     place = own.where(error, *([file] if file else []))
-    text = " ".join(str(error).split())
+    text = one_line(error)
     kind = "" if isinstance(error, UsageError | Failure) else f"{type(error).__name__}: "
     return f"{place}: {kind}{text}" if place else f"{kind}{text}"
 

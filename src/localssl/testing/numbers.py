@@ -48,9 +48,8 @@ def dtype(bench: Bench) -> None:
         update(bench.learner(), bench.feed().map(lambda view, size=size: view + size * noise)).losses
         for size in (0.0, 1e-11, 1e-3)
     ]
-    least = [
-        1e-5 * float(abs(at)) for at in moved[0]
-    ]  # what 1e-3 must change for 1e-11 to be above rounding in float64
+    # what 1e-3 must change for 1e-11 to be above rounding in float64
+    least = [1e-5 * float(abs(at)) for at in moved[0]]
     deaf = [
         i + 1
         for i, (at, near, far) in enumerate(zip(*moved, strict=True))

@@ -207,6 +207,11 @@ class Loop:
         """This process's part of a batch."""
         return index if self.processes is None else self.processes.own(index, views=1)
 
+    def labels(self, index: Tensor) -> Tensor | None:
+        """The images' labels, on the device; None where they have none."""
+        found = self.images.labels
+        return None if found is None else found[index].to(self.fabric.device)
+
     def train_step(self, index: Tensor, pixels: Tensor | None = None, whole: Tensor | None = None) -> None:
         """One update, or none, where it comes to no finite numbers and may be left out.
 
@@ -221,7 +226,7 @@ class Loop:
             own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
             torch.manual_seed(own)
         images = (self.images.batch(index) if pixels is None else pixels).to(self.fabric.device)
-        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
+        labels = self.labels(index)
         view_a, view_b = self.views(images)
         if drawn_alike is not None:
             torch.manual_seed(drawn_alike)
@@ -292,7 +297,10 @@ class Loop:
         if shown is not None:
             self.row(shown, observes, aligns)
         elif self.together:
-            _ = observes and self.observe(), aligns and self.align()
+            if observes:
+                self.observe()
+            if aligns:
+                self.align()
         if measures:  # now that none of them has failed
             self.settle(row=True)
         self.sum.zero_()
@@ -338,31 +346,22 @@ class Loop:
         step = max(1, len(self.images) // (ALIGN_BATCHES * self.config.batch_size))
         index = torch.arange(0, len(self.images), step)
         batches = [i for i in index.split(self.config.batch_size) if len(i) == self.config.batch_size][:ALIGN_BATCHES]
-        labels = self.images.labels
-        was_training = self.learner.training
-        self.learner.eval()
         with self.aside():
             pairs = [
-                alignment.Pair(
-                    *self.views(self.images.batch(i).to(self.fabric.device)),
-                    labels=None if labels is None else labels[i].to(self.fabric.device),
-                )
+                alignment.Pair(*self.views(self.images.batch(i).to(self.fabric.device)), labels=self.labels(i))
                 for i in batches
             ]
-            rows = alignment.measure(self.learner.encoder, self.learner, pairs)
-        self.learner.train(was_training)
-        mine = (r for r in rows if r.quantity == "cosine" and r.parameter == "weights" and r.batches)
-        return {f"align_{r.block}": r.mean for r in mine}
+            return monitors.align(self.learner, pairs)
 
     def observe(self) -> dict[str, float]:
         """The online monitors on a fixed sample; the run's own randomness is left as it was."""
         step = max(1, len(self.images) // monitors.SAMPLE)
         index = torch.arange(0, len(self.images), step)[: monitors.SAMPLE]
         images = self.images.batch(index).to(self.fabric.device)
-        labels = None if self.images.labels is None else self.images.labels[index].to(self.fabric.device)
         with self.aside():
             view_a, view_b = self.views(images[: monitors.PAIRS])
-            return monitors.observe(self.learner, view_a, view_b, self.views.normalise(images), labels)
+            sample = self.views.normalise(images)
+            return monitors.observe(self.learner, view_a, view_b, sample, self.labels(index))
 
     def save(self) -> None:
         """Write a checkpoint and the encoder."""

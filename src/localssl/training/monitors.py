@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from localssl import losses, readout
+from localssl import alignment, readout
+from localssl.engine import factors
 from localssl.learner import Learner
 from localssl.rules.base import ScoreRule
 
@@ -55,12 +56,32 @@ def observe(
         values[f"dead_{block}"] = float((per_channel == 0).all(1).float().mean())
     if batch is not None and isinstance(rule, ScoreRule):
         for i, layer in enumerate(rule.loss_layers(len(read))):
-            shares = [
-                _active_share(*rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}")), rule)
-                for key in rule.references
-            ]
+            shares: list[float] = []
+            for key in rule.references:
+                scores = rule.scores(batch, layer, key, learner.projections.get_submodule(f"{key}.{i}"))
+                active = torch.cat(factors.modulators(*scores, "hinge", rule.loss_type, rule.margin))
+                shares.append(float(active.float().mean()))
             values[f"active_{layer + 1}"] = sum(shares) / len(shares)
     return values
+
+
+def align(
+    learner: Learner, batches: Sequence[Sequence[Tensor | None]], reference: str | Learner = "own"
+) -> dict[str, float]:
+    """Cosine of the learner's updates with backpropagation's, in evaluation mode, on batches as of
+    ``alignment.measure``: ``align_1`` to ``align_L``, without the blocks whose gradient is zero everywhere.
+
+    Raises:
+        UsageError: as ``alignment.measure``.
+    """
+    was_training = learner.training
+    learner.eval()
+    try:
+        rows = alignment.measure(learner.encoder, learner, batches, reference)
+    finally:
+        learner.train(was_training)
+    mine = (r for r in rows if r.quantity == "cosine" and r.parameter == "weights" and r.batches)
+    return {f"align_{r.block}": r.mean for r in mine}
 
 
 def collapse(values: dict[str, float]) -> dict[str, str]:
@@ -94,13 +115,6 @@ def effective_rank(z: Tensor) -> float:
         return 1.0
     p = spectrum / total
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
-
-
-def _active_share(s_pos: Tensor, s_neg: Tensor, rule: ScoreRule) -> float:
-    if rule.loss_type == 1:
-        return float((losses.decreasing("hinge", s_pos - s_neg, rule.margin) > 0).float().mean())
-    active = [losses.decreasing("hinge", s, rule.margin) > 0 for s in (s_pos, -s_neg)]
-    return float(torch.cat(active).float().mean())
 
 
 def _standardise(z: Tensor) -> Tensor:

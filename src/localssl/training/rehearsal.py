@@ -16,8 +16,8 @@ from torch import Tensor
 from localssl.errors import RunError, UsageError
 from localssl.runs import metrics
 from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.resume import begin, check_folder, found_again
-from localssl.runs.run import check
 from localssl.system import devices
 from localssl.training.loop import Loop
 
@@ -96,9 +96,8 @@ def _measured(loop: Loop, images: int) -> Estimate:
     config, device = loop.config, loop.fabric.device
     left = loop.last_step - loop.step
     times: list[float] = []
-    with closing(
-        metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)
-    ):  # as in a run: its libraries take memory
+    rows = metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)  # as in a run: its libraries take memory
+    with closing(rows):
         began = time.monotonic()
         for i, index in enumerate(_batches(loop)):
             if i >= left or (len(times) >= LEAST and time.monotonic() - began > SECONDS):
@@ -118,26 +117,23 @@ def _measured(loop: Loop, images: int) -> Estimate:
         if loop.small:
             seconds += epochs * _seconds(loop.save)
     learner = loop.learner
-    moments = sum(
-        v.numel() for group in loop.prepared.optimizer.state.values() for v in group.values() if torch.is_tensor(v)
-    )
-    weights = sum(p.numel() * p.element_size() for p in learner.state_dict().values())
+    moments = [v for of in loop.prepared.optimizer.state.values() for v in of.values() if torch.is_tensor(v)]
     return Estimate(
-        config,
-        images,
-        left,
-        [
+        config=config,
+        images=images,
+        steps=left,
+        blocks=[
             (tuple(shape), sum(p.numel() for p in block.parameters()))
             for shape, block in zip(learner.output_shapes, learner.encoder.blocks, strict=True)
         ],
-        {key: sum(p.numel() for p in parts.parameters()) for key, parts in learner.projections.items()},
-        weights + 4 * moments,
-        sum(p.numel() * p.element_size() for p in learner.encoder.state_dict().values()),
-        len(times),
-        step,
-        seconds,
-        devices.peak_memory(),
-        devices.peak_gpu_memory(),
+        rule={key: sum(p.numel() for p in parts.parameters()) for key, parts in learner.projections.items()},
+        checkpoint_bytes=sum(v.nbytes for v in (*learner.state_dict().values(), *moments)),
+        encoder_bytes=sum(v.nbytes for v in learner.encoder.state_dict().values()),
+        timed=len(times),
+        step_seconds=step,
+        seconds=seconds,
+        peak_memory_mib=devices.peak_memory(),
+        gpu_memory_mib=devices.peak_gpu_memory(),
     )
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 
 from localssl import own, testing
+from localssl.data.readers import data_folder
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Lost, Processes
 from localssl.runs import flagfile
 from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.limits import check
 from localssl.runs.manifest import write_cost, write_manifest
 from localssl.runs.resume import begin, check_folder, found_again
-from localssl.runs.run import Run, check, manifest_of, open_run
+from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system import devices, interrupts
 from localssl.system.files import held, sweep, write_text
 from localssl.training import launch, pipeline
@@ -114,8 +116,7 @@ def _train(
             sweep(out)
             write_text(out / "config.yaml", resolved.to_yaml())
             _keep_flags(config, out / flagfile.NAME)
-            root = config.data_root or Path(os.environ.get("LOCALSSL_DATA") or "data")
-            write_manifest(out, resolved, images, root, config, resumed=state is not None)
+            write_manifest(out, resolved, images, data_folder(config.data_root), config, resumed=state is not None)
         finished = loop.run()
         if loop.speaks:
             write_cost(out)

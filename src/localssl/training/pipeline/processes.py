@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 from localssl.parallel import PATIENCE, Lost
 from localssl.system import interrupts
 from localssl.training.pipeline.place import Place
@@ -154,7 +154,7 @@ def _work(rank: int, size: int, meeting: str, threads: int, pipe: Connection, pa
     except (RunError, UsageError) as error:
         _fail(pipe, str(error))
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         _fail(pipe, f"{type(error).__name__}{': ' if text else ''}{text}")
     dist.destroy_process_group()
 
