@@ -133,6 +133,8 @@ def test_no_out(capsys: Capture) -> None:
 def test_larger_than_memory(out: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 2**18)  # 1 GiB
     refuse(capsys, f"train --rule clapp++ --data digits --width 20 --out {out}", "would take 1.8 GiB", "has 1.0 GiB")
+    double = f"train --rule clapp++ --data digits --width 20 --precision 64-true --out {out}"
+    refuse(capsys, double, "would take 3.6 GiB", "has 1.0 GiB")
     assert not out.exists()
 
 

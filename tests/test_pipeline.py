@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import localssl
-from localssl import credit, encoders, rules
+from localssl import credit, encoders, own, rules
 from localssl.errors import RunError
 from localssl.runs.config import RunConfig
 from localssl.runs.run import Run, open_run, resolve
@@ -240,7 +240,8 @@ def test_nan_in_another_process(tmp_path: Path) -> None:
         ({"staleness": 1, "rule": "bp-clapp++"}, r"--staleness 1: rule 'bp-clapp\+\+' cannot learn block by block"),
     ],
 )
-def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_refused(changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(own, "_doubted", set[Path]())  # whatever folders other tests have opened in this process
     with usage_error(message):
         run_tiny(tmp_path / "x", **changes)
     assert not (tmp_path / "x").exists()

@@ -55,7 +55,7 @@ DESCENT: dict[str, Any] = {"optimizer": "plain-sgd", "lr": 1.0, "schedule": "con
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need not import everything anew; those of a command are started as always."""
     for module in ("launch", "pipeline.processes"):
-        monkeypatch.setattr(f"localssl.{module}.START", "fork")
+        monkeypatch.setattr(f"localssl.training.{module}.START", "fork")
 
 
 @pytest.fixture

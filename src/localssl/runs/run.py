@@ -291,7 +291,8 @@ def check_memory(config: RunConfig) -> None:
     """
     with registry.sketched(str(config.encoder.get("name"))):  # shapes only
         learner = build(config)
-    need = sum(p.numel() for p in learner.parameters()) * 4 * (4 if config.optimizer.startswith("adam") else 3)
+    number = 8 if config.precision == "64-true" else 4  # bytes
+    need = sum(p.numel() for p in learner.parameters()) * number * (4 if config.optimizer.startswith("adam") else 3)
     memory = devices.memory()
     if memory is not None and need > memory:
         raise UsageError(
