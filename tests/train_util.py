@@ -144,7 +144,7 @@ def stopped_on_the_command_line(rule: str, flags: str, out: Path) -> None:
     process = subprocess.Popen(
         shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240  # four processes import everything, perhaps on a busy machine
     while not rows(out) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
