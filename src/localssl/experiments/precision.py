@@ -67,7 +67,7 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     """``bits.csv``, and a picture for the bits and for every flaw: accuracy and cosine of every rule against it."""
     trained = [c for c in compared if c.baseline is not None and c.records]
     lines = [[*_place(c), *line] for c in trained for line in _values(c, study)]
-    text = setting(compared, study, settings)
+    text = setting(compared, study)
     comment = (
         f"{text} Accuracy of all blocks, %; cosine of the update with backpropagation of the rule's own last-layer "
         f"loss, mean over all blocks but the last that had a gradient; saturated: share clipped since the last "

@@ -32,7 +32,7 @@ def write(compared: Sequence[Compared], lines: Sequence[Line], study: Study, set
         _by_block(lines, study),
         _costs(lines, study),
     ]
-    page.write(path, title, summary.setting(compared, study, settings), sections)
+    page.write(path, title, summary.setting(compared, study), sections)
     return path
 
 

@@ -78,18 +78,20 @@ def _alignment(records: Sequence[Record]) -> dict[str, Interval]:
     return {block: t_interval(values) for block, values in columns.items()}
 
 
-def setting(compared: Sequence[Compared], study: Study, settings: Settings) -> str:
-    """One sentence: what was trained on what, for how long."""
+def setting(compared: Sequence[Compared], study: Study) -> str:
+    """What was trained on what and for how long, what was probed, and over what the intervals are."""
     record = compared[0].records[0]
     trained = [c.records[0]["config"] for c in compared if c.baseline and c.records]
     epochs = sorted({c["epochs"] for c in trained}) or [study.epochs or 0]
-    facts = "; ".join(record["facts"]) or study.data
     seeds = len(compared[0].records)
-    n = f"mean of {seeds} seeds ± half of the 95 % t interval over seeds" if seeds > 1 else "one seed, no interval"
-    return (
-        f"{facts}. Trained on {record['images']:,} images, {_net(record['config']['encoder']['name'], study)}, "
-        f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}, batches of {study.batch_size}; {n}."
+    n = f"Mean of {seeds} seeds ± half of the 95 % t interval over seeds" if seeds > 1 else "One seed, no interval"
+    probed = f" Probe: {'; '.join(record['facts'])}." if record["facts"] else ""
+    passes = f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}"
+    net = _net(record["config"]["encoder"]["name"], study)
+    trained_on = (
+        f"{study.data}: trained on {record['images']:,} images, {net}, {passes}, batches of {study.batch_size}."
     )
+    return f"{trained_on}{probed} {n}."
 
 
 def _net(name: str, study: Study) -> str:
@@ -106,7 +108,7 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     aligned = next((r for c in compared for r in c.records if "align_protocol" in r), None)
     side = f"{settings.jobs} side by side, {settings.threads_per_job()} thread{'s' * (settings.threads_per_job() > 1)}"
     texts = [
-        setting(compared, study, settings),
+        setting(compared, study),
         f"Accuracy: linear probe on all blocks together. {record['protocol']}",
         "Above untrained: paired differences to the untrained encoder of the same seed, with the encoder options that "
         "the rule asks for.",
@@ -163,7 +165,7 @@ def write(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     ]
     evaluate.to_csv(out / "seeds.csv", ["rule", "seed", "layer", "method", "labels", "accuracy"], seeds, below[1])
     side = "; b: mean over seeds" if len(compared[0].records) > 1 else ""
-    caption = f"{setting(compared, study, settings)} Linear probe, {study.protocol} protocol{side}."
+    caption = f"{setting(compared, study)} Linear probe, {study.protocol} protocol{side}."
     figure = comparison_figure.draw(lines, study.labels[-1], caption, out / "table.png")
     files = ", ".join(str(out / name) for name in ("table.csv", "table.md", "table.tex", "seeds.csv"))
     print(f"written: {files}, {figure}")

@@ -284,10 +284,10 @@ def fig5(settings: Settings) -> None:
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
         "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
         published.BATCHES,
-        summary.setting(compared, study, where),
+        summary.setting(compared, study),
     ]
     header = ["step", "rule", "published (%)", "ours (%)", "step (points)", "against", "mark"]
     _finish("fig5", header, rows, below, settings)
-    caption = f"{summary.setting(compared, study, where)} Linear probe, {study.protocol} protocol."
+    caption = f"{summary.setting(compared, study)} Linear probe, {study.protocol} protocol."
     print(f"written: {ablation_figure.draw(drawn, caption, settings.out / 'fig5.png')}")
     summary.check([line for line in lines if line.failed], where.out)
