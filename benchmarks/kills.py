@@ -103,18 +103,19 @@ def measure(kills: int, epochs: int, folder: Path, seed: int = 0) -> dict[str, o
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         whole = train(settings(folder / "whole", epochs), report=lambda _: None)
     moments, seen = random.Random(seed), Counter[str]()
-    finished = different = 0
+    run, finished, different = 0, 0, 0
     while sum(seen.values()) < kills:
-        run = folder / f"run-{finished}"
-        while killed(child := begun(settings(run, epochs)), run, moments):
-            seen[after(run, child)] += 1
+        out, before = folder / f"run-{run}", sum(seen.values())
+        while killed(child := begun(settings(out, epochs)), out, moments):
+            seen[after(out, child)] += 1
             if sum(seen.values()) >= kills:
-                _, status = os.waitpid(begun(settings(run, epochs)), 0)
+                _, status = os.waitpid(begun(settings(out, epochs)), 0)
                 if status:
-                    raise SystemExit(f"the run in {run} could not go on: status {status}")
+                    raise SystemExit(f"the run in {out} could not go on: status {status}")
                 break
-        finished += 1
-        different += bool(repeat.compare(run, whole.path).numbers)
+        different += bool(repeat.compare(out, whole.path).numbers)
+        finished += sum(seen.values()) > before  # those that nobody killed say nothing
+        run += 1
     return {"kills": sum(seen.values()), "moments": dict(seen), "finished": finished, "different": different}
 
 
