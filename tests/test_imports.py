@@ -64,9 +64,8 @@ def wrong(module: str, source: str) -> list[str]:
     found = [name for name in imports(source) if name and name.partition(".")[0] != own]
     if own == "oracle":
         return [name for name in found if name != "errors"]
-    return [name for name in found if place.get(name.partition(".")[0], -1) <= place[own]] + wrong_inside(
-        module, source
-    )
+    outside = [name for name in found if place.get(name.partition(".")[0], -1) <= place[own]]
+    return outside + wrong_inside(module, source)
 
 
 def wrong_inside(module: str, source: str) -> list[str]:
