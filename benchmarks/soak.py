@@ -5,8 +5,10 @@
 A piece is one run in one folder that goes on for --piece minutes of training, killed by SIGKILL and resumed again and
 again; every process looks at its own memory, descriptors and threads once an epoch. Afterwards: the slope of memory
 over the steps of a process (those of the first 20 % left out), the growth of descriptors and threads, and whether
-metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow or a row is
-missing or doubled.
+metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow, a row is
+missing or doubled or a run ended by itself. With --jobs 2 two pieces run at the same time, each with one thread: the
+minutes count twice, the
+steps are those that were taken.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -118,25 +122,46 @@ def rows(out: Path) -> dict[str, Any]:
     return {"rows": len(found), "rows_wrong": len(set(found) ^ set(expected)) + len(found) - len(set(found))}
 
 
+def lone_piece(minutes: float, kill_minutes: float, seed: int) -> dict[str, Any]:
+    """A piece in a folder of its own, in a process of the pool."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return piece(Path(folder) / "x", minutes, kill_minutes, seed)
+
+
+def remaining(minutes: float, each: float) -> list[float]:
+    """The lengths of the pieces that make up so many minutes."""
+    lengths: list[float] = []
+    while (left := minutes - sum(lengths)) > 1e-6:
+        lengths.append(min(each, left))
+    return lengths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=360.0)
     parser.add_argument("--piece", type=float, default=60.0)
     parser.add_argument("--kill-every", type=float, default=3.0)
+    parser.add_argument("--jobs", type=int, default=1, help="pieces at the same time")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     pieces: list[dict[str, Any]] = []
     if arguments.out.is_file():
         pieces = json.loads(arguments.out.read_text(encoding="utf-8"))["pieces"]
-    while (spent := sum(p["minutes"] for p in pieces)) < arguments.minutes - 1e-6:
-        with tempfile.TemporaryDirectory() as folder:
-            minutes = min(arguments.piece, arguments.minutes - spent)
-            pieces.append(piece(Path(folder) / "x", minutes, arguments.kill_every, seed=len(pieces)))
-        print(json.dumps(pieces[-1]), flush=True)
-        write(arguments.out, 1, pieces=pieces)
+    lengths = remaining(arguments.minutes - sum(p["minutes"] for p in pieces), arguments.piece)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        seeds = range(len(pieces), len(pieces) + len(lengths))
+        work = [pool.submit(lone_piece, m, arguments.kill_every, s) for m, s in zip(lengths, seeds, strict=True)]
+        for done in as_completed(work):
+            if error := done.exception():
+                print(error, file=sys.stderr, flush=True)
+                continue
+            pieces.append(done.result())
+            print(json.dumps(pieces[-1]), flush=True)
+            write(arguments.out, 1, pieces=pieces)
+    failed = any(w.exception() for w in work)
     leaks = any(p["descriptors_growth"] > 2 or p["threads_growth"] > 0 or p["rows_wrong"] for p in pieces)
-    sys.exit(leaks)
+    sys.exit(failed or leaks)
 
 
 if __name__ == "__main__":

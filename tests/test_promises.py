@@ -62,7 +62,7 @@ RULES: dict[str, dict[str, Any]] = {  # name: its options and their defaults
     "optimum": SCORE,
     "ff": {"threshold": 1.0, "peer": 0.0, "views": 2, "blurs": 8},
     "ff-supervised": {"threshold": 1.0, "peer": 0.0, "views": 2, "classes": 10},
-    "phyll": {"theta": 4.0, "views": 2, "blurs": 8},
+    "phyll": {"theta": 4.0, "views": 2, "blurs": 8, "labelled": False, "classes": 10},
     "scff": {
         "theta1": (0, 5, 6),
         "theta2": (1, 9, 10),

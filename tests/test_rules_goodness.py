@@ -87,7 +87,7 @@ def test_forward_forward_equals_oracle(name: str, options: dict[str, Any], netwo
 
 @pytest.mark.parametrize("norm", [None, "length"])
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("options", [{}, {"theta": 30.0, "views": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"theta": 30.0, "views": 1}, {"labelled": True, "classes": 3}], ids=str)
 def test_phyll_equals_oracle(options: dict[str, Any], network: str, norm: str | None) -> None:
     compare(learner_of(network, localssl.rules.get("phyll", **options), norm), "phyll", network, norm, **options)
 
@@ -280,6 +280,13 @@ def test_label_in_image(n_views: int, shape: tuple[int, ...]) -> None:
     )
 
 
+def test_a_tall_label_is_as_high_as_the_largest_number_of_the_batch() -> None:
+    a, b = torch.rand(2, 4, 1, 5, 5)
+    a[2, 0, 4, 4] = 3.5
+    found = localssl.rules.get("phyll", labelled=True, classes=4).inputs()(a, b, None, torch.tensor([0, 1, 2, 3]))
+    assert torch.equal(found[:, 0, 0, :4].sort(1).values, torch.tensor([0.0, 0.0, 0.0, 3.5]).expand(16, 4))
+
+
 def test_label_in_image_whatever_the_memory_format() -> None:
     a, b = torch.rand(2, 4, 3, 5, 5)
     labels = torch.tensor([0, 1, 2, 3])
@@ -319,6 +326,10 @@ def test_what_is_refused() -> None:
             localssl.rules.get("phyll", theta=theta)
     with usage_error("classes"):
         localssl.rules.get("ff-supervised", classes=1)
+    with usage_error("classes"):
+        localssl.rules.get("phyll", labelled=True, classes=1)
+    with usage_error("labelled"):
+        localssl.rules.get("phyll", labelled=2)
     with usage_error("no room"):
         Learner(encoders.mlp(9), localssl.rules.get("ff-supervised"), (1, 3, 3))
     learner = Learner(encoders.mlp(16), localssl.rules.get("ff-supervised", classes=3), (1, 4, 4))

@@ -26,8 +26,7 @@ class Train(TrainConfig):
     """
 
     dry_run: bool = False
-    """Print sizes, parameters, memory and time, estimated from some real steps; write nothing. --out may be left
-    out."""
+    """Print sizes, memory and time to expect; write nothing. Estimated from some real steps. --out may be left out."""
     expect: Path | None = None
     """Folder of a run that this one should repeat, metrics and weights bit for bit; status 1 if not. Alone, with its
     settings and threads; --out: that folder with -again."""
@@ -114,34 +113,36 @@ class Compare:
     """
 
     data: str
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:, parquet:, shards:, npz:PATH or PATH.py:NAME."""
+    """digits, mnist, cifar10, imagefolder:PATH, and others. These are stl10, tiny-imagenet, parquet:PATH, shards:PATH,
+    npz:PATH, and your own, PATH.py:NAME."""
     out: Path
-    """Folder for cells, runs, table.csv, table.md, table.tex, seeds.csv, table.png and flags.yaml."""
+    """Folder for the table, its plot and the cells. In it: cells, runs, table.csv, table.md, table.tex, seeds.csv,
+    table.png and flags.yaml."""
     config: Path | None = None
-    """File of flags, one a line, e.g. seeds: 2, or the folder of a comparison, whose flags.yaml is read; flags that are
-    given win."""
+    """File of flags, or a comparison's folder; flags given win. A flag a line, e.g. seeds: 2; of a folder its
+    flags.yaml is read."""
     rules: tuple[str, ...] = ()
-    """Rules to compare, each with options in quotes where it has some: "ipc objective=lpl steps=5". all, the default:
+    """Rules to compare, e.g. clapp++ "ipc objective=lpl steps=5". Options and their rule stand in quotes. Default: all,
     every registered rule but yardsticks."""
     epochs: int | None = None
-    """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
+    """Passes over the images. Default: 40 on digits, else 10. The paper has 300."""
     seeds: int = 4
-    """Number of seeds, counted from 0; the intervals are over them."""
+    """Number of seeds, counted from 0. The intervals are over them."""
     jobs: int = 1
-    """Cells that run at the same time, each in its own process."""
+    """Cells that run at the same time. Each is a process of its own."""
     threads: int | None = None
     """CPU threads of each. Default: the machine's, shared among the jobs."""
     width: float = 1.0
-    """Factor on the encoder's channel numbers; 1 is the paper's."""
+    """Factor on the encoder's channel numbers. 1 is the paper's."""
     encoder: str | None = None
-    """As localssl train --encoder, the same for all rules: vgg6, torchvision:NAME, timm:NAME, PATH.py:NAME. Default:
-    what suits the data."""
+    """As that of localssl train, the same for all rules. E.g. vgg6, torchvision:NAME, timm:NAME, PATH.py:NAME.
+    Default: what suits the data."""
     encoder_options: tuple[str, ...] = ()
     """Of the encoder, NAME=VALUE, e.g. blocks=4. Default: what each rule asks for."""
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
     """Labels per class of the probe (fast protocol)."""
     limit_images: int | None = None
-    """Train on this many images, drawn once with a fixed seed. The probe uses all, or --probe-images."""
+    """Train on this many images. They are drawn once with a fixed seed. The probe uses all, or --probe-images."""
     probe_images: int | None = None
     """The probe fits on this many training images. Default: all."""
     image_size: int | None = None
@@ -175,7 +176,7 @@ class Compare:
     own: tuple[Path, ...] = ()
     """Files with code of yours, PATH.py, that the file of --config names: they run only where you name them."""
     report: bool = False
-    """Also write report.html: all of it on one page, beside the paper's numbers."""
+    """Also write report.html. It has all on one page, beside the paper's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What --help shows: every command in a line; a command's usual flags with examples; all of them with --help-all."""
+"""What --help shows: every command in a line; a command's usual flags, briefly, with examples; all with --help-all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from localssl.runs.kinds import UNIONS
 HELP = ("-h", "--help", "--help-all")
 TOP = ("--help", "--version", "--citation", "--completion")  # flags that stand before a command
 WIDTH, COLUMN = 80, 24  # of a line; where what a flag means begins
+SCREEN = 40  # lines that --help may take; where a command's whole page is longer, it is brief
 
 EXAMPLES = {
     "train": (
@@ -54,7 +56,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("learning in integers", "bits weight-noise dead mismatch"),
         ("several processes", "devices nodes across exchange shard-b patience pipeline split staleness"),
-        ("what is measured and kept on the way", "probe-every align-every checkpoint-every trackers expect"),
+        ("what is measured and kept", "probe-every align-every checkpoint-every trackers expect"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
@@ -130,30 +132,39 @@ def overview() -> str:
 
 def page(command: str, everything: bool = False) -> str:
     """What ``localssl COMMAND --help`` shows, or ``--help-all``."""
+    groups = _groups(command)
+    whole = _page(command, groups, brief=False)
+    if everything or (len(groups) == 1 and len(whole) <= SCREEN):
+        return "\n".join(whole)
+    more = ", ".join(["these in full", *(title for title, _ in groups[1:])])
+    rest = textwrap.wrap(f"localssl {command} --help-all: {more}", WIDTH)
+    return "\n".join([*_page(command, groups[:1], brief=True), "", *rest])
+
+
+def _page(command: str, groups: list[tuple[str, list[str]]], brief: bool) -> list[str]:
+    """The lines of a page with these groups of flags; brief: what comes first of every text."""
     kind = commands()[command]
     fields, texts = {f.name: f for f in dataclasses.fields(kind)}, _texts(kind)
     hints = get_type_hints(kind, include_extras=True)
-    places = [name for name in fields if get_origin(hints[name]) is Annotated and _place(hints[name])]
-    groups = _groups(command, [name for name in fields if name not in places])
-    shown = groups if everything else groups[:1]
+    places = [name for name in fields if _is_place(hints[name])]
     words = " ".join([*(f"[{n.upper()} …]" if _many(hints[n]) else n.upper() for n in places), "[flags]"])
-    lines = [f"usage: localssl {command} {words}", "", *_paragraphs(inspect.cleandoc(kind.__doc__ or "")), ""]
+    about = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+    lines = [f"usage: localssl {command} {words}", "", *_paragraphs(about[: 2 if brief else None]), ""]
     lines += ["for instance:", *(f"  localssl {command} {example}".rstrip() for example in EXAMPLES[command])]
     for name in places:
         lines += ["", *_entry(name.upper(), texts[name])]
-    for title, names in shown:
+    for title, names in groups:
         lines += ["", f"{title}:"]
         for name in names:
-            lines += _entry(f"--{name.replace('_', '-')} {_takes(hints[name])}".rstrip(), _text(fields[name], texts))
-    if len(shown) < len(groups):
-        rest = ", ".join(title for title, _ in groups[1:])
-        lines += ["", *textwrap.wrap(f"localssl {command} --help-all: {rest}", WIDTH)]
-    return "\n".join(lines)
+            text = _text(fields[name], _first(texts[name]) if brief else texts[name])
+            lines += _entry(f"--{name.replace('_', '-')} {_takes(hints[name])}".rstrip(), text)
+    return lines
 
 
-def _groups(command: str, names: list[str]) -> list[tuple[str, list[str]]]:
+def _groups(command: str) -> list[tuple[str, list[str]]]:
     """Titles and fields; a command without groups has one."""
-    found = GROUPS.get(command, (("flags", " ".join(names)),))
+    hints = get_type_hints(commands()[command], include_extras=True)
+    found = GROUPS.get(command, (("flags", " ".join(name for name, hint in hints.items() if not _is_place(hint))),))
     return [(title, group.replace("-", "_").split()) for title, group in found]
 
 
@@ -169,9 +180,15 @@ def _texts(kind: type[Any]) -> dict[str, str]:
     return texts
 
 
-def _text(field: dataclasses.Field[Any], texts: dict[str, str]) -> str:
+def _first(text: str) -> str:
+    """The first sentence of a flag's text, and what its default is."""
+    first, *rest = re.split(r"(?<=\.)(?<!e\.g\.) (?=[A-Z0-9])", text)
+    return " ".join([first, *(sentence for sentence in rest if sentence.startswith("Default:"))])
+
+
+def _text(field: dataclasses.Field[Any], text: str) -> str:
     """What a flag means, with its default where that says something the text does not."""
-    text, default = texts[field.name], field.default
+    default = field.default
     if default is dataclasses.MISSING:
         return f"{text} Needed."
     silent = isinstance(default, bool) or default in (None, ()) or "default" in text.lower()
@@ -192,17 +209,17 @@ def _takes(kind: Any) -> str:
     return {bool: "", str: "TEXT"}.get(kind, str(kind.__name__).upper())
 
 
-def _place(kind: Any) -> bool:
+def _is_place(kind: Any) -> bool:
     """Whether a field has its place on the line instead of a name; tyro marks those."""
-    return any("positional" in str(mark).lower() for mark in get_args(kind)[1:])
+    return get_origin(kind) is Annotated and any("positional" in str(mark).lower() for mark in get_args(kind)[1:])
 
 
 def _many(kind: Any) -> bool:
     return get_origin(get_args(kind)[0]) is tuple
 
 
-def _paragraphs(text: str) -> Iterable[str]:
-    for number, paragraph in enumerate(text.split("\n\n")):
+def _paragraphs(paragraphs: list[str]) -> Iterable[str]:
+    for number, paragraph in enumerate(paragraphs):
         yield from ([""] if number else [])
         yield from textwrap.wrap(" ".join(paragraph.split()), WIDTH)
 

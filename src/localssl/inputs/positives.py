@@ -88,13 +88,15 @@ class LabelInImage(PositivesAndNegatives):
     """Positives: images with their label written in. Negatives: with a wrong one, uniform over the others.
 
     The first ``classes`` pixels in reading order, in all channels, are 0 but for a 1 at the label, in the units in
-    which the images come (Hinton 2022). The neutral image has 0.1 in all of them.
+    which the images come (Hinton 2022; ``tall``: another height). The neutral image has 0.1 in all of them.
 
     Args:
         classes: number of labels.
+        tall: the mark is as high as the largest number in the batch, and not 1 (Momeni et al. 2023).
     """
 
     classes: int = 10
+    tall: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +129,8 @@ class LabelInImage(PositivesAndNegatives):
         right = labels.repeat(len(shown))
         wrong = (right + torch.randint(1, self.classes, right.shape, device=right.device)) % self.classes
         written = F.one_hot(torch.cat((right, wrong)), self.classes).to(positive.dtype)
+        if self.tall:
+            written = written * positive.max()
         return self.written(torch.cat((positive, positive)), written)
 
     def neutral(self, images: Tensor) -> Tensor:

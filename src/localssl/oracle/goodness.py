@@ -60,8 +60,16 @@ def _add_peers(
         signals[i] = signals[i] + spread(along, traces[i][layer].z.shape, patch)
 
 
-def phyll(task: Task, theta: float = 4.0, views: int = 2, blurs: int = 8, eps: float = 1e-6) -> Result:
-    """phyll; "direction" among the projections holds every ξ."""
+def phyll(
+    task: Task,
+    theta: float = 4.0,
+    views: int = 2,
+    blurs: int = 8,
+    labelled: bool = False,
+    classes: int = 10,
+    eps: float = 1e-6,
+) -> Result:
+    """phyll; "direction" among the projections holds every ξ. What the samples show was decided before."""
     traces = [forward_all(task.blocks, sample, task.norm) for sample in task.samples]
     pairs = len(traces) // 2
     losses = np.zeros(len(task.blocks))

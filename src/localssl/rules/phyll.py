@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl.errors import UsageError
-from localssl.inputs import Hybrids
+from localssl.inputs import Hybrids, LabelInImage
 from localssl.losses import at_least_float32
 from localssl.rules.base import Batch, Form, Projections, Rule
 
@@ -40,13 +40,16 @@ class PhyLL(Rule):
 
     z^l: the readout; ξ^l: fixed, drawn once a layer. The cosine normalises: raw activities go on to the next block.
     Positives: both views; negative i: a hybrid of positive i and another image (``inputs.Hybrids``). Unverified: this
-    unsupervised form is in the article but not in the authors' code, whose example writes labels into images (and has
-    GELU units: --encoder-options activation=gelu); it is given from memory.
+    unsupervised form is in the article but not in the authors' code; it is given from memory. With ``labelled`` it is
+    the form of that code: the label written into positive i, a wrong one into negative i (``inputs.LabelInImage``); its
+    example has GELU units (--encoder-options activation=gelu).
 
     Args:
         theta: θ; published: 4, and 5 for optics.
         views: 2, or 1 for view a alone.
         blurs: of the hybrids' mask.
+        labelled: labels in the images in place of hybrids.
+        classes: of the labels.
     """
 
     name: ClassVar[str] = "phyll"
@@ -54,15 +57,24 @@ class PhyLL(Rule):
     theta: float = 4.0
     views: int = 2
     blurs: int = 8
+    labelled: bool = False
+    classes: int = 10
 
     def __post_init__(self) -> None:
+        if type(self.labelled) is not bool:
+            raise UsageError(f"labelled must be true or false, got {self.labelled!r}")
         if type(self.theta) not in (int, float) or not 0 < self.theta < math.inf:
             raise UsageError(f"theta must be a number above 0, got {self.theta!r}")
         self.inputs()  # refuses what it does not take
 
+    @property
+    def uses_labels(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the inputs show labels."""
+        return self.labelled
+
     @override
-    def inputs(self) -> Hybrids:
-        return Hybrids(self.views, self.blurs)
+    def inputs(self) -> Hybrids | LabelInImage:
+        return LabelInImage(self.views, self.classes, tall=True) if self.labelled else Hybrids(self.views, self.blurs)
 
     @override
     def build(self, dims: Sequence[int]) -> dict[str, list[nn.Module]]:

@@ -34,38 +34,39 @@ class TrainConfig:
     """
 
     rule: str | None = None
-    """Learning rule, e.g. clapp++dfb (misspell one to see all), or your own, PATH.py:CLASS. Not needed with
-    --resume."""
+    """Learning rule, e.g. clapp++dfb, or PATH.py:CLASS. The latter is your own; misspell one to see all. Not needed
+    with --resume."""
     data: str | None = None
-    """digits, mnist, cifar10, stl10, tiny-imagenet, imagefolder:PATH, parquet:PATH, shards:PATH, npz:PATH, or your
-    own, PATH.py:NAME."""
+    """digits, mnist, cifar10, imagefolder:PATH, and others. These are stl10, tiny-imagenet, parquet:PATH, shards:PATH,
+    npz:PATH, and your own, PATH.py:NAME."""
     out: Path | None = None
-    """Folder of the run: config.yaml, flags.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
+    """Folder of the run. It gets config.yaml, flags.yaml, metrics.csv, checkpoint/, encoder.safetensors, manifest.json,
     cost.json."""
     config: Path | None = None
-    """File of flags, one a line, e.g. rule: clapp++dfb, or a run's folder, whose flags.yaml is read, or a run's
-    config.yaml; flags that are given win."""
+    """File of flags, or a run's folder; flags given win. A flag a line, e.g. rule: clapp++dfb; of a folder
+    its flags.yaml is read; a run's config.yaml is taken, too."""
     data_root: Path | None = None
     """Folder that holds the data set. Default: $LOCALSSL_DATA, else ./data."""
     download: bool = False
     """Let torchvision download mnist, cifar10 or stl10 into --data-root."""
     epochs: int | None = None
-    """Passes over the images. Default: 40 on digits, 10 elsewhere (the paper: 300)."""
+    """Passes over the images. Default: 40 on digits, else 10. The paper has 300."""
     width: float = 1.0
-    """Factor on the encoder's channel numbers; 1 is the paper's."""
+    """Factor on the encoder's channel numbers. 1 is the paper's."""
     seed: int = 0
-    """Seed of weights, order of images, views and negatives."""
+    """Seed of weights, order, views and negatives."""
     encoder: str | None = None
-    """vgg6, vgg5, mlp, cnn1d, scff3, scff4, softhebb3, stochastic-ff3, torchvision:NAME, timm:NAME, or your own,
-    PATH.py:NAME. Default: what suits the data."""
+    """vgg6, mlp, torchvision:NAME, timm:NAME, PATH.py:NAME, and others. These are vgg5, cnn1d, scff3, scff4, softhebb3,
+    stochastic-ff3. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
     """Of the encoder, NAME=VALUE, e.g. norm=length. Default: what the rule asks for."""
     rule_options: tuple[str, ...] = ()
-    """Options of the rule, NAME=VALUE, e.g. f=softplus loss_type=1 negatives=random."""
+    """Options of the rule, NAME=VALUE, e.g. f=softplus. Several: f=softplus loss_type=1 negatives=random."""
     lr: float | None = None
-    """Learning rate. Default: the rule's own, else 2e-3 on digits, 1e-3 elsewhere (the paper: 2e-4)."""
+    """Learning rate. Default: the rule's own or the data's. The latter is 2e-3 on digits, 1e-3 elsewhere (the paper:
+    2e-4)."""
     batch_size: int = 64
     """Images in a batch, two views each."""
     weight_decay: float | None = None
@@ -83,7 +84,7 @@ class TrainConfig:
     view_strength: float | None = None
     """Factor on how far affine views turn, shift, zoom and shear (digits, mnist). Default: 1."""
     limit_images: int | None = None
-    """Train on this many images, drawn once with a fixed seed."""
+    """Train on this many images. They are drawn once with a fixed seed."""
     skip_bad: bool = False
     """Skip and count images that cannot be decoded."""
     memory: float | None = None
@@ -104,7 +105,7 @@ class TrainConfig:
     mismatch: float = 0.0
     """With --bits: spread, over synapses, of the factor by which their changes are too large or small."""
     threads: int | None = None
-    """CPU threads, of every process. Default: PyTorch's own choice, shared among the processes."""
+    """CPU threads of every process. Default: PyTorch's own choice, shared among the processes."""
     devices: int = 1
     """Processes that share every batch, each a part of it, on this machine (as many of its devices). See --nodes. With
     --pipeline each of them is as many."""
@@ -140,7 +141,7 @@ class TrainConfig:
     """A batch with NaN or infinite gradients. stop: end, state kept; skip: leave it out; rollback: go on after it with
     the last checkpoint's weights. Those two hold the gradients of all blocks at once."""
     resume: bool = False
-    """Go on from the last checkpoint in --out; where there is none, start from the beginning."""
+    """Go on from the last checkpoint in --out. Where there is none, start from the beginning."""
 
     @property
     def together(self) -> int:
