@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from localssl import markdown
+
 HERE = Path(__file__).parent
 PAGE = HERE / "reliability.md"
 BEGIN, END = "<!-- made by benchmarks/reliability.py -->", "<!-- end of what is made -->"
@@ -168,10 +170,8 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 def updated(text: str) -> str:
     """The page with its table made anew."""
-    lines = [HEADER, ("---",) * len(HEADER), *rows()]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{markdown.table(HEADER, rows())}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

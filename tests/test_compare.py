@@ -463,7 +463,7 @@ def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
         r"a\_b \& 5\% \#1 \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{} c{+}{+} $\pm$ $-$1"
     )
     report.to_markdown(tmp_path / "t.md", ["a", "b"], [["x|y", "1"]], ["below", ""])
-    assert (tmp_path / "t.md").read_text() == "| a | b |\n|---|---|\n| x\\|y | 1 |\n\nbelow\n"
+    assert (tmp_path / "t.md").read_text() == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n\nbelow\n"
     report.to_latex(tmp_path / "table.tex", ["c++_%", "±"], [["a_b", "−1 ± 2"]], ["one\ntwo"])
     assert (tmp_path / "table.tex").read_text().endswith("\\end{tabular}\n% one two\n")
     compiles(tmp_path / "table.tex")

@@ -1,7 +1,8 @@
-"""No file over 400 lines without a reason, which stands here; no file of the package that git ignores."""
+"""No file over 400 lines without a reason, which stands here; tables from one place; no file that git ignores."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,6 +34,13 @@ def test_no_file_is_too_long_without_a_reason() -> None:
     found = lengths()
     assert len(found) > 200
     assert {name for name, lines in found.items() if lines > MOST} == set(LONG)
+
+
+def test_one_module_makes_tables_in_markdown() -> None:
+    """The line between header and rows, in whatever dialect, stands in no other source."""
+    files = (path for place in ("src", "benchmarks", "website") for path in (ROOT / place).rglob("*.py"))
+    found = [path for path in files if re.search(r"---[|\"']", path.read_text(encoding="utf-8"))]
+    assert [str(path.relative_to(ROOT)) for path in found] == ["src/localssl/markdown.py"]
 
 
 def test_every_folder_of_the_package_is_one() -> None:

@@ -49,7 +49,7 @@ def test_both_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         )
         assert found[net, "bp-clapp++", "cosine", "1"] == pytest.approx(1, abs=1e-4)
     assert {r["seeds"] for r in table} == {"1"}
-    assert (tmp_path / "resnet18.md").read_text(encoding="utf-8").count("\n| ") == 2 * 3
+    assert (tmp_path / "resnet18.md").read_text(encoding="utf-8").count("\n| ") == 1 + 2 * 3  # below the header
 
     experiments.EXPERIMENTS["resnet18"](settings)
     assert len(asked) == 2 * (1 + 2)  # finished cells are not run again

@@ -71,7 +71,7 @@ def test_tables_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(benchmark_tables, "RESULTS", tmp_path)
     for name in ("growth", "inactive"):
         assert getattr(benchmark_tables, name)().startswith("Not measured yet: `python benchmarks/")
-    assert "has not been run yet" in takes._days()[0]
+    assert "has not been run yet" in takes._days()
 
 
 def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 | 3 |" in step_tables.throughput()
     assert "| clapp++ | 9 | 0.100 | 0.200 | 0.25 |" in benchmark_tables.inactive()
     assert "| ImageNet | bp-clapp++ | dense | 1 |" in takes._days()
-    said = takes._days()[0]
+    said = takes._days()
     assert "6.5 % in the median, 32.5 % at most" in said
     assert "at most 128 pixels a side" in said
     assert "224 pixels are an extrapolation" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from localssl import rules
+from localssl import markdown, rules
 from localssl.certificate.certificate import Certificate, certify
 
 SHORT = ["rule", "verdict", "why", "ΔW reads", "ΔB reads", "layers", "operations", "bytes"]
@@ -56,14 +56,13 @@ def built_in() -> list[str]:
 
 def table(names: Iterable[str] | None = None) -> str:
     """The short rows of rules as a table in Markdown; of all built-in ones by default."""
-    rows = [row(certify(name)) for name in (built_in() if names is None else names)]
-    return "\n".join([f"| {' | '.join(SHORT)} |", f"| {' | '.join(['---'] * len(SHORT))} |", *rows])
+    return as_table(certify(name) for name in (built_in() if names is None else names))
 
 
-def row(certificate: Certificate) -> str:
-    """A row of the table."""
-    name, *others = short(certificate)
-    return f"| {' | '.join([f'`{name}`', *others])} |"
+def as_table(certificates: Iterable[Certificate]) -> str:
+    """The short rows of certificates as a table in Markdown."""
+    rows = (short(certificate) for certificate in certificates)
+    return markdown.table(SHORT, [[f"`{name}`", *others] for name, *others in rows])
 
 
 def _places(certificate: Certificate, reason: str) -> str:

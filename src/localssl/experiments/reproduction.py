@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from localssl import markdown
 from localssl.experiments import published
 from localssl.experiments.published import Number
 from localssl.experiments.tables import TABLE2
@@ -264,7 +265,7 @@ def overview(results: Path) -> str:
         ours, verdict = e.found(results)
         command = f"`localssl {e.command}`"
         rows.append((e.name, e.claim, ours, e.scale, command, e.date, _commit(results, e.commit), verdict, e.missing))
-    return table(head, rows)
+    return markdown.table(head, rows)
 
 
 def in_short(results: Path) -> str:
@@ -285,7 +286,7 @@ def accuracies(results: Path) -> str:
             rule = TABLE2[row][0] if title == "Table 2" else ""
             for data, number in by_data.items():
                 rows.append((title, row, data, str(number), *_beside(results, rule, data, number)))
-    return table(("table", "row", "data", "paper", "ours", "verdict"), rows)
+    return markdown.table(("table", "row", "data", "paper", "ours", "verdict"), rows)
 
 
 def peers(results: Path) -> str:
@@ -304,7 +305,7 @@ def peers(results: Path) -> str:
         rows.append(
             (f"`{rule}`", data, str(number), f"{ours:.2f}", f"`localssl reproduce {commands[rule]}`", commit, verdict)
         )
-    return table(("rule", "data", "published", "ours", "command", "commit", "verdict"), rows)
+    return markdown.table(("rule", "data", "published", "ours", "command", "commit", "verdict"), rows)
 
 
 def page(results: Path) -> str:
@@ -346,11 +347,6 @@ compared.
 
 The others' own settings (`localssl reproduce` lists them) were not run: they need {GPU}.
 """
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *rows))
 
 
 def above(ones: list[float], others: list[float]) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from localssl import markdown
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 BASE, CHEAP = "bp-clapp++", "low-rank-frozen"
@@ -16,63 +18,55 @@ Row = Mapping[str, Any]
 
 def memory() -> str:
     """Peak memory of a training step against backpropagation's."""
-    lines = [
-        "| rule | engine | B | width | blocks | activity, MiB | of BP's | total, MiB | of BP's |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['rule']} | {r['engine']} | {r['projection']} | {r['width']:g} | {r['depth']} | {r['activity']:,.1f} "
-        f"| {r['activity_ratio']:.2f} | {r['total']:,.0f} | {r['total_ratio']:.2f} |"
-        for r in rows("memory")
-    ]
-    return "\n".join([*lines, "", source("memory")])
+    lines: list[list[object]] = []
+    for r in rows("memory"):
+        line = [r["rule"], r["engine"], r["projection"], f"{r['width']:g}", r["depth"]]
+        line += [f"{r['activity']:,.1f}", f"{r['activity_ratio']:.2f}"]
+        lines.append([*line, f"{r['total']:,.0f}", f"{r['total_ratio']:.2f}"])
+    head = ["rule", "engine", "B", "width", "blocks", "activity, MiB", "of BP's", "total, MiB", "of BP's"]
+    return f"{markdown.table(head, lines)}\n\n{source('memory')}"
 
 
 def pipeline() -> str:
     """Throughput of layer-parallel training against one process."""
     if record("pipeline") is None:
         return missing("pipeline")
-    lines = [
-        "| rule | staleness | processes | blocks of each | width | images/s | of one | times | 95 % | repeats "
-        "| of one with all threads | times | 95 % |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['rule']} | {r['staleness']} | {r['processes']} | {' + '.join(map(str, r['split']))} | {r['width']:g} "
-        f"| {r['images_per_second']:.0f} | {r['images_per_second_alone']:.0f} | {r['ratio']:.2f} "
-        f"| {r['low']:.2f} to {r['high']:.2f} | {r['n']} | {_against_threads(r)} |"
-        for r in rows("pipeline")
-    ]
+    lines: list[list[object]] = []
+    for r in rows("pipeline"):
+        line = [r["rule"], r["staleness"], r["processes"], " + ".join(map(str, r["split"])), f"{r['width']:g}"]
+        line += [f"{r['images_per_second']:.0f}", f"{r['images_per_second_alone']:.0f}"]
+        line += [f"{r['ratio']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}", r["n"]]
+        lines.append([*line, *_against_threads(r)])
+    head = ["rule", "staleness", "processes", "blocks of each", "width", "images/s", "of one", "times", "95 %"]
+    head += ["repeats", "of one with all threads", "times", "95 %"]
     said = source("pipeline").replace(" 1 threads", " one thread a process")
     repeats = rows("pipeline")[0]["n"]
-    return "\n".join([*lines, "", said.replace("pipeline.json`", f"pipeline.json --repeats {repeats}`")])
+    said = said.replace("pipeline.json`", f"pipeline.json --repeats {repeats}`")
+    return f"{markdown.table(head, lines)}\n\n{said}"
 
 
-def _against_threads(r: Row) -> str:
+def _against_threads(r: Row) -> list[str]:
     """Where it was measured: that process's images a second, and how many times as many the pipeline's are."""
     if "against_threads" not in r:
-        return "not measured | | "
+        return ["not measured", "", ""]
     low, high = r["against_threads_low"], r["against_threads_high"]
-    return f"{r['images_per_second_threads']:.0f} | {r['against_threads']:.2f} | {low:.2f} to {high:.2f}"
+    return [f"{r['images_per_second_threads']:.0f}", f"{r['against_threads']:.2f}", f"{low:.2f} to {high:.2f}"]
 
 
 def parallel() -> str:
     """Seconds and bytes of a step in several processes, by what they exchange."""
     if record("parallel") is None:
         return missing("parallel")
-    lines = [
-        "| rule | width | processes | images of each | exchange | ms a step | ms of one with the whole batch "
-        "| times as fast | MB sent by each | share of communication |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['rule']} | {r['width']:g} | {r['processes']} | {r['batch_of_each']} | {r['exchange']} "
-        f"| {1e3 * r['seconds']:.1f} | {1e3 * r['one']:.1f} | {r['speedup']:.2f} | {r['bytes_sent'] / 1e6:.2f} "
-        f"| {r['share_of_communication']:.2f} |"
-        for r in rows("parallel")
-    ]
+    lines: list[list[object]] = []
+    for r in rows("parallel"):
+        line = [r["rule"], f"{r['width']:g}", r["processes"], r["batch_of_each"], r["exchange"]]
+        line += [f"{1e3 * r['seconds']:.1f}", f"{1e3 * r['one']:.1f}", f"{r['speedup']:.2f}"]
+        lines.append([*line, f"{r['bytes_sent'] / 1e6:.2f}", f"{r['share_of_communication']:.2f}"])
+    head = ["rule", "width", "processes", "images of each", "exchange", "ms a step", "ms of one with the whole batch"]
+    head += ["times as fast", "MB sent by each", "share of communication"]
     said = source("parallel").replace(" 1 threads", " one thread a process")
-    return "\n".join([*lines, "", re.sub(", batches of [^,]*", "", said)])  # they stand in the rows
+    said = re.sub(", batches of [^,]*", "", said)  # they stand in the rows
+    return f"{markdown.table(head, lines)}\n\n{said}"
 
 
 def large_data() -> str:
@@ -81,12 +75,10 @@ def large_data() -> str:
     command = "python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json"
     if found is None:
         return f"Not measured yet: `{command}`."
-    lines = ["| image size | from disk, images/s | in memory | ratio | 95 % | repeats |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['size']} | {r['images_per_second']:,.0f} | {r['in_memory']:,.0f} | {r['ratio']:.3f} "
-        f"| {r['low']:.3f} to {r['high']:.3f} | {r['n']} |"
-        for r in found["rows"]
-    ]
+    lines: list[list[object]] = []
+    for r in found["rows"]:
+        rates = [f"{r['images_per_second']:,.0f}", f"{r['in_memory']:,.0f}", f"{r['ratio']:.3f}"]
+        lines.append([r["size"], *rates, f"{r['low']:.3f} to {r['high']:.3f}", r["n"]])
     first, seen = found["rows"][0], found["order"]
     right = "in the order of seed and epoch" if seen["as_ordered"] and seen["each_once"] else "NOT as ordered"
     told = (
@@ -96,7 +88,8 @@ def large_data() -> str:
         f"from the tenth batch on."
     )
     made_by = source("large_data").partition(";")[2]
-    return "\n".join([*lines, "", f"{told} `{command}`;{made_by}"])
+    head = ["image size", "from disk, images/s", "in memory", "ratio", "95 %", "repeats"]
+    return f"{markdown.table(head, lines)}\n\n{told} `{command}`;{made_by}"
 
 
 def growth() -> str:
@@ -104,16 +97,16 @@ def growth() -> str:
     found = record("growth")
     if found is None:
         return missing("growth")
-    lines = ["| axis | rule | time | by products | by parameters | activity | arithmetic | total | arithmetic |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines: list[list[str]] = []
     for axis, rule in dict.fromkeys((e["axis"], e["rule"]) for e in found["exponents"]):
         by = {e["quantity"]: e for e in found["exponents"] if (e["axis"], e["rule"]) == (axis, rule)}
         time = by["seconds"]
         cells = [time["exponent"], time["arithmetic"]["products"], time["arithmetic"]["parameters"]]
         for quantity in ("activity", "total"):
             cells += [by[quantity]["exponent"], by[quantity]["arithmetic"][quantity]]
-        lines.append(f"| {axis} | {rule} | {' | '.join(f'{c:.2f}' for c in cells)} |")
-    return "\n".join([*lines, "", source("growth")])
+        lines.append([axis, rule, *(f"{c:.2f}" for c in cells)])
+    head = ["axis", "rule", "time", "by products", "by parameters", "activity", "arithmetic", "total", "arithmetic"]
+    return f"{markdown.table(head, lines)}\n\n{source('growth')}"
 
 
 def inactive() -> str:
@@ -121,13 +114,12 @@ def inactive() -> str:
     found = record("inactive")
     if found is None:
         return missing("inactive")
-    lines = ["| rule | steps | own γ are 0 | leaves no ΔW | by block |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {r['rule']} | {r['step']:,} | {r['own_mean']:.3f} | {r['none_mean']:.3f} "
-        f"| {' '.join(f'{v:.2f}' for v in r['none'])} |"
-        for r in found["rows"]
-    ]
-    return "\n".join([*lines, "", f"{found['data']}. {source('inactive')}"])
+    lines: list[list[str]] = []
+    for r in found["rows"]:
+        by_block = " ".join(f"{v:.2f}" for v in r["none"])
+        lines.append([r["rule"], f"{r['step']:,}", f"{r['own_mean']:.3f}", f"{r['none_mean']:.3f}", by_block])
+    table = markdown.table(["rule", "steps", "own γ are 0", "leaves no ΔW", "by block"], lines)
+    return f"{table}\n\n{found['data']}. {source('inactive')}"
 
 
 def compiled() -> str:
@@ -135,13 +127,12 @@ def compiled() -> str:
     found = record("compiled")
     if found is None:
         return missing("compiled")
-    lines = ["| rule | compiled | width | ratio (95 %) | n | seconds to compile |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['rule']} | {r['compiled']} | {r['width']:g} | {r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f}) "
-        f"| {r['n']} | {r['seconds_to_compile']:.1f} |"
-        for r in found["rows"]
-    ]
-    return "\n".join([*lines, "", source("compiled")])
+    lines: list[list[object]] = []
+    for r in found["rows"]:
+        ratio = f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+        lines.append([r["rule"], r["compiled"], f"{r['width']:g}", ratio, r["n"], f"{r['seconds_to_compile']:.1f}"])
+    table = markdown.table(["rule", "compiled", "width", "ratio (95 %)", "n", "seconds to compile"], lines)
+    return f"{table}\n\n{source('compiled')}"
 
 
 def record(name: str) -> dict[str, Any] | None:
@@ -154,12 +145,6 @@ def rows(name: str) -> list[dict[str, Any]]:
     """The rows that a benchmark wrote."""
     found = record(name)
     return [] if found is None else found["rows"]
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    found = [f"| {' | '.join(line)} |" for line in (head, *lines)]
-    return [found[0], "|" + "---|" * len(head), *found[1:]]
 
 
 def missing(name: str) -> str:

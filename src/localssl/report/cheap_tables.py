@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from localssl import encoders, rules
+from localssl import encoders, markdown, rules
 from localssl.data.specs import default_patches
 from localssl.report import arithmetic
-from localssl.report.benchmark_tables import Row, markdown
+from localssl.report.benchmark_tables import Row
 from localssl.report.study_tables import RESULTS as STUDIES
 
 
@@ -26,16 +26,14 @@ def cheap_b() -> str:
         lines.append(_cheap_row(name, cell, dense, f"results/cheap-b/cells/{file.name}"))
     other = _cell("better-rule", "both-convolutional-lateral-B")
     config = dense["config"]
-    return "\n".join(
-        [
-            *markdown(["B", "accuracy, %", "points lost", "learnt, % at width 1", "held, % at width 1", "cell"], lines),
-            "",
-            f"`{config['rule']}`, width 0.125, {config['epochs']} epochs, {config['limit_images']:,} images, seed "
-            f"{config['seed']}, held-out training images. learnt: parameters of B, held: with those that stay as "
-            "drawn, % of the dense ones. Another try, a lateral B that is a 3 × 3 convolution over the patches beside "
-            f"a dense feedback B, has {other['accuracy']:.2f} %, {dense['accuracy'] - other['accuracy']:.2f} less than "
-            "dense ([cell](results/better-rule/cells/both-convolutional-lateral-B.json)).",
-        ]
+    head = ["B", "accuracy, %", "points lost", "learnt, % at width 1", "held, % at width 1", "cell"]
+    return (
+        f"{markdown.table(head, lines)}\n\n"
+        f"`{config['rule']}`, width 0.125, {config['epochs']} epochs, {config['limit_images']:,} images, seed "
+        f"{config['seed']}, held-out training images. learnt: parameters of B, held: with those that stay as "
+        "drawn, % of the dense ones. Another try, a lateral B that is a 3 × 3 convolution over the patches beside "
+        f"a dense feedback B, has {other['accuracy']:.2f} %, {dense['accuracy'] - other['accuracy']:.2f} less than "
+        "dense ([cell](results/better-rule/cells/both-convolutional-lateral-B.json))."
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localssl import markdown
 from localssl.system.files import write_text
 
 Interval = tuple[float, float, float]  # mean, low, high; NaN ends where there is one value
@@ -109,12 +110,7 @@ def numbers(lines: Sequence[Line], budgets: Sequence[str]) -> tuple[list[str], l
 
 def to_markdown(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], below: Sequence[str]) -> None:
     """A Markdown table and paragraphs below it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    table = [line(header), "|" + "---|" * len(header), *(line(row) for row in rows)]
-    write_text(path, "\n".join(table) + "\n" + "".join(f"\n{text}\n" for text in below if text))
+    write_text(path, "\n\n".join([markdown.table(header, rows), *filter(None, below)]) + "\n")
 
 
 _LATEX = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from localssl import rules, testing
+from localssl import markdown, rules, testing
 from localssl.certificate import listing
 from localssl.inputs import Inputs
 from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables, study_tables, what_it_takes
@@ -26,8 +26,7 @@ def rules_table() -> str:
     found = [rules.get(name) for name in sorted(rules.names())]
     found_in = _results()
     built_in = [rule for rule in found if type(rule).__module__.startswith("localssl.rules.")]
-    lines = [HEADER, ("---",) * len(HEADER), *(_row(rule, found_in) for rule in built_in)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(HEADER, [_row(rule, found_in) for rule in built_in])
 
 
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
@@ -120,7 +119,7 @@ def _row(rule: Rule, found_in: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         "yes" if rule.uses_labels else "",
         str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",
         ", ".join(f"{key}: {value}" for key, value in rule.encoder_options.items()),
-        (type(rule).__doc__ or "").splitlines()[0].replace("|", "\\|"),
+        (type(rule).__doc__ or "").splitlines()[0],
         f"[{file}](../src/localssl/rules/{file})",
         ", ".join(f"[{name}](results/{name})" for name in found_in.get(rule.name, ())) or "not yet",
     )

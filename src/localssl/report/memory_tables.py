@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from localssl import encoders, rules
+from localssl import encoders, markdown, rules
 from localssl.data.specs import default_patches
 from localssl.report import arithmetic
-from localssl.report.benchmark_tables import BASE, CHEAP, LOCAL, Row, markdown, missing, record, rows, source
+from localssl.report.benchmark_tables import BASE, CHEAP, LOCAL, Row, missing, record, rows, source
 from localssl.report.cheap_tables import cheap_sentence
 from localssl.rules import ScoreRule
 
@@ -60,7 +60,7 @@ def crossovers() -> str:
         said += f" Low-rank rows: `--low-rank-only`, commit {commit}; along depth: memory.json."
         said += f" Not measured with it: {absent}." if absent else ""
     head = ["axis", "rule", "B", "total / backpropagation's at each place", "below it"]
-    return "\n".join([*markdown(head, lines), "", said, "", *_at_full_width()])
+    return "\n\n".join([markdown.table(head, lines), said, _at_full_width()])
 
 
 def below(ratios: Mapping[float, float]) -> str:
@@ -84,7 +84,7 @@ def _ratio(r: Row, base: Mapping[tuple[str, float], Row]) -> float:
     return r["total_ratio"] if "total_ratio" in r else r["total"] / base[r["axis"], r["x"]]["total"]
 
 
-def _at_full_width() -> list[str]:
+def _at_full_width() -> str:
     """By arithmetic, where measuring it would take many GiB."""
     batches = [2**k for k in range(3, 13)]
     sizes = [2**k for k in range(5, 11)]
@@ -93,10 +93,10 @@ def _at_full_width() -> list[str]:
         batch = _first(batches, lambda n, rule=rule: _costs(rule, n, 32))
         size = _first(sizes, lambda s, rule=rule: _costs(rule, 32, s))
         said.append(f"`{rule}` from a batch of {batch} or images of {size} pixels a side")
-    return [
+    return (
         "By arithmetic, at full width with a dense B, the total falls below backpropagation's, doubling the one and "
         f"leaving the other at 32: {'; '.join(said)}. Depth does not help it: every block brings its own B."
-    ]
+    )
 
 
 def _first(places: Sequence[int], costs: Callable[[int], tuple[int, int]]) -> str:
@@ -124,4 +124,4 @@ def temporal() -> str:
         numbers = arithmetic.between_views(found, rule), arithmetic.in_batch(found, rule)
         lines.append([name, *(f"{n:,}" for n in numbers)])
     head = ["rule", "numbers between view a and view b", "numbers a sample and view in a batch, `hebbian`"]
-    return "\n".join([*markdown(head, lines), "", "vgg6 at full width on 3 × 32 × 32, counted by `make docs`."])
+    return f"{markdown.table(head, lines)}\n\nvgg6 at full width on 3 × 32 × 32, counted by `make docs`."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from localssl.report.benchmark_tables import BASE, CHEAP, LOCAL, Row, markdown, missing, record, rows, source
+from localssl import markdown
+from localssl.report.benchmark_tables import BASE, CHEAP, LOCAL, Row, missing, record, rows, source
 from localssl.report.cheap_tables import cheap_sentence, resolved
 
 AIMS = {  # ratio to backpropagation's step, by width: the aim, and for a dense B the least that was asked for
@@ -21,7 +22,7 @@ FASTER = {"clapp++": 2.5, "clapp++dfb": 1.9}  # times as fast as the published c
 def step() -> str:
     """Time of a training step against backpropagation's."""
     found = rows("step")
-    return "\n".join([*_step_lines(found), "", *_about(found), source("step")])
+    return "\n".join([_step_table(found), "", *_about(found), source("step")])
 
 
 def trained() -> str:
@@ -32,10 +33,10 @@ def trained() -> str:
             f"python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/{name}.json"
         )
         return f"Not measured yet: `{command}`."
-    return "\n".join([*_step_lines(rows(name)), "", *_about(rows(name))])
+    return "\n".join([_step_table(rows(name)), "", *_about(rows(name))])
 
 
-def _step_lines(found: Sequence[Row]) -> list[str]:
+def _step_table(found: Sequence[Row]) -> str:
     has_load = any("load" in r for r in found)
     lines: list[list[str]] = []
     for r in found:
@@ -44,7 +45,7 @@ def _step_lines(found: Sequence[Row]) -> list[str]:
         line += [f"{r['milliseconds']:,.0f}", f"{r['milliseconds_against']:,.0f}", str(r["n"])]
         lines.append([*line, f"{r['load']:.1f}"] if has_load else line)
     head = ["rule", "engine", "layout", "views", "width", "ratio", "95 %", "ms", "BP's ms", "repeats"]
-    return markdown([*head, "load before"] if has_load else head, lines)
+    return markdown.table([*head, "load before"] if has_load else head, lines)
 
 
 def _about(found: Sequence[Row]) -> list[str]:
@@ -81,11 +82,11 @@ def goals() -> str:
             said = _met(r["ratio"], aim, least) if least is not None else _met_if_accurate(r["ratio"], aim)
             shown = [f"{aim:.2f}", "" if least is None else f"{least:.2f}"]
             lines.append([rule, f"{width:g}", *shown, f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})", said])
-    text = markdown(["rule", "width", "aim", "must", "measured", "met"], lines)
+    table = markdown.table(["rule", "width", "aim", "must", "measured", "met"], lines)
     quotients = [f"`{rule}` {' and '.join(_published(rule))} (aim {times:g})" for rule, times in FASTER.items()]
     widths = " and ".join(f"{w:g}" for w in dict.fromkeys(r["width"] for r in rows("step")))
     said = f"Times as fast as the published layout, views included, at widths {widths}: {'; '.join(quotients)}."
-    return "\n".join([*text, "", said, "", cheap_sentence()])
+    return "\n\n".join([table, said, cheap_sentence()])
 
 
 def _plain(r: Row) -> bool:
@@ -136,16 +137,12 @@ def parts() -> str:
     made_by = (
         f"torch {found['torch']}, {found['threads']} threads, batches of {found['batch']}, commit {found['commit']}"
     )
-    return "\n".join(
+    return "\n\n".join(
         [
-            *markdown(["rule", *names.values()], lines),
-            "",
+            markdown.table(["rule", *names.values()], lines),
             f"The local rules' convolutions, on average, are {share:.2f} of backpropagation's.",
-            "",
             "Ratio to backpropagation's step by MiB of drive a chunk (usual: 4) and by ΔB in tiles (usual) or whole:",
-            "",
-            *markdown(["rule", *names_of], variants),
-            "",
+            markdown.table(["rule", *names_of], variants),
             f"`{command}`; {made_by}.",
         ]
     )
@@ -170,7 +167,7 @@ def engines() -> str:
         for r in found
     ]
     head = ["network", "rule", "hebbian / autograd", "95 %", "ms", "autograd's ms", "repeats", "load before"]
-    return "\n".join([*markdown(head, lines), "", source("engines")])
+    return f"{markdown.table(head, lines)}\n\n{source('engines')}"
 
 
 def gpu() -> str:
@@ -195,7 +192,7 @@ def gpu() -> str:
     ]
     head = ["rule", "width", "batch", "precision", "images/s", "95 %", "without views", "peak, MiB", "busy", "bound by"]
     command = f"`python benchmarks/gpu.py --device cuda --out benchmarks/results/gpu.json`; {found['device']}"
-    return "\n".join([*markdown(head, lines), "", f"{command}, torch {found['torch']}, commit {found['commit']}."])
+    return f"{markdown.table(head, lines)}\n\n{command}, torch {found['torch']}, commit {found['commit']}."
 
 
 def throughput() -> str:
@@ -203,18 +200,23 @@ def throughput() -> str:
     found = record("throughput")
     if found is None:
         return missing("throughput")
-    lines = ["| rule | loop, images/s | of step and views | 95 % | of the step alone | share of views | repeats |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {r['rule']} | {r['images_per_second']:,.0f} | {r['of_step_and_views']:.3f} "
-        f"| {r['of_step_and_views_low']:.3f} to {r['of_step_and_views_high']:.3f} | {r['of_step']:.3f} "
-        f"| {r['views_share']:.3f} | {r['n']} |"
+    lines = [
+        [
+            r["rule"],
+            f"{r['images_per_second']:,.0f}",
+            f"{r['of_step_and_views']:.3f}",
+            f"{r['of_step_and_views_low']:.3f} to {r['of_step_and_views_high']:.3f}",
+            f"{r['of_step']:.3f}",
+            f"{r['views_share']:.3f}",
+            r["n"],
+        ]
         for r in found["rows"]
     ]
+    head = ["rule", "loop, images/s", "of step and views", "95 %", "of the step alone", "share of views", "repeats"]
     bare = [r["of_step"] for r in found["rows"]]
     measured = [r["rule"] for r in found["rows"]]
     verdict = "met" if min(bare) >= 0.95 else "missed"
     absent = [f"`{rule}`" for rule in (BASE, *LOCAL) if rule not in measured]
     said = f"The goal, 0.95 of the bare step, is {verdict}: it is {min(bare):.3f} to {max(bare):.3f}."
     said += f" {' and '.join(absent)}: not measured yet, by the same command." if absent else ""
-    return "\n".join([*lines, "", f"{found['data']}. {source('throughput')}", "", said])
+    return "\n\n".join([markdown.table(head, lines), f"{found['data']}. {source('throughput')}", said])

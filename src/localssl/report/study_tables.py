@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from localssl import markdown
 from localssl.stats import t_interval
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -23,7 +24,8 @@ def brain() -> str:
         cosines = [_mean(r["cosine"] for r in mine if r["rule"] == rule) for rule in rules]
         beside = [_mean(r[key] for r in mine) for key in ("between_twins", "untrained")]
         lines.append([block, *(f"{c} ({k})" for c, k in zip(cells, cosines, strict=True)), *beside])
-    return _table(["block", *(f"`{rule}`" for rule in rules), "twins of two seeds", "twin and its start"], lines)
+    header = ["block", *(f"`{rule}`" for rule in rules), "twins of two seeds", "twin and its start"]
+    return markdown.table(header, lines)
 
 
 def brain_answer() -> str:
@@ -33,7 +35,7 @@ def brain_answer() -> str:
     for r in rows:
         value, low, high = (f"{float(r[key]):.2f}" for key in ("correlation", "low", "high"))
         lines.append([r["measure"].upper(), r["over"], f"{value} ({low} to {high})", r["points"]])
-    return _table(["measure", "over", "Spearman (95 %)", "points"], lines)
+    return markdown.table(["measure", "over", "Spearman (95 %)", "points"], lines)
 
 
 COMPARED = {"compare-mnist": "MNIST", "compare-cifar10": "CIFAR-10", "compare-tiny-imagenet": "Tiny ImageNet"}
@@ -52,7 +54,7 @@ def compare() -> str:
         for rule in rules
     ]
     header = [word for name in found for word in (f"{COMPARED[name]} (%)", "above untrained")]
-    return _table(["rule", *header], lines)
+    return markdown.table(["rule", *header], lines)
 
 
 def _trained(rule: str) -> bool:
@@ -112,7 +114,7 @@ def _curves(
         lines.append([f"`{rule}`", "accuracy", *(_one(mine, "accuracy", wanted, 2) for wanted in columns.values())])
         lines.append(["", f"minus {against}, paired", *paired])
         lines.append(["", "cosine", *(_one(mine, "cosine", wanted, 3) for wanted in columns.values())])
-    return _table(["rule", "", *columns], lines)
+    return markdown.table(["rule", "", *columns], lines)
 
 
 def _seeds(study: str) -> dict[str, dict[str, float]]:
@@ -146,8 +148,3 @@ def _read(study: str, file: str) -> list[Row]:
 
 def _mean(values: Iterable[str]) -> str:
     return f"{t_interval([float(v) for v in values])[0]:.2f}"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from localssl import encoders, engine, rules, traffic
+from localssl import encoders, engine, markdown, rules, traffic
 from localssl.data.specs import default_patches
 from localssl.encoders import Encoder
 from localssl.report import arithmetic, benchmark_tables
@@ -187,28 +187,22 @@ def published_efficiency() -> float:
 
 def step_table() -> str:
     """What a card's step needs."""
-    lines = [
-        "| data | rule | B | images | products an image | parameters | of them B | weights, moments | activity |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines: list[list[object]] = []
     for name, task in TASKS.items():
         for rule, kind in CASES:
             need = cost(name, rule, kind)
             held = WEIGHT * (3 * need.parameters + need.fixed)
-            lines.append(
-                f"| {name} | {rule} | {kind} | {task.batch} | {need.products / task.batch / 1e9:,.1f} G "
-                f"| {need.parameters / 1e6:,.1f} M | {need.b / 1e6:,.1f} M | {held / 1e9:,.2f} GB "
-                f"| {ACTIVITY * need.activity / 1e9:,.2f} GB |"
-            )
-    return "\n".join(lines)
+            counted = [f"{need.products / task.batch / 1e9:,.1f} G"]
+            counted += [f"{n / 1e6:,.1f} M" for n in (need.parameters, need.b)]
+            counted += [f"{n / 1e9:,.2f} GB" for n in (held, ACTIVITY * need.activity)]
+            lines.append([name, rule, kind, task.batch, *counted])
+    head = ["data", "rule", "B", "images", "products an image", "parameters", "of them B"]
+    return markdown.table([*head, "weights, moments", "activity"], lines)
 
 
 def hours_table() -> str:
     """Hours of a run by cards, at three efficiencies: the bound, the assumed one and the published run's."""
-    lines = [
-        f"| data | rule | B | {' | '.join(f'hours on {k}' for k in COUNTS)} |",
-        f"|---|---|---|{'---|' * len(COUNTS)}",
-    ]
+    lines: list[list[str]] = []
     for name in TASKS:
         for rule, kind in CASES:
             cells: list[str] = []
@@ -216,32 +210,27 @@ def hours_table() -> str:
                 shares = (1.0, EFFICIENCY, published_efficiency())
                 found = [hours(name, seconds(name, rule, kind, "H100", cards, e).all, cards) for e in shares]
                 cells.append(" / ".join(f"{h:,.{0 if h >= 10 else 2 if h >= 0.1 else 3}f}" for h in found))
-            lines.append(f"| {name} | {rule} | {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([name, rule, kind, *cells])
+    return markdown.table(["data", "rule", "B", *(f"hours on {k}" for k in COUNTS)], lines)
 
 
 def parts_table() -> str:
     """Where a step's time goes at the assumed efficiency."""
     several = [k for k in COUNTS if k > 1]
-    lines = [
-        f"| data | rule | B | products, ms | memory, ms | {' | '.join(f'exchange on {k}, ms' for k in several)} |",
-        f"|---|---|---|---|---|{'---|' * len(several)}",
-    ]
+    lines: list[list[str]] = []
     for name in TASKS:
         for rule, kind in CASES:
             alone = seconds(name, rule, kind, "H100", 1)
             times = [alone.products, alone.memory]
             times += [s.all - alone.all for s in (seconds(name, rule, kind, "H100", k) for k in several)]
-            lines.append(f"| {name} | {rule} | {kind} | {' | '.join(f'{1e3 * t:,.1f}' for t in times)} |")
-    return "\n".join(lines)
+            lines.append([name, rule, kind, *(f"{1e3 * t:,.1f}" for t in times)])
+    head = ["data", "rule", "B", "products, ms", "memory, ms", *(f"exchange on {k}, ms" for k in several)]
+    return markdown.table(head, lines)
 
 
 def link_table() -> str:
     """What cards send for a step: changes of B as matrices, as rows, and as ``--exchange auto`` chooses."""
-    lines = [
-        "| data | rule | B | cards | matrices, MB | rows, MB | auto, MB | matrices, ms | rows, ms | auto, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines: list[list[object]] = []
     for name in TASKS:
         for rule, kind in CASES:
             for cards in COUNTS[1:]:
@@ -251,30 +240,31 @@ def link_table() -> str:
                 sent = [f"{exchanged(name, rule, kind, cards, way) / 1e6:,.0f}" for way in ways]
                 took = [f"{1e3 * (s.all - alone.all):,.2f}" for s in found]
                 none = ["none"] * (3 - len(ways))
-                lines.append(f"| {name} | {rule} | {kind} | {cards} | {' | '.join([*sent, *none, *took, *none])} |")
-    return "\n".join(lines)
+                lines.append([name, rule, kind, cards, *sent, *none, *took, *none])
+    head = ["data", "rule", "B", "cards", "matrices, MB", "rows, MB", "auto, MB"]
+    return markdown.table([*head, "matrices, ms", "rows, ms", "auto, ms"], lines)
 
 
 def assumptions_table() -> str:
     """The cards, and what the published run comes to."""
-    lines = ["| card | bf16 FLOP/s | memory, B/s | links within a server, B/s | beyond |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {card} | {c.peak / 1e12:,.0f} T | {c.memory / 1e12:.2f} T | {c.link / 1e9:.0f} G | {NETWORK / 1e9:.0f} G |"
+    head = ["card", "bf16 FLOP/s", "memory, B/s", "links within a server, B/s", "beyond"]
+    beyond = f"{NETWORK / 1e9:.0f} G"
+    lines = [
+        [card, f"{c.peak / 1e12:,.0f} T", f"{c.memory / 1e12:.2f} T", f"{c.link / 1e9:.0f} G", beyond]
         for card, c in CARDS.items()
     ]
     name, card, cards, took = PUBLISHED
     share = published_efficiency()
-    lines += [
-        "",
+    return (
+        f"{markdown.table(head, lines)}\n\n"
         f"{name}, {took:g} hours on {cards} {card}: {share * CARDS[card].peak / 1e12:.1f} TFLOP/s a card, "
-        f"{100 * share:.0f} % of its peak. Assumed for our own steps: {100 * EFFICIENCY:.0f} %.",
-    ]
-    return "\n".join(lines)
+        f"{100 * share:.0f} % of its peak. Assumed for our own steps: {100 * EFFICIENCY:.0f} %."
+    )
 
 
 def measured_table() -> str:
     """How well multiply-adds alone tell the measured ratios of step.json; days on the measured machine."""
-    lines = ["| rule | width | measured | by products | measured / by products |", "|---|---|---|---|---|"]
+    lines: list[list[str]] = []
     behind: list[float] = []
     for r in benchmark_tables.rows("step"):
         ours = r["layout"] == "ours" and not r["views"] and r["engine"] == "hebbian"
@@ -283,9 +273,9 @@ def measured_table() -> str:
             mine = _cifar10(r["rule"].split(",")[0], kind, r["width"], r["batch"])
             ratio = mine.products / _cifar10(*CASES[0], r["width"], r["batch"]).products
             behind.append(r["ratio"] / ratio)
-            lines.append(f"| {r['rule']} | {r['width']:g} | {r['ratio']:.3f} | {ratio:.3f} | {behind[-1]:.2f} |")
-    lines += ["", f"The last column lies between {min(behind):.2f} and {max(behind):.2f}.", "", *_days()]
-    return "\n".join(lines)
+            lines.append([r["rule"], f"{r['width']:g}", f"{r['ratio']:.3f}", f"{ratio:.3f}", f"{behind[-1]:.2f}"])
+    table = markdown.table(["rule", "width", "measured", "by products", "measured / by products"], lines)
+    return f"{table}\n\nThe last column lies between {min(behind):.2f} and {max(behind):.2f}.\n\n{_days()}"
 
 
 def _cifar10(rule: str, kind: str, width: float, batch: int) -> arithmetic.Cost:
@@ -294,21 +284,20 @@ def _cifar10(rule: str, kind: str, width: float, batch: int) -> arithmetic.Cost:
     return arithmetic.step(encoder, made(rule, kind), (3, 32, 32), default_patches("vgg6", 32) or (), batch)
 
 
-def _days() -> list[str]:
+def _days() -> str:
     """Days on the machine whose rates ``growth.json`` has."""
     record = benchmark_tables.record("growth")
     if record is None:
-        return ["On the machine of the benchmarks: `benchmarks/growth.py` has not been run yet."]
+        return "On the machine of the benchmarks: `benchmarks/growth.py` has not been run yet."
     rates = record["rates"]
     largest = max(r["size"] for r in record["rows"])
-    lines = [
+    said = (
         f"On the machine of the benchmarks ({record['threads']} threads), by the rates of growth.json. They are fitted "
         f"to steps on images of at most {largest} pixels a side, and miss those by {100 * rates['median_error']:.1f} % "
         f"in the median, {100 * rates['largest_error']:.1f} % at most; ImageNet's {TASKS['ImageNet'].size} pixels are "
-        "an extrapolation, whose error is not known.",
-        "",
-    ]
-    lines += ["| data | rule | B | days |", "|---|---|---|---|"]
+        "an extrapolation, whose error is not known."
+    )
+    lines: list[list[str]] = []
     for name, task in TASKS.items():
         for rule, kind in CASES:
             need = cost(name, rule, kind)
@@ -318,5 +307,5 @@ def _days() -> list[str]:
                 + rates["seconds_a_parameter"] * need.parameters
                 + rates["seconds_a_step"]
             )
-            lines.append(f"| {name} | {rule} | {kind} | {task.epochs * task.images / task.batch * step / 86400:,.0f} |")
-    return lines
+            lines.append([name, rule, kind, f"{task.epochs * task.images / task.batch * step / 86400:,.0f}"])
+    return f"{said}\n\n{markdown.table(['data', 'rule', 'B', 'days'], lines)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from localssl import markdown
+
 OPS: dict[str, str] = {
     "conv": "cross-correlation of a (N, C, …) with weights b (`groups`, `stride`, `padding` by zeros, `dilation`)",
     "conv-weight-gradient": "of an error at the output and x, Σ over samples and positions: weights of `shape`",
@@ -55,7 +57,7 @@ Operand = str | int | float
 
 def table() -> str:
     """The operations as a table in Markdown, for the documentation."""
-    return "\n".join(["| operation | gives |", "|---|---|", *(f"| `{name}` | {what} |" for name, what in OPS.items())])
+    return markdown.table(["operation", "gives"], [[f"`{name}`", what] for name, what in OPS.items()])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from localssl import own
+from localssl import markdown, own
 from localssl.errors import UsageError, one_line
 from localssl.rules import Rule
 from localssl.rules.base import PER_LAYER
@@ -58,8 +58,8 @@ def check_rule(rule: Rule | type[Rule] | str) -> dict[str, str]:
 
 def table() -> str:
     """The checks as a table in Markdown, for the documentation."""
-    rows = [f"| `{name}` | {check.claim} | {check.asked_of} |" for name, check in CHECKS.items()]
-    return "\n".join(["| check | what holds | asked of |", "|---|---|---|", *rows])
+    rows = [[f"`{name}`", check.claim, check.asked_of] for name, check in CHECKS.items()]
+    return markdown.table(["check", "what holds", "asked of"], rows)
 
 
 def _outcome(rule: Rule, name: str, check: str, places: list[Bench]) -> str:
