@@ -26,6 +26,19 @@ def test_every_figure_and_table_has_a_verdict() -> None:
             assert re.search(r"\| (reproduced|in part|not )", rows[name]), name
 
 
+def test_what_was_run_has_scale_date_and_commit() -> None:
+    """In both tables of what was run; other rules, whose numbers are published elsewhere, included."""
+    results = DOCS / "results"
+    for table in (reproduction.overview(results), reproduction.peers(results)):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for row in rows:
+            said = dict(zip(head, row, strict=True))
+            if said["verdict"] != "not run":
+                assert said["scale of ours"], row
+                assert re.fullmatch(r"\d{4}-\d\d-\d\d", said["date"]), row
+                assert re.fullmatch(r"[0-9a-f]{7}(, [0-9a-f]{7})*", said["commit"]), row
+
+
 def test_commands_are_there() -> None:
     commands = re.findall(r"`localssl reproduce ([\w-]+)", PAGE)
     assert len(commands) > 12
