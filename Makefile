@@ -76,7 +76,7 @@ docs: .venv/installed
 
 site: .venv/installed-docs
 	@echo "== the documentation as a site, in site/"
-	.venv/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 dist: .venv/installed-dist
 	@echo "== wheel and sdist, in dist/"
