@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = 47  # one screen, which ends at 60
 CLAIMS = " ".join(re.findall(r"^- (\*\*.*?)(?=\n- |\n\n)", TEXT, re.MULTILINE | re.DOTALL)).replace("\n ", "")
 
 
@@ -30,6 +31,11 @@ def test_two_commands_and_one_figure() -> None:
     assert (ROOT / figure).is_file()
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT)
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_one_screen() -> None:
+    """What is added takes the place of something else."""
+    assert len(TEXT.splitlines()) <= LINES <= 60
 
 
 def test_three_claims_with_their_commands() -> None:
