@@ -33,6 +33,24 @@ def test_every_python_and_system_has_its_tests() -> None:
     assert project["requires-python"] == f">={declared[0]}"
 
 
+def test_what_is_skipped_without_another_extra_has_a_job() -> None:
+    """Tests name the extra that they miss; what ``dist`` brings is for the wheel's own job."""
+    skipping = {}
+    for file in (ROOT / "tests").glob("test_*.py"):
+        if found := set(re.findall(r"here: pip install '\.\[(\w+)\]'", file.read_text(encoding="utf-8"))):
+            skipping[f"tests/{file.name}"] = found - {"test", "dist"}
+    wanted = {file: extras for file, extras in skipping.items() if extras}
+    assert len(wanted) >= 2
+    said = "\n".join(
+        step.get("run", "") for step in jobs(ROOT / ".github" / "workflows" / "tests.yml")["extras"]["steps"]
+    )
+    (installed,) = re.findall(r'pip install -e "\.\[([\w,]+)\]"', said)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(installed.split(",")) == {"test"}.union(*wanted.values())
+    assert set(installed.split(",")) <= set(project["optional-dependencies"])
+    assert set(re.findall(r"tests/\w+\.py", said)) == set(wanted)
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_what_is_called_is_there(path: Path) -> None:
     steps = [step for job in jobs(path).values() for step in job["steps"]]
