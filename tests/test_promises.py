@@ -16,7 +16,7 @@ import localssl
 from localssl import api, cli, errors, nir_graph, rulefile
 from localssl.cli import usage
 from localssl.encoders import Encoder
-from localssl.rules import Rule
+from localssl.rules import Batch, Rule, ScoreRule
 from localssl.runs.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +26,7 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.encoders.Encoder.from_blocks, "blocks"),
     (localssl.encoders.Encoder.from_torchvision, "name blocks"),
     (localssl.encoders.Encoder.from_timm, "name blocks"),
+    (localssl.encoders.networks.blocks_of, "model blocks in_channels inner_norm name"),
     (localssl.blocks.BlackBox, "function out_shape timeout name"),
     (localssl.rules.names, ""),
     (localssl.rules.get, "name options"),
@@ -46,8 +47,32 @@ CALLS: list[tuple[Any, str]] = [
     (rulefile.write, "run path"),
     (nir_graph.to_nir, "encoder input_shape path activation"),
     (localssl.alignment.measure, "encoder rules data reference patches fit"),
+    (localssl.callbacks.Align, "learner batches reference"),
+    (localssl.callbacks.Observe, "learner view_a view_b images labels"),
+    (localssl.callbacks.Curves, "out measurements every trackers"),
+    (localssl.callbacks.Curves.__call__, "self step losses"),
+    (localssl.callbacks.Curves.close, "self"),
+    (Rule.build, "self dims"),
+    (Rule.layer_loss, "self batch layer projections"),
+    (Rule.losses, "self batch projections"),
+    (Rule.inputs, "self"),
+    (Rule.patches, "self patches"),
+    (Rule.constants, "self part samples"),
+    (Batch.positives, "self layer"),
     (localssl.theory.optimal_projection, "z_pos z_neg c f loss_type weight_decay c_neg"),
 ]
+
+DECLARED: dict[str, Any] = {  # by a rule of one's own, and what holds where it says nothing
+    "credit": "local",
+    "uses_negatives": False,
+    "uses_labels": False,
+    "encoder_options": {},
+    "optimizer": None,
+    "lr": None,
+    "weight_decay": None,
+    "no_draws": {},
+    "exceptions": {},
+}
 
 SCORE = {"f": "hinge", "loss_type": 2, "margin": 1.0, "projection": "dense", "rank": 64}
 LPL = {"pull": 1.0, "push": 1.0, "decorrelation": 10.0, "eps": 1e-4}
@@ -212,6 +237,16 @@ def test_rule_files() -> None:
     assert {"minimum", "shift", "round", "outside", "sumpool", "sumpool-spread", "root"} <= set(rulefile.OPS)
 
 
+def test_what_a_rule_of_ones_own_builds_on() -> None:
+    assert localssl.rules.Rule is Rule
+    assert {name: getattr(Rule, name) for name in DECLARED} == DECLARED
+    assert issubclass(ScoreRule, Rule)
+    assert hasattr(ScoreRule, "references")
+    fields = [field.name for field in dataclasses.fields(Batch)]
+    assert fields[:4] == ["z", "negatives", "labels", "maps"]
+    assert Batch(torch.zeros(1, 6, 2)).n == 3
+
+
 def test_a_rule_of_ones_own_is_known_everywhere() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Mine(Rule):
@@ -226,6 +261,21 @@ def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help-all"]) == 0
     shown = re.findall(r"^  (?:--([a-z-]+)|([A-Z]+)  )", capsys.readouterr().out, re.MULTILINE)
     assert sorted(flag or place for flag, place in shown) == sorted(COMMANDS[command].split())
+
+
+@pytest.mark.parametrize("command", ["probe", "align", "report", "export"])
+def test_an_opened_run_goes_on_with_flags_for_keywords(command: str) -> None:
+    taken = inspect.signature(getattr(api.TrainedRun, command)).parameters
+    flags = [word.replace("-", "_") for word in COMMANDS[command].split() if word.islower()]
+    assert sorted(taken) == sorted(["self", *flags])
+
+
+def test_measurements_of_callbacks_are_functions_without_arguments() -> None:
+    for measurement in (localssl.callbacks.Align, localssl.callbacks.Observe):
+        assert list(inspect.signature(measurement.__call__).parameters) == ["self"]
+    given = inspect.signature(localssl.callbacks.Curves).parameters
+    assert given["measurements"].kind is inspect.Parameter.VAR_POSITIONAL
+    assert (given["every"].default, given["trackers"].default) == (100, ("tensorboard",))
 
 
 def test_commands_and_what_stands_beside_them() -> None:
