@@ -1,7 +1,10 @@
-"""Every snippet runs: Python as it stands, one page one session; commands with tiny sizes where that takes seconds.
+"""Snippets run where that takes seconds: Python as it stands, one page one session; commands in small (``ADDED``).
 
-What would take minutes or other machines (``PARSED``) is read as the command line reads it, and no more; its own tests
-run it. So are the commands that stand in the text.
+Not all of them. Read as the command line reads them and no more, since they would take minutes, data sets or other
+machines: commands of the pages in ``PARSED`` but the first comparison and the sections that have a test here;
+``reproduce``, the certificate of every rule at once, studies in several processes, whatever has a gap "…"
+(``parsed_only``); and the commands that stand in the text but ``theory``. Python of ``PARSED`` is compiled where no
+test here runs it. Of ``make`` the target is there, of ``python FILE`` and ``cp`` the file is. Other tests run them.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from localssl.cli import flags, main, usage
 from localssl.experiments import EXPERIMENTS
 from localssl.runs import flagfile
 
+from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_shards
 from .train_util import run_tiny
 
@@ -31,7 +36,6 @@ PARSED = (
     *(f"docs/{name}.md" for name in ("compare", "engine", "many-machines", "your-own-rule")),
 )
 OTHERS = ("docs/cite.md",)  # no command and no program: tests/test_site.py
-LATER = ("reproduce", "certify", "compare", "theory")  # commands that are parsed alone; so is --dry-run, ten seconds
 GIVEN = """
 import torch, localssl
 from torch import nn
@@ -54,7 +58,23 @@ ADDED = {
     "report": "--images 20",
     "doctor": "--quick",
     "export": "",
+    "certify": "",
+    "theory": "--cases 1",
+    "compare": f"{TINY} --width 0.25 --seeds 1 --probe-images 200 --align-batches 2",
 }
+
+
+def parsed_only(words: list[str]) -> bool:
+    """A command with a gap, or one that takes minutes to hours whatever is added to it."""
+    given = set(words)
+    long = {"reproduce": True, "certify": "--rule" not in given, "compare": "--jobs" in given}
+    return "…" in given or long.get(words[1], False)
+
+
+def run(line: str) -> None:
+    """A command of a page, with sizes that take seconds."""
+    words = shlex.split(line, comments=True)
+    assert main([*words[1:], *ADDED[words[1]].split()]) == 0, line
 
 
 def run_page(page: Path, section: str = "") -> int:
@@ -78,8 +98,8 @@ def run_page(page: Path, section: str = "") -> int:
             for line in filter(None, text.splitlines()):
                 words = shlex.split(line, comments=True)
                 read(line)
-                if words[0] == "localssl" and words[1] not in LATER and not {"…", "--dry-run"} & set(words):
-                    assert main([*words[1:], *ADDED[words[1]].split()]) == 0, line
+                if words[0] == "localssl" and not parsed_only(words):
+                    run(line)
     return len(found)
 
 
@@ -106,6 +126,8 @@ def read(line: str) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert words[1] in targets, line
+    elif words[0] == "cp":
+        assert all((ROOT / word).exists() for word in words[1:-1] if not word.startswith("-")), line
     else:
         assert words[0] == "python", line
         assert (ROOT / words[1]).is_file(), line
@@ -127,8 +149,10 @@ def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     if page not in ("index", "first-hour", "report"):  # begin with nothing
         run_tiny(Path("runs/x"))
+    if page == "certificate":  # has a rule of its own
+        shutil.copy(ROOT / "examples" / "my_rule.py", "my_rule.py")
     assert run_page(DOCS / f"{page}.md") >= 1
-    for name in ("net.py", "mine.py"):
+    for name in ("net.py", "mine.py", "my_rule.py"):
         own._LOADED.pop(tmp_path / name, None)
 
 
@@ -171,6 +195,21 @@ def test_commands_in_the_text(page: str) -> None:
         line = " ".join(found.split())
         if not re.search(r"…|\b[A-Z]{2,}\b|\bX\b|\\|\.\.\.", line):  # with a gap to be filled
             read(line)
+    for file in re.findall(r"`python ((?:examples|benchmarks|tests)/\S+?\.py)\b", text):
+        assert (ROOT / file).is_file(), file
+
+
+def test_the_first_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    in_this_process(monkeypatch)
+    run(_fenced(DOCS / "compare.md").splitlines()[0])
+    rows = re.findall(r"^\| (\S+) \| \d", Path("runs/compare/table.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows[:4] == ["untrained", "clapp++", "clapp++dfb", "bp-clapp++"]  # each with its accuracy
+
+
+def test_the_theory_on_one_case_each() -> None:
+    assert "`localssl theory`" in (DOCS / "theory.md").read_text(encoding="utf-8")
+    run("localssl theory")
 
 
 def test_shards_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
