@@ -206,6 +206,24 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     assert points(specs(text)[0])[0]["of"] == nasty
 
 
+def test_curves_have_their_numbers(run: Path, long_run: Path) -> None:
+    """A few of each in a table, the first and the last among them."""
+    rows = measured.curves(run)
+    for section, kinds in (("losses", ("loss", "rank", "dead", "active")), ("alignment", ("align",))):
+        said = part(text_of(run), section)
+        for kind in kinds:
+            full = [row for row in rows if row.get(f"{kind}_3") is not None]
+            header = " ".join(["block", *(f"epoch {row['epoch']:.4g}" for row in full)])
+            assert f"{header} 1 " in said
+            assert " ".join(["3", *(f"{row[f'{kind}_3']:.4g}" for row in full)]) in said
+    assert '<noscript><p class="missing">The charts need JavaScript. Their numbers are in the tables' in text_of(run)
+    said = part(text_of(long_run), "losses")
+    assert "Loss by block: 10 of 3,000 measurements" in said
+    found = re.search(r"block epoch 0.1 epoch 33.4 (.*?) epoch 300 1 ", said)
+    assert found is not None
+    assert found[1].count("epoch") == 7
+
+
 def synthetic(out: Path, epochs: int, blocks: int) -> Path:
     """As a long run of a deep encoder leaves it, with invented curves: ten rows an epoch, everything measured."""
     widths = ",".join(["8"] * blocks)
