@@ -29,6 +29,7 @@ return [...marks].flatMap(mark => {
   return [[style.fill, style.opacity * style.fillOpacity], [style.stroke, style.opacity * style.strokeOpacity]];
 }).filter(([colour]) => /^rgb\\(/.test(colour));
 """  # colour and opacity of all lines and points
+PAPER = 718  # pixels between the margins of a printed page of A4
 SECTIONS = ["run", "losses", "accuracy", "alignment", "filters", "units", "embedding", "projections", "cost"]
 
 
@@ -319,11 +320,12 @@ def test_by_keyboard_and_ear(run: Path) -> None:
 
 
 @needs_chromium
-def test_on_paper(run: Path) -> None:
-    """Printed from a dark screen it is black on white, no chart wider than the page."""
+@pytest.mark.parametrize("which", ["run", "long_run"])
+def test_on_paper(which: str, request: pytest.FixtureRequest) -> None:
+    """Printed from a dark screen it is black on white, no chart or table wider than the page, folded tables open."""
     import base64
 
-    with opened(run / "report.html", scheme="dark") as driver:
+    with opened(request.getfixturevalue(which) / "report.html", scheme="dark") as driver:
         printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
         assert base64.b64decode(printed["data"]).startswith(b"%PDF")
         features = [{"name": "prefers-color-scheme", "value": "dark"}]
@@ -331,6 +333,20 @@ def test_on_paper(run: Path) -> None:
         colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         assert driver.execute_script(colours) == ["rgb(26, 26, 26)", "rgb(255, 255, 255)"]
         assert driver.execute_script("return getComputedStyle(document.querySelector('nav')).display") == "none"
+        page_of_a4 = {"width": PAPER, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", page_of_a4)
+        wide = (
+            "const page = document.querySelector('main').getBoundingClientRect().right;"
+            "return [...document.querySelectorAll('.chart svg, table')].map(e => [e.getBoundingClientRect(), e])"
+            ".filter(([box]) => box.right > page + 0.5 || box.height < 10).map(([box, e]) => [box.right, e.outerHTML])"
+        )
+        assert driver.execute_script(wide) == []
+        folded = (
+            "return [...document.querySelectorAll('details:not([open]) table')]"
+            ".map(table => table.checkVisibility({contentVisibilityAuto: true}))"
+        )
+        assert set(driver.execute_script(folded)) == {True}
+        assert "weight_decay" in driver.execute_script("return document.querySelector('main').innerText")  # of settings
 
 
 @needs_chromium
