@@ -14,18 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from localssl import encoders
 from localssl.cli import main
-from localssl.encoders import Encoder
-from localssl.report import charts, filters, from_images, measured, page, units
+from localssl.report import charts, from_images, measured, page
 from localssl.runs.run import open_run
 
-from .browser_util import complaints, keep_screenshot, loaded_in, needs_chromium, opened, requests
+from .browser_util import complaints, contrast, keep_screenshot, loaded_in, needs_chromium, opened, requests
 from .train_util import folder, run_tiny, tiny
 
+DRAWN = """
+const marks = document.querySelectorAll(".chart svg .role-mark :is(path, line)");
+return [...marks].flatMap(mark => {
+  const style = getComputedStyle(mark);
+  return [[style.fill, style.opacity * style.fillOpacity], [style.stroke, style.opacity * style.strokeOpacity]];
+}).filter(([colour]) => /^rgb\\(/.test(colour));
+"""  # colour and opacity of all lines and points
+PAPER = 718  # pixels between the margins of a printed page of A4
 SECTIONS = ["run", "losses", "accuracy", "alignment", "filters", "units", "embedding", "projections", "cost"]
 
 
@@ -203,73 +207,22 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     assert points(specs(text)[0])[0]["of"] == nasty
 
 
-def test_long_curves_are_means() -> None:
-    rows = [{"epoch": float(i), "loss": float(i % 2)} for i in range(1000)]
-    thin = charts.thinned(rows, ["epoch", "loss"], points=100)
-    assert len(thin) == 100
-    assert {row["loss"] for row in thin} == {0.5}
-    assert charts.thinned([{"epoch": 1.0}], ["epoch", "loss"]) == [{"epoch": 1.0, "loss": None}]
-
-
-def test_filters_of_a_layer() -> None:
-    conv = encoders.conv_block(3, 4, pool=False)
-    assert filters.first_weights(Encoder.from_blocks([conv]), (3, 8, 8)) is not None
-    linear = encoders.mlp(3 * 4 * 4, widths=(5,))
-    assert filters.first_weights(linear, (3, 16)) is None  # a series
-    assert filters.first_weights(linear, (48,)) is None
-    weight = filters.first_weights(linear, (3, 4, 4))
-    assert weight is not None
-    assert weight.shape == (5, 3, 4, 4)
-    assert filters.first_weights(encoders.Encoder.from_blocks([nn.ReLU()]), (3, 4, 4)) is None
-    assert filters.first_weights(Encoder.from_blocks([encoders.conv_block(5, 4, pool=False)]), (5, 4, 4)) is None
-    weight = torch.zeros(2, 1, 3, 3)
-    weight[0, 0, 0, 0], weight[1, 0, 2, 2] = -2.0, 4.0
-    picture = np.asarray(filters.sheet(weight).resize((7, 3), Image.Resampling.NEAREST))
-    assert picture[0, 0, :3].tolist() == [0, 0, 0]  # each filter by its own largest weight
-    assert picture[2, 6, :3].tolist() == [255, 255, 255]
-    assert picture[1, 1, :3].tolist() == [128, 128, 128]
-    assert picture[0, 3, 3] == 0  # the gap is clear
-
-
-class _Brightest(nn.Module):
-    """One unit that is the image's brightest pixel, one its darkest's negative, which is never above 0."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, -x], 1)
-
-
-def test_most_exciting() -> None:
-    run = open_run_images()
-    encoder = Encoder.from_blocks([_Brightest()])
-    found = units.most_exciting(encoder, run, _Plain(), units=2, best=3, index=torch.arange(20))
-    brightest = run.batch(torch.arange(20)).flatten(1).amax(1).float()
-    assert [u.channel for u in found] == [1, 2]
-    assert found[0].activity == brightest.topk(3).values.tolist()
-    assert brightest[found[0].images].tolist() == found[0].activity
-    assert found[1].images == []  # black somewhere in every image: 0 at most, so never active
-
-
-class _Plain(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.float()
-
-
-def open_run_images() -> Any:
-    from localssl.data.sources import open_images
-
-    return open_images("digits", "test")
-
-
-def test_embedding_finds_what_is_apart() -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(60, 20, generator=generator)
-    z[30:, :10] += 8
-    for found in units.embed(z).values():
-        assert found.shape == (60, 2)
-        centres = found[:30].mean(0), found[30:].mean(0)
-        apart = np.linalg.norm(found - centres[0], axis=1) < np.linalg.norm(found - centres[1], axis=1)
-        assert apart[:30].all()
-        assert not apart[30:].any()
+def test_curves_have_their_numbers(run: Path, long_run: Path) -> None:
+    """A few of each in a table, the first and the last among them."""
+    rows = measured.curves(run)
+    for section, kinds in (("losses", ("loss", "rank", "dead", "active")), ("alignment", ("align",))):
+        said = part(text_of(run), section)
+        for kind in kinds:
+            full = [row for row in rows if row.get(f"{kind}_3") is not None]
+            header = " ".join(["block", *(f"epoch {row['epoch']:.4g}" for row in full)])
+            assert f"{header} 1 " in said
+            assert " ".join(["3", *(f"{row[f'{kind}_3']:.4g}" for row in full)]) in said
+    assert '<noscript><p class="missing">The charts need JavaScript. Their numbers are in the tables' in text_of(run)
+    said = part(text_of(long_run), "losses")
+    assert "Loss by block: 10 of 3,000 measurements" in said
+    found = re.search(r"block epoch 0.1 epoch 33.4 (.*?) epoch 300 1 ", said)
+    assert found is not None
+    assert found[1].count("epoch") == 7
 
 
 def synthetic(out: Path, epochs: int, blocks: int) -> Path:
@@ -325,6 +278,13 @@ def test_in_a_browser(width: int, scheme: str, run: Path) -> None:
             "return getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill"
         )
         assert label == ("rgb(26, 26, 26)" if scheme == "light" else "rgb(230, 230, 230)")
+        background = [float(c) for c in re.findall(r"[\d.]+", paper)]
+        drawn = driver.execute_script(DRAWN)
+        assert len({colour for colour, _ in drawn}) > 12
+        for colour, opacity in drawn:
+            red_green_blue = [float(c) for c in re.findall(r"[\d.]+", colour)]
+            seen = [opacity * c + (1 - opacity) * b for c, b in zip(red_green_blue, background, strict=True)]
+            assert contrast(seen, background) >= 3, (colour, opacity)
 
 
 @needs_chromium
@@ -360,11 +320,12 @@ def test_by_keyboard_and_ear(run: Path) -> None:
 
 
 @needs_chromium
-def test_on_paper(run: Path) -> None:
-    """Printed from a dark screen it is black on white, no chart wider than the page."""
+@pytest.mark.parametrize("which", ["run", "long_run"])
+def test_on_paper(which: str, request: pytest.FixtureRequest) -> None:
+    """Printed from a dark screen it is black on white, no chart or table wider than the page, folded tables open."""
     import base64
 
-    with opened(run / "report.html", scheme="dark") as driver:
+    with opened(request.getfixturevalue(which) / "report.html", scheme="dark") as driver:
         printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
         assert base64.b64decode(printed["data"]).startswith(b"%PDF")
         features = [{"name": "prefers-color-scheme", "value": "dark"}]
@@ -372,6 +333,20 @@ def test_on_paper(run: Path) -> None:
         colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         assert driver.execute_script(colours) == ["rgb(26, 26, 26)", "rgb(255, 255, 255)"]
         assert driver.execute_script("return getComputedStyle(document.querySelector('nav')).display") == "none"
+        page_of_a4 = {"width": PAPER, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", page_of_a4)
+        wide = (
+            "const page = document.querySelector('main').getBoundingClientRect().right;"
+            "return [...document.querySelectorAll('.chart svg, table')].map(e => [e.getBoundingClientRect(), e])"
+            ".filter(([box]) => box.right > page + 0.5 || box.height < 10).map(([box, e]) => [box.right, e.outerHTML])"
+        )
+        assert driver.execute_script(wide) == []
+        folded = (
+            "return [...document.querySelectorAll('details:not([open]) table')]"
+            ".map(table => table.checkVisibility({contentVisibilityAuto: true}))"
+        )
+        assert set(driver.execute_script(folded)) == {True}
+        assert "weight_decay" in driver.execute_script("return document.querySelector('main').innerText")  # of settings
 
 
 @needs_chromium

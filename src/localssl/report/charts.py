@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # of Vega-Lite
 STEPS = 12  # colours of what is ordered: blocks
 POINTS = 400  # of one line; longer ones are averaged
-_CLASSES = ("0072B2", "E69F00", "009E73", "CC79A7", "D55E00", "56B4E9", "8C6D31", "7F7F7F", "A8A800", "6A51A3")
+_CLASSES = ("0072B2", "C27C00", "00936B", "CC79A7", "B8320A", "1FA0C4", "5F3F14", "7A7A7A", "4F6B00", "5A3E9B")
 _ON_DARK = ("4DA3E0", "F0B430", "20C997", "E89CC6", "FF7F3F", "9AD4F5", "C4A265", "B0B0B0", "E0E050", "A990E0")
 
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ def colours(dark: bool) -> dict[str, str]:
     page = ("#16181d", "#e6e6e6", "#a8adb7", "#3a3e47", "#22252c", "#7cc0ff") if dark else ()
     page = page or ("#ffffff", "#1a1a1a", "#555b66", "#d9dce1", "#f3f4f6", "#0b5cad")
     plasma = colormaps["plasma"]
-    low, high = (0.3, 1.0) if dark else (0.0, 0.82)  # what stands out from the page
+    low, high = (0.4, 1.0) if dark else (0.0, 0.62)  # what stands out from the page, 3 to 1 as all that is drawn
     ordered = {f"b{i}": to_hex(plasma(low + (high - low) * i / (STEPS - 1))) for i in range(STEPS)}
     classes = {f"c{i}": f"#{colour}" for i, colour in enumerate(_ON_DARK if dark else _CLASSES)}
     names = ("paper", "ink", "muted", "grid", "shade", "link")
@@ -83,7 +83,7 @@ def intervals(rows: Sequence[Row], x: str, y: str, of: str) -> Row:
     bars = base.mark_rule(strokeWidth=2, aria=False).encode(y=alt.Y("low:Q"), y2="high", color=colour)
     shown: list[alt.Chart] = [bars, points] if any(row["low"] is not None for row in data) else [points]
     if any(row["mark"] is not None for row in data):
-        ticks = base.mark_tick(thickness=2, size=14, aria=False, color="var(--muted)")
+        ticks = base.mark_tick(thickness=2, size=14, opacity=1, aria=False, color="var(--muted)")
         shown.append(ticks.encode(y=alt.Y("mark:Q")))
     return _spec(alt.layer(*shown))
 
@@ -113,7 +113,7 @@ def ranking(rows: Sequence[Row], x: str) -> Row:
     if any(row["low"] is not None for row in rows):
         shown.insert(0, base.mark_rule(strokeWidth=2, aria=False).encode(x="low:Q", x2="high", color=colour))
     if any(row.get("mark") is not None for row in rows):
-        diamonds = base.mark_point(shape="diamond", size=90, strokeWidth=2, aria=False, color="var(--c4)")
+        diamonds = base.mark_point(shape="diamond", size=90, strokeWidth=2, opacity=1, aria=False, color="var(--c4)")
         shown.append(diamonds.encode(x="mark:Q", tooltip=tips))
     return _spec(alt.layer(*shown), height=40 + 26 * len(rows))
 
@@ -150,7 +150,7 @@ def scatter(rows: Sequence[Row], of: str) -> Row:
     plain = {"axis": None, "scale": alt.Scale(zero=False)}
     chart = (
         alt.Chart(_data([{"x": row["x"], "y": row["y"], "of": str(row[of])} for row in rows]))
-        .mark_point(filled=True, size=22, opacity=0.8, aria=False)
+        .mark_point(filled=True, size=22, opacity=1, aria=False)
         .encode(x=alt.X("x:Q", **plain), y=alt.Y("y:Q", **plain), color=colour, tooltip=_tips(of=of))
     )
     return _spec(chart, height=380)

@@ -15,6 +15,7 @@ from localssl.runs.checkpoint import existing
 from localssl.runs.config import program
 from localssl.runs.run import Run, build, manifest_of
 
+IN_TABLE = 10  # measurements of a curve
 QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement", "bias", "noise")
 
 
@@ -50,7 +51,7 @@ def losses(run: Run) -> page.Section:
         return page.Section("losses", "Losses", [page.Missing("There is no metrics.csv with a finished step yet.")])
     every = -(-len(rows) // charts.POINTS)
     caption = "From metrics.csv" + (f"; every point is the mean of {every} rows." if every > 1 else ".")
-    parts: list[page.Part] = [_curve(rows, "loss", "Loss by block", "loss", caption)]
+    parts = _curve(rows, "loss", "Loss by block", "loss", caption)
     monitors = [row for row in rows if row.get("rank_1") is not None]
     note = "On a fixed sample of 512 training images without augmentation, while training."
     for kind, title, axis in (
@@ -59,13 +60,10 @@ def losses(run: Run) -> page.Section:
         ("active", "Hinges with a gradient", "share of hinges"),
     ):
         if measured.blocks(monitors, kind):
-            parts.append(_curve(monitors, kind, title, axis, note))
+            parts += _curve(monitors, kind, title, axis, note)
     if measured.blocks(rows, "saturated"):
         note = "metrics.csv: of all numbers of a layer, weights included, since the row before."
-        parts.append(_curve(rows, "saturated", "Numbers that were clipped", "share of numbers", note))
-    last = rows[-1]
-    loss = [["loss of block " + str(b), _digits(last[f"loss_{b}"])] for b in measured.blocks(rows, "loss")]
-    parts.append(page.Table(f"Losses at step {last['step']:.0f}, the last row", ["", "value"], loss))
+        parts += _curve(rows, "saturated", "Numbers that were clipped", "share of numbers", note)
     return page.Section("losses", "Losses", parts)
 
 
@@ -102,7 +100,7 @@ def alignment(run: Run) -> page.Section:
     parts: list[page.Part] = []
     if rows:
         note = "Cosine of the update with backpropagation's, on four fixed batches of training images."
-        parts.append(_curve(rows, "align", "Alignment while training", "cosine", note))
+        parts += _curve(rows, "align", "Alignment while training", "cosine", note)
     else:
         parts.append(page.Missing("Alignment was not measured while training: train --align-every N does it."))
     for align in measured.found(run.path, measured.ALIGNMENTS):
@@ -170,8 +168,8 @@ def _cost_file(run: Run) -> dict[str, Any]:
     return spent if isinstance(spent, dict) else {}
 
 
-def _curve(rows: list[dict[str, float | None]], kind: str, title: str, axis: str, caption: str) -> page.Chart:
-    """Values of every block over the epochs."""
+def _curve(rows: list[dict[str, float | None]], kind: str, title: str, axis: str, caption: str) -> list[page.Part]:
+    """Values of every block over the epochs, and a few of them in a table."""
     blocks = measured.blocks(rows, kind)
     keys = [f"{kind}_{block}" for block in blocks]
     thin = charts.thinned(rows, ["epoch", *keys])
@@ -185,7 +183,18 @@ def _curve(rows: list[dict[str, float | None]], kind: str, title: str, axis: str
         values = [row[key] for row in rows if row.get(key) is not None]
         ends.append(f"block {block}: from {_digits(values[0])} to {_digits(values[-1])}")
     says = f"{title} over {rows[-1]['epoch']:g} epochs. {'; '.join(ends)}."
-    return page.Chart(title, charts.lines(points, "epoch", axis, "block"), says, caption)
+    return [page.Chart(title, charts.lines(points, "epoch", axis, "block"), says, caption), _some(rows, kind, title)]
+
+
+def _some(rows: list[dict[str, float | None]], kind: str, title: str) -> page.Table:
+    """Measurements of a curve, evenly spaced, the first and the last among them."""
+    blocks = measured.blocks(rows, kind)
+    full = [row for row in rows if any(row.get(f"{kind}_{block}") is not None for block in blocks)]
+    last, steps = len(full) - 1, max(1, min(len(full), IN_TABLE) - 1)
+    shown = [full[round(i * last / steps)] for i in range(min(len(full), IN_TABLE))]
+    values = [[block, *(_digits(row.get(f"{kind}_{block}")) for row in shown)] for block in blocks]
+    header = ["block", *(f"epoch {_digits(row['epoch'])}" for row in shown)]
+    return page.Table(f"{title}: {len(shown)} of {len(full):,} measurements", header, values)
 
 
 def _ends(row: dict[str, str]) -> dict[str, float | None]:
