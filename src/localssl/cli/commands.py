@@ -174,9 +174,9 @@ def compare(command: flags.Compare) -> list[Line]:
     if not bits and any(flaws.values()):
         raise UsageError("--weight-noise, --dead and --mismatch go with --bits; give --bits, too")
     rows = precision.rows(rows, bits, flaws) if bits else rows
-    compared = comparison.compare(study, rows, settings, c.seeds)
+    # the flags first: one that is stopped goes on with --config, too
+    compared = comparison.compare(study, rows, settings, c.seeds, lambda: flagfile.write(c.out / flagfile.NAME, c))
     lines = summary.write(compared, study, settings)
-    flagfile.write(c.out / flagfile.NAME, c)
     if bits:
         print(f"written: {', '.join(map(str, precision.write(compared, study, settings)))}")
     if c.report:

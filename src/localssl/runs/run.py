@@ -100,6 +100,11 @@ def open_run(path: str | Path) -> Run:
     return open_config(Path(path) / "config.yaml")
 
 
+def run_in(folder: Path) -> str | None:
+    """Of what makes a folder a run's the first that lies in it; None where nothing does."""
+    return next((name for name in ("checkpoint", "config.yaml", "encoder.safetensors") if (folder / name).exists()), None)
+
+
 def open_config(file: Path) -> Run:
     """The run that a config.yaml belongs to. Errors as in ``open_run``."""
     try:
