@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import localssl
 from localssl import api
 from localssl.cli import flags
 from localssl.errors import RunError, UsageError
+from localssl.report import measured
 from localssl.runs.config import TrainConfig
 from localssl.training.train import train
 
@@ -57,6 +60,44 @@ def test_from_run_to_report(run: api.TrainedRun) -> None:
     assert page.is_file()
     out = run.export(embeddings=True, out=str(run.path / "z.npy"))
     assert out.is_file()
+
+
+def test_a_later_probe_keeps_the_budgets_of_an_earlier_one(run: api.TrainedRun, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "x")
+    copy, file = localssl.open_run(tmp_path / "x"), tmp_path / "x" / "probe-fast.csv"
+    file.unlink(missing_ok=True)
+
+    def rows() -> dict[tuple[str, ...], str]:
+        (probe,) = measured.found(copy.path, measured.PROBES)
+        found = {(r["encoder"], r["labels"], r["method"], r["layer"]): r["accuracy"] for r in probe.rows}
+        assert len(found) == len(probe.rows)
+        return found
+
+    copy.probe(labels=["all"], limit_images=300, threads=1)
+    before = rows()
+    copy.probe(labels=["1"], draws=2, limit_images=300, threads=1)
+    both = rows()
+    assert {key: both[key] for key in before} == before
+    assert list(dict.fromkeys(key[:2] for key in both)) == [
+        (e, b) for e in ("untrained", "clapp++") for b in ("1", "all")
+    ]
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert "(1 label per class: fixed" in first
+    assert "; all labels: on a stratified 20% of the training labels" in first
+
+    copy.probe(labels=["1"], draws=3, limit_images=300, threads=1)  # in place of the two draws
+    assert rows().keys() == both.keys()
+    assert "mean of 3 stratified draws" in (first := file.read_text(encoding="utf-8").splitlines()[0])
+    assert "mean of 2" not in first
+
+    copy.probe(labels=["10"], draws=1, limit_images=500, threads=1)  # of other images
+    assert {key[1] for key in rows()} == {"10"}
+    copy.probe(labels=["1"], draws=1, limit_images=500, threads=1)
+    assert {key[1] for key in rows()} == {"1", "10"}
+    later = file.stat().st_mtime + 10
+    os.utime(copy.path / "encoder.safetensors", (later, later))  # as by a run that went on
+    copy.probe(labels=["1"], draws=1, limit_images=500, threads=1)
+    assert {key[1] for key in rows()} == {"1"}
 
 
 def test_the_card(run: api.TrainedRun) -> None:

@@ -118,7 +118,7 @@ def probe(command: flags.Probe) -> dict[str, ProbeResult]:
     header = [*evaluate.PROBE_HEADER[:5], "95 % interval", "draws"]
     show(f"{command.run}: accuracy in %", header, shown, protocol)
     path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
-    evaluate.to_csv(path, evaluate.PROBE_HEADER, rows, protocol)
+    evaluate.to_csv(path, evaluate.PROBE_HEADER, *evaluate.with_earlier(path, rows, protocol))
     print(f"written: {path}")
     return results
 
