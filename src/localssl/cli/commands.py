@@ -22,7 +22,7 @@ from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
 from localssl.runs import flagfile, repeat
-from localssl.runs.config import TrainConfig, as_typed, parse_options, program
+from localssl.runs.config import as_typed, parse_options, program
 from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system.slow import Slow
 from localssl.theory.checks import Outcome, verify_all
@@ -53,7 +53,7 @@ def _train(command: flags.Train) -> None:
         for line in rehearsal.lines(rehearsal.rehearse(command)):
             print(line)
         return
-    finished = train(command if command.expect is None else _repeated(command, command.expect))
+    finished = train(repeated(command))
     path, localssl = in_shell([str(finished.path)]), program()
     if not launch.speaks(command.nodes):
         return
@@ -66,8 +66,11 @@ def _train(command: flags.Train) -> None:
         expect(finished.path, command.expect)
 
 
-def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
-    """The command with what it leaves to the run that it should repeat."""
+def repeated(command: flags.Train) -> flags.Train:
+    """The command with what it leaves to the run that it should repeat, if there is one."""
+    expected = command.expect
+    if expected is None:
+        return command
     open_run(expected)  # first: it may be misspelt
     config, out, threads = command.config, command.out, command.threads
     if config is None and command.rule is None and not command.resume:
@@ -79,7 +82,7 @@ def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
     return dataclasses.replace(command, config=config, out=out, threads=threads)
 
 
-def expect(run: Path, expected: Path) -> repeat.Comparison:
+def expect(run: Path, expected: Path, report: Callable[[str], None] = print) -> repeat.Comparison:
     """Compare a run with the one that it should repeat and say what differs.
 
     Raises:
@@ -87,7 +90,7 @@ def expect(run: Path, expected: Path) -> repeat.Comparison:
     """
     found = repeat.compare(run, expected)
     for line in repeat.told(found, expected):
-        print(line)
+        report(line)
     if found.numbers:
         raise RunError(f"{run} does not repeat {expected}: {len(found.numbers)} differences in numbers")
     return found
