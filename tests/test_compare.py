@@ -594,6 +594,34 @@ def test_a_killed_process_fails_alone(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "study" / "cells" / "fine.json").read_text())["fine"] == 1
 
 
+UNGUARDED = """
+import pathlib
+from localssl.errors import UsageError
+from localssl.experiments.apart import run_apart
+from localssl.experiments.cells import Part, Settings, run_cells
+
+print("again")
+part = Part("a", print)
+for run, jobs in ((run_apart, 1), (run_cells, 2)):
+    try:
+        run([part], Settings(pathlib.Path("study"), jobs=jobs, threads=1))
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(localssl.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    says = "a process ended before it began (a program that calls compare or reproduce needs a guard, if __name__ =="
+    assert [line[: len(says)] for line in done.stdout.splitlines()].count(says) == 2
+    assert not list(tmp_path.glob("study/cells/*"))
+
+
 def test_rows_are_named_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="named twice"):
         compare(STUDY, [Row("a", "clapp"), Row("a", "clapp++")], Settings(tmp_path), 1)

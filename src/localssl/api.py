@@ -213,8 +213,10 @@ def align(run: str | Path, **options: Any) -> AlignResult:
 def compare(**options: Any) -> list[Line]:
     """Rules side by side, kept in the folder ``out``: ``localssl compare``. A row a rule.
 
+    Each row and seed is a process, which imports the program that calls this: guard it by if __name__ == "__main__".
+
     Raises:
-        UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``.
+        UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``, no guard.
         RunError: a row failed; the others are written.
     """
     return commands.compare(_flags(flags.Compare, options))
@@ -248,13 +250,15 @@ def theory(**options: Any) -> list[Outcome]:
 def reproduce(*names: str, **options: Any) -> None:
     """Experiments of the paper and of the documentation by name, none lists them: ``localssl reproduce``.
 
+    Many start processes, which import the program that calls this: guard it by if __name__ == "__main__".
+
     Raises:
-        UsageError: an unknown experiment.
+        UsageError: an unknown experiment, no guard.
     """
     commands.reproduce(_flags(flags.Reproduce, {"names": list(names), **options}))
 
 
-@_takes(flags.Report, positional="runs")
+@_takes(flags.Report, without="runs")
 def report(*runs: str | Path, **options: Any) -> list[Path]:
     """One page about every run, ``report.html`` in its folder: ``localssl report``. Returns the pages.
 

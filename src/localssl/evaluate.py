@@ -298,12 +298,11 @@ def with_earlier(path: Path, rows: list[list[object]], protocol: str) -> tuple[l
     header, *before = list(csv.reader(lines)) or [[]]
     both = of_both(comment.removeprefix("# "), protocol)
     others = set(budgets.BUDGETS) - {str(row[3]) for row in rows}
-    kept = [row for row in before if len(row) == len(header) and row[3] in others]
+    kept: list[list[object]] = [[*row] for row in before if len(row) == len(header) and row[3] in others]
     names = list(dict.fromkeys(new[0] for new in rows))
     if header != PROBE_HEADER or both is None or not kept or not {row[0] for row in kept} <= set(names):
         return rows, protocol
-    every: list[list[object]] = [*kept, *rows]
-    return sorted(every, key=lambda row: (names.index(row[0]), budgets.BUDGETS.index(str(row[3])))), both
+    return sorted([*kept, *rows], key=lambda row: (names.index(row[0]), budgets.BUDGETS.index(str(row[3])))), both
 
 
 def align_rows(result: AlignResult) -> list[list[object]]:
