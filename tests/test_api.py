@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import localssl
 from localssl import api
 from localssl.cli import flags
 from localssl.errors import RunError, UsageError
+from localssl.report import measured
 from localssl.runs.config import TrainConfig
 from localssl.training.train import train
 
@@ -47,6 +50,17 @@ def test_train_is_a_function(run: api.TrainedRun) -> None:
     assert repr(run) == f"TrainedRun({str(run.path)!r}: {run.config.rule} on digits, {run.config.epochs} epochs)"
 
 
+def test_a_run_that_repeats_another(run: api.TrainedRun) -> None:
+    said: list[str] = []
+    again = localssl.train(expect=str(run.path), report=said.append)
+    assert again.path == run.path.with_name("x-again")
+    assert said[-1].startswith(f"as in {run.path}: ")
+    with pytest.raises(RunError, match="does not repeat"):
+        localssl.train(**{**TINY, "out": run.path.with_name("other")}, seed=1, expect=run.path, report=said.append)
+    with pytest.raises(UsageError, match=r"call localssl\.dry_run"):
+        localssl.train(**TINY, dry_run=True)
+
+
 def test_from_run_to_report(run: api.TrainedRun) -> None:
     results = run.probe(labels=["10", "all"], threads=1)
     assert set(results) == {"untrained", "clapp++"}
@@ -57,6 +71,44 @@ def test_from_run_to_report(run: api.TrainedRun) -> None:
     assert page.is_file()
     out = run.export(embeddings=True, out=str(run.path / "z.npy"))
     assert out.is_file()
+
+
+def test_a_later_probe_keeps_the_budgets_of_an_earlier_one(run: api.TrainedRun, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "x")
+    copy, file = localssl.open_run(tmp_path / "x"), tmp_path / "x" / "probe-fast.csv"
+    file.unlink(missing_ok=True)
+
+    def rows() -> dict[tuple[str, ...], str]:
+        (probe,) = measured.found(copy.path, measured.PROBES)
+        found = {(r["encoder"], r["labels"], r["method"], r["layer"]): r["accuracy"] for r in probe.rows}
+        assert len(found) == len(probe.rows)
+        return found
+
+    copy.probe(labels=["all"], limit_images=300, threads=1)
+    before = rows()
+    copy.probe(labels=["1"], draws=2, limit_images=300, threads=1)
+    both = rows()
+    assert {key: both[key] for key in before} == before
+    assert list(dict.fromkeys(key[:2] for key in both)) == [
+        (e, b) for e in ("untrained", "clapp++") for b in ("1", "all")
+    ]
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert "(1 label per class: fixed" in first
+    assert "; all labels: on a stratified 20% of the training labels" in first
+
+    copy.probe(labels=["1"], draws=3, limit_images=300, threads=1)  # in place of the two draws
+    assert rows().keys() == both.keys()
+    assert "mean of 3 stratified draws" in (first := file.read_text(encoding="utf-8").splitlines()[0])
+    assert "mean of 2" not in first
+
+    copy.probe(labels=["10"], draws=1, limit_images=500, threads=1)  # of other images
+    assert {key[1] for key in rows()} == {"10"}
+    copy.probe(labels=["1"], draws=1, limit_images=500, threads=1)
+    assert {key[1] for key in rows()} == {"1", "10"}
+    later = file.stat().st_mtime + 10
+    os.utime(copy.path / "encoder.safetensors", (later, later))  # as by a run that went on
+    copy.probe(labels=["1"], draws=1, limit_images=500, threads=1)
+    assert {key[1] for key in rows()} == {"1"}
 
 
 def test_the_card(run: api.TrainedRun) -> None:
@@ -106,7 +158,7 @@ def test_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 
 COMMANDS = {
-    "train": flags.TrainConfig,
+    "train": flags.Train,
     "probe": flags.Probe,
     "align": flags.Align,
     "compare": flags.Compare,
@@ -125,7 +177,7 @@ def test_every_command_is_one_documented_function(name: str) -> None:
     assert f"``localssl {name}``" in function.__doc__
     shown = inspect.signature(function).parameters
     absent = {field.name for field in dataclasses.fields(COMMANDS[name])} - set(shown)
-    assert absent <= {"runs"}
+    assert absent == ({"dry_run"} if name == "train" else set())  # a function of its own
     with pytest.raises(UsageError, match=r"unknown option of \w+ 'epohcs'"):
         function(*(["x"] if name in ("probe", "align", "export") else []), epohcs=3)
 

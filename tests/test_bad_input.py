@@ -267,6 +267,12 @@ def test_no_run(command: str, tmp_path: Path, capsys: Capture) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("command", ["probe", "align", "report", "export --onnx"])
+def test_a_file_in_place_of_the_runs_folder(command: str, trained: Path, capsys: Capture) -> None:
+    file = trained / "config.yaml"
+    refuse(capsys, f"{command} {file}", f"{file} is a file; give the run's folder, {trained}\n")
+
+
 def test_images_that_are_not_where_they_were(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path / "set")
     monkeypatch.chdir(tmp_path)

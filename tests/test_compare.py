@@ -190,6 +190,44 @@ def test_cells_of_another_study(text: str, says: str, tmp_path: Path, capfd: pyt
     assert cell.read_text(encoding="utf-8") == text
 
 
+def test_a_runs_folder_is_no_comparisons_and_the_other_way_round(tmp_path: Path) -> None:
+    """Both write a flags.yaml; a run that lost its own could not be gone on with."""
+    run, study = tmp_path / "run", tmp_path / "study"
+    (run / "checkpoint").mkdir(parents=True)
+    (study / "cells").mkdir(parents=True)
+    for folder in (run, study):
+        (folder / "flags.yaml").write_text("mine: true")
+    with usage_error(r"is the folder of a run \(checkpoint\); name another one"):
+        api.compare(data="digits", rules=["clapp++"], out=run)
+    for resume in (False, True):
+        with usage_error(r"holds a comparison or an experiment \(cells\); choose another --out"):
+            api.train(rule="clapp++", data="digits", out=study, resume=resume)
+    assert [path.name for path in sorted(run.iterdir())] == ["checkpoint", "flags.yaml"]
+    assert [path.name for path in sorted(study.iterdir())] == ["cells", "flags.yaml"]
+    assert {(folder / "flags.yaml").read_text() for folder in (run, study)} == {"mine: true"}
+
+
+def test_flags_are_kept_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a comparison that is stopped, too; not of one that is refused."""
+    out, words = tmp_path / "study", ["compare", "--rules", "clapp++", *SMALL.split(), "--seeds", "1"]
+
+    def stopped(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "run_apart", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            api.compare(data="digits", rules=["clapp++"], width=0.25, seeds=1, out=out)
+    flags = (out / "flags.yaml").read_text()
+    assert "width: 0.25" in flags
+
+    (out / "cells").mkdir()
+    (out / "cells" / "clapp++-s0.json").write_text("{}")  # of a row, not of the untrained encoder
+    assert cli.main([*words, "--out", str(out)]) == 2
+    assert (out / "flags.yaml").read_text() == flags
+    assert not (out / "runs").exists()
+
+
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts run in this process; the names of those that were asked for."""
@@ -554,6 +592,34 @@ def test_a_killed_process_fails_alone(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "study" / "cells" / "killed.json").exists()  # gone on with by the same command
     assert json.loads((tmp_path / "study" / "cells" / "fine.json").read_text())["fine"] == 1
+
+
+UNGUARDED = """
+import pathlib
+from localssl.errors import UsageError
+from localssl.experiments.apart import run_apart
+from localssl.experiments.cells import Part, Settings, run_cells
+
+print("again")
+part = Part("a", print)
+for run, jobs in ((run_apart, 1), (run_cells, 2)):
+    try:
+        run([part], Settings(pathlib.Path("study"), jobs=jobs, threads=1))
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(localssl.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    says = "a process ended before it began (a program that calls compare or reproduce needs a guard, if __name__ =="
+    assert [line[: len(says)] for line in done.stdout.splitlines()].count(says) == 2
+    assert not list(tmp_path.glob("study/cells/*"))
 
 
 def test_rows_are_named_once(tmp_path: Path) -> None:

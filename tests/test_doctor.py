@@ -12,6 +12,7 @@ import pytest
 from localssl import checkup, rules
 from localssl.cli import main
 from localssl.learner import Learner
+from localssl.system import devices
 
 from .sources_util import pictures, write_idx
 
@@ -29,11 +30,21 @@ def test_a_machine_that_can_work(tmp_path: Path, capsys: Capture, monkeypatch: p
     for heading in ("versions:", "devices:", "rules:", "data:", "disk:", "what to do:"):
         assert f"\n{heading}" in f"\n{said}"
     assert "clapp++dfb" in said
-    assert f"{os.cpu_count()} cores" in said
+    assert f"{devices.cores()} core" in said
     assert f"torch: {importlib.metadata.version('torch')}" in said
     assert "digits: found, 1,297 training images" in said
     assert "\n   cifar10: localssl train --rule clapp --data cifar10 --download --dry-run\n" in said
     assert said.endswith("localssl can work here\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a machine that keeps processes to some cores")
+def test_cores_are_those_that_may_be_used() -> None:
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert found("devices")["cpu"].found.startswith("1 core, PyTorch uses")
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def test_data_that_are_there(tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ COMMANDS = {  # all ten, each with all that it takes; in capitals what has its p
 }
 BESIDE = "--help --version --citation --completion"  # what the command line takes before a command
 NAMES = (
-    "Learner __version__ alignment blocks callbacks certificate certify compare doctor dry_run encoders load open_run "
-    "represent rules testing theory train trust"
+    "Learner __version__ align alignment blocks callbacks certificate certify compare doctor dry_run encoders load "
+    "open_run represent reproduce rules testing theory train trust"
 )
 FUNCTIONS = (
     "train dry_run open_run probe align compare certify theory reproduce report export doctor"  # of localssl.api

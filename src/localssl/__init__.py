@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localssl import alignment, blocks, callbacks, certificate, encoders, represent, rules, testing, theory
-    from localssl.api import certify, compare, doctor, dry_run, open_run, train
+    from localssl.api import align, certify, compare, doctor, dry_run, open_run, reproduce, train
     from localssl.learner import Learner
     from localssl.own import trust
     from localssl.runs.checkpoint import load
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Learner",
     "__version__",
+    "align",
     "alignment",
     "blocks",
     "callbacks",
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "open_run",
     "represent",
+    "reproduce",
     "rules",
     "testing",
     "theory",
@@ -39,7 +41,9 @@ _HOMES = {
     "Learner": "localssl.learner",
     "load": "localssl.runs.checkpoint",
     "trust": "localssl.own",
-    **dict.fromkeys(("certify", "compare", "doctor", "dry_run", "open_run", "train"), "localssl.api"),
+    **dict.fromkeys(
+        ("align", "certify", "compare", "doctor", "dry_run", "open_run", "reproduce", "train"), "localssl.api"
+    ),
 }
 
 

@@ -6,7 +6,7 @@
     run.report()
 
 Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in
-``localssl.cli.flags``, for ``train`` of ``localssl.runs.config.TrainConfig``), with the same defaults. What the command
+``localssl.cli.flags``), with the same defaults. What the command
 line prints is printed here, too. Bad input raises ``localssl.errors.UsageError``.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 from localssl.certificate import Certificate
 from localssl.checkup import Finding
 from localssl.cli import commands, flags
-from localssl.errors import unknown
+from localssl.errors import UsageError, unknown
 from localssl.evaluate import AlignResult
 from localssl.own import check_files, named, only_named
 from localssl.probe import ProbeResult
@@ -34,19 +34,22 @@ from localssl.runs.config import TrainConfig
 from localssl.runs.kinds import check_kinds
 from localssl.runs.run import Run
 from localssl.theory.checks import Outcome
-from localssl.training import rehearsal
+from localssl.training import launch, rehearsal
 from localssl.training.train import train as train_run
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def _takes(kind: type[Any], positional: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make of a function a command: the signature of its flags, and code runs only where the call names its file."""
+def _takes(kind: type[Any], without: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make of a function a command: the signature of its flags, and code runs only where the call names its file.
+
+    ``without``: a flag that is no keyword.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
-        names = {p.name for p in own} | {positional}
+        names = {p.name for p in own} | {without}
         given = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in dataclasses.fields(kind)
@@ -142,25 +145,31 @@ def _flags(kind: type[T], given: Mapping[str, Any]) -> T:
     return flagfile.taken(made) if isinstance(made, TrainConfig | flags.Compare) else made
 
 
-@_takes(TrainConfig)
+@_takes(flags.Train, without="dry_run")
 def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRun:
     """Train an encoder and leave everything in the folder ``out``: ``localssl train``.
 
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
-        options: rule, data, out, and what ``localssl.runs.config.TrainConfig`` has besides; ``localssl train
-            --help-all`` says what each means. There are no callbacks: ``metrics.csv`` in the folder grows while the run
-            goes on, and a loop of your own is a few lines (docs/networks.md).
+        options: rule, data, out, and what ``localssl.cli.flags.Train`` has besides, but for dry_run, which is a
+            function of its own; ``localssl train --help-all`` says what each means. There are no callbacks:
+            ``metrics.csv`` in the folder grows while the run goes on, and a loop of your own is a few lines
+            (docs/networks.md).
 
     Returns:
         The finished run.
 
     Raises:
         UsageError: input that has to be mended; nothing was written or changed.
-        RunError: the run cannot go on; the last checkpoint is whole.
+        RunError: the run cannot go on; the last checkpoint is whole. Or it is done and does not repeat ``expect``.
         KeyboardInterrupt: stopped, after a checkpoint was written.
     """
-    finished = train_run(_flags(TrainConfig, options), report)
+    command = _flags(flags.Train, options)
+    if command.dry_run:
+        raise UsageError("train has no dry_run here; call localssl.dry_run with the other options")
+    finished = train_run(commands.repeated(command), report)
+    if command.expect is not None and launch.speaks(command.nodes):
+        commands.expect(finished.path, command.expect, report)
     return TrainedRun(finished.path, finished.config)
 
 
@@ -204,8 +213,10 @@ def align(run: str | Path, **options: Any) -> AlignResult:
 def compare(**options: Any) -> list[Line]:
     """Rules side by side, kept in the folder ``out``: ``localssl compare``. A row a rule.
 
+    Each row and seed is a process, which imports the program that calls this: guard it by if __name__ == "__main__".
+
     Raises:
-        UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``.
+        UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``, no guard.
         RunError: a row failed; the others are written.
     """
     return commands.compare(_flags(flags.Compare, options))
@@ -239,13 +250,15 @@ def theory(**options: Any) -> list[Outcome]:
 def reproduce(*names: str, **options: Any) -> None:
     """Experiments of the paper and of the documentation by name, none lists them: ``localssl reproduce``.
 
+    Many start processes, which import the program that calls this: guard it by if __name__ == "__main__".
+
     Raises:
-        UsageError: an unknown experiment.
+        UsageError: an unknown experiment, no guard.
     """
     commands.reproduce(_flags(flags.Reproduce, {"names": list(names), **options}))
 
 
-@_takes(flags.Report, positional="runs")
+@_takes(flags.Report, without="runs")
 def report(*runs: str | Path, **options: Any) -> list[Path]:
     """One page about every run, ``report.html`` in its folder: ``localssl report``. Returns the pages.
 

@@ -96,9 +96,9 @@ def _versions() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    cores, threads = devices.cores(), torch.get_num_threads()
     advice = f"--threads {cores} uses all cores" if threads < cores else ""
-    yield Finding("devices", "cpu", f"{cores} cores, PyTorch uses {threads} threads", advice)
+    yield Finding("devices", "cpu", f"{cores} core{'s' * (cores > 1)}, PyTorch uses {threads} threads", advice)
     memory = devices.memory()
     if memory:
         yield Finding("devices", "memory", f"{memory / 2**30:.1f} GiB")

@@ -17,6 +17,7 @@ from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError, unknown
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.probe.activity import few, settle
+from localssl.probe.fast import of_both
 from localssl.runs.run import Run
 from localssl.system import devices
 from localssl.system.files import write_text
@@ -284,6 +285,24 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
         for name, result in results.items()
         for r in result.rows
     ]
+
+
+def with_earlier(path: Path, rows: list[list[object]], protocol: str) -> tuple[list[list[object]], str]:
+    """Rows of a probe and its protocol, with those of other label budgets that an earlier one left in ``path``.
+
+    Kept are those of the same encoder (the run has written none since), the same images and the same protocol.
+    """
+    if not path.is_file() or path.stat().st_mtime < (path.parent / "encoder.safetensors").stat().st_mtime:
+        return rows, protocol
+    comment, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    header, *before = list(csv.reader(lines)) or [[]]
+    both = of_both(comment.removeprefix("# "), protocol)
+    others = set(budgets.BUDGETS) - {str(row[3]) for row in rows}
+    kept: list[list[object]] = [[*row] for row in before if len(row) == len(header) and row[3] in others]
+    names = list(dict.fromkeys(new[0] for new in rows))
+    if header != PROBE_HEADER or both is None or not kept or not {row[0] for row in kept} <= set(names):
+        return rows, protocol
+    return sorted([*kept, *rows], key=lambda row: (names.index(row[0]), budgets.BUDGETS.index(str(row[3])))), both
 
 
 def align_rows(result: AlignResult) -> list[list[object]]:

@@ -22,7 +22,7 @@ from localssl.report.comparison import Line
 from localssl.report.tables import show
 from localssl.rules import Rule
 from localssl.runs import flagfile, repeat
-from localssl.runs.config import TrainConfig, as_typed, parse_options, program
+from localssl.runs.config import as_typed, parse_options, program
 from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system.slow import Slow
 from localssl.theory.checks import Outcome, verify_all
@@ -53,7 +53,7 @@ def _train(command: flags.Train) -> None:
         for line in rehearsal.lines(rehearsal.rehearse(command)):
             print(line)
         return
-    finished = train(command if command.expect is None else _repeated(command, command.expect))
+    finished = train(repeated(command))
     path, localssl = in_shell([str(finished.path)]), program()
     if not launch.speaks(command.nodes):
         return
@@ -66,8 +66,11 @@ def _train(command: flags.Train) -> None:
         expect(finished.path, command.expect)
 
 
-def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
-    """The command with what it leaves to the run that it should repeat."""
+def repeated(command: flags.Train) -> flags.Train:
+    """The command with what it leaves to the run that it should repeat, if there is one."""
+    expected = command.expect
+    if expected is None:
+        return command
     open_run(expected)  # first: it may be misspelt
     config, out, threads = command.config, command.out, command.threads
     if config is None and command.rule is None and not command.resume:
@@ -79,7 +82,7 @@ def _repeated(command: TrainConfig, expected: Path) -> TrainConfig:
     return dataclasses.replace(command, config=config, out=out, threads=threads)
 
 
-def expect(run: Path, expected: Path) -> repeat.Comparison:
+def expect(run: Path, expected: Path, report: Callable[[str], None] = print) -> repeat.Comparison:
     """Compare a run with the one that it should repeat and say what differs.
 
     Raises:
@@ -87,7 +90,7 @@ def expect(run: Path, expected: Path) -> repeat.Comparison:
     """
     found = repeat.compare(run, expected)
     for line in repeat.told(found, expected):
-        print(line)
+        report(line)
     if found.numbers:
         raise RunError(f"{run} does not repeat {expected}: {len(found.numbers)} differences in numbers")
     return found
@@ -118,7 +121,7 @@ def probe(command: flags.Probe) -> dict[str, ProbeResult]:
     header = [*evaluate.PROBE_HEADER[:5], "95 % interval", "draws"]
     show(f"{command.run}: accuracy in %", header, shown, protocol)
     path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
-    evaluate.to_csv(path, evaluate.PROBE_HEADER, rows, protocol)
+    evaluate.to_csv(path, evaluate.PROBE_HEADER, *evaluate.with_earlier(path, rows, protocol))
     print(f"written: {path}")
     return results
 
@@ -174,9 +177,9 @@ def compare(command: flags.Compare) -> list[Line]:
     if not bits and any(flaws.values()):
         raise UsageError("--weight-noise, --dead and --mismatch go with --bits; give --bits, too")
     rows = precision.rows(rows, bits, flaws) if bits else rows
-    compared = comparison.compare(study, rows, settings, c.seeds)
+    # the flags first: one that is stopped goes on with --config, too
+    compared = comparison.compare(study, rows, settings, c.seeds, lambda: flagfile.write(c.out / flagfile.NAME, c))
     lines = summary.write(compared, study, settings)
-    flagfile.write(c.out / flagfile.NAME, c)
     if bits:
         print(f"written: {', '.join(map(str, precision.write(compared, study, settings)))}")
     if c.report:

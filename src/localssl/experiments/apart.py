@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from localssl import own
 from localssl.errors import RunError, UsageError, one_line
 from localssl.experiments.cells import Part, Settings, output_to
 from localssl.runs.manifest import environment
-from localssl.system import interrupts
+from localssl.system import guard, interrupts
 from localssl.system.files import write_text
 
 FAILED = "failed"  # key of a record that holds the reason and nothing else
@@ -34,6 +35,7 @@ ANEW = "anew"  # beside it: whether the failure was the rule's, so that its run 
 class _Running:
     part: Part
     process: SpawnProcess
+    ready: Event
     began: float
 
 
@@ -43,8 +45,10 @@ def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]
     A part that failed before is tried again. One that fails has the record {"failed": reason, "anew": bool}.
 
     Raises:
+        UsageError: the processes cannot start, since the program that calls this has no guard.
         KeyboardInterrupt: stopped; what runs has saved, and the same call goes on.
     """
+    guard.leave_unguarded()
     folder = settings.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts if _clear_failed(part, settings)]
@@ -63,6 +67,8 @@ def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]
                 assert isinstance(sentinel, int)
                 one = running.pop(sentinel)
                 one.process.join()
+                if (one.process.exitcode or 0) > 0 and not one.ready.is_set():
+                    raise guard.unbegun()
                 reason = _outcome(one, settings)
                 if not _file(one.part, settings).is_file():
                     lost[one.part.name] = reason or "?"
@@ -118,11 +124,13 @@ def _start(part: Part, settings: Settings) -> _Running:
     log = _log(part, settings)
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part.name}: begins, says more in {log}", flush=True)
-    arguments = (part, settings, os.getpid(), own.named())
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    arguments = (part, settings, os.getpid(), own.named(), ready)
+    process = context.Process(target=_work, args=arguments)
     with interrupts.blocked():  # inherited: Ctrl-C is this process's business, which sends SIGTERM to the others, once
         process.start()
-    return _Running(part, process, time.monotonic())
+    return _Running(part, process, ready, time.monotonic())
 
 
 def _stop(running: Sequence[_Running]) -> None:
@@ -150,8 +158,9 @@ def _outcome(one: _Running, settings: Settings) -> str | None:
     return reason
 
 
-def _work(part: Part, settings: Settings, parent: int, named: list[str]) -> None:
+def _work(part: Part, settings: Settings, parent: int, named: list[str], ready: Event) -> None:
     """In the process of the part, whose output goes to a log; of the user's files those run that are ``named``."""
+    ready.set()
     interrupts.follow(parent)
     torch.set_num_threads(settings.threads_per_job())
     with output_to(_log(part, settings)), own.only_named(named):

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from localssl.errors import RunError, UsageError
 from localssl.runs.config import TrainConfig
 from localssl.runs.manifest import environment
 from localssl.runs.run import Run, open_run
-from localssl.system import interrupts
+from localssl.system import guard, interrupts
 from localssl.system.files import write_atomic, write_text
 from localssl.training.train import train
 
@@ -92,6 +93,10 @@ def run_cells(cells: Sequence[Cell | Part], settings: Settings) -> list[dict[str
     """Run the cells that are not there yet; return all, in order. Training resumes where a stopped run left off.
 
     Cells that share a run's folder (the same run after more epochs) are done one after the other.
+
+    Raises:
+        UsageError, RunError: a cell's; processes of ``settings.jobs`` above 1 that cannot start, since the program that
+            calls this has no guard.
     """
     folder = settings.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +117,15 @@ def run_cells(cells: Sequence[Cell | Part], settings: Settings) -> list[dict[str
 
 
 def _run_in_processes(todo: Sequence[Cell | Part], settings: Settings) -> None:
+    guard.leave_unguarded()
     groups: dict[Path | str | None, list[Cell | Part]] = {}
     for cell in todo:
         groups.setdefault(cell.config.out if isinstance(cell, Cell) else cell.name, []).append(cell)
     waiting = list(groups.values())
     running: set[Future[str]] = set()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, context, initializer=interrupts.follow, initargs=(os.getpid(),)) as pool:
+    ready = context.Event()
+    with ProcessPoolExecutor(settings.jobs, context, initializer=_begin, initargs=(os.getpid(), ready)) as pool:
         while waiting or running:
             # never more than can run: what the pool has taken it begins, even after Ctrl-C or a failure
             while waiting and len(running) < settings.jobs:
@@ -128,10 +135,18 @@ def _run_in_processes(todo: Sequence[Cell | Part], settings: Settings) -> None:
                 try:
                     print(future.result(), flush=True)
                 except BrokenProcessPool as error:
+                    if not ready.is_set():
+                        raise guard.unbegun() from None
                     raise RunError(
                         f"a process ended without a word (out of memory?); see the logs in {settings.out / 'runs'}; "
                         f"the same command goes on, with fewer --jobs it needs less"
                     ) from error
+
+
+def _begin(parent: int, ready: Event) -> None:
+    """First of all in a process of the pool."""
+    ready.set()
+    interrupts.follow(parent)
 
 
 def _run_group(group: list[Cell | Part], settings: Settings) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from localssl.probe import fast_probe, features
 from localssl.runs.config import TrainConfig
 from localssl.runs.limits import check
 from localssl.runs.metrics import read
-from localssl.runs.run import Run, get_rule, train_split
+from localssl.runs.run import Run, get_rule, run_in, train_split
 from localssl.system.devices import peak_gpu_memory, peak_memory
 from localssl.system.files import write_text
 from localssl.training.train import train
@@ -62,14 +62,25 @@ class Compared:
     edge: str = ""
 
 
-def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -> list[Compared]:
+def compare(
+    study: Study, rows: Sequence[Row], settings: Settings, seeds: int, begin: Callable[[], None] = lambda: None
+) -> list[Compared]:
     """Train and measure all rows that are not there yet; the untrained encoders come first.
 
+    Args:
+        study: what all rows have in common.
+        rows: the rows.
+        settings: where and how.
+        seeds: their number, counted from 0.
+        begin: called before anything is trained, after the cells that are there were compared with what is asked for.
+
     Raises:
-        UsageError: an unknown rule or option, before anything is trained; data that cannot be read; a folder with
-            cells of other settings.
+        UsageError: an unknown rule or option, a run's folder, before anything is trained; data that cannot be read; a
+            folder with cells of other settings.
         KeyboardInterrupt: stopped; the same call goes on.
     """
+    if there := run_in(settings.out):
+        raise UsageError(f"--out {settings.out} is the folder of a run ({there}); name another one for the comparison")
     if len({row.label for row in rows}) < len(rows):
         raise UsageError(f"a rule is named twice: {', '.join(row.label for row in rows)}")
     check_name(study.data)
@@ -81,10 +92,13 @@ def compare(study: Study, rows: Sequence[Row], settings: Settings, seeds: int) -
     plain = options_of_encoder(study.encoder_options)
     of_row = {row.label: encoder_options(row, study) for row in rows}
     untrained = {o: untrained_row(o, o == plain) for o in dict.fromkeys([plain, *of_row.values()])}
-    found = {
-        options: _run([_part(study, row, seed) for seed in range(seeds)], settings)
-        for options, row in untrained.items()
-    }
+    first = {options: [_part(study, row, seed) for seed in range(seeds)] for options, row in untrained.items()}
+    _check_cells([part for parts in first.values() for part in parts], settings)
+    # rates may have to be searched first, and are compared then
+    _check_cells([_part(study, row, seed) for row in rows for seed in range(seeds)], settings, rates=False)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    begin()
+    found = {options: _run(parts, settings) for options, parts in first.items()}
     if reason := _reason(found[plain]):  # every other row would fail for the same reason
         raise UsageError(reason)
     lacking = {options: reason for options, records in found.items() if (reason := _reason(records))}
@@ -141,6 +155,12 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
 
 def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
     """As ``run_apart``; cells that are there already must be of the same settings."""
+    _check_cells(parts, settings)
+    return run_apart(parts, settings)
+
+
+def _check_cells(parts: Sequence[Part], settings: Settings, rates: bool = True) -> None:
+    """Refuse cells that are there already and of other settings; without ``rates`` whatever their rates are."""
     for part in parts:
         file = settings.out / "cells" / f"{part.name}.json"
         if not file.is_file():
@@ -153,6 +173,8 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
             mine, theirs = _flat(asked), _flat(there)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{file} is no cell of a comparison; choose another --out") from error
+        if not rates:
+            mine["lr"] = theirs["lr"]
         if mine == theirs:
             continue
         if {**mine, "lr": None} == {**theirs, "lr": None}:
@@ -167,7 +189,6 @@ def _run(parts: Sequence[Part], settings: Settings) -> list[Record]:
             f"{k} {mine.get(k)!r} (there: {theirs.get(k)!r})" for k in mine | theirs if mine.get(k) != theirs.get(k)
         ]
         raise UsageError(f"{file} is of other settings: {'; '.join(differences)}; use those, or another --out")
-    return run_apart(parts, settings)
 
 
 def _flat(task: Record) -> Record:

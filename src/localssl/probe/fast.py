@@ -13,6 +13,8 @@ from localssl.probe import classifiers as cl
 from localssl.probe.activity import diverged
 from localssl.probe.result import ProbeResult, Row, percent, row
 
+CHOSEN = " without test labels ("  # in a protocol; what follows says for each budget how the strength is chosen
+
 
 @torch.no_grad()
 def fast_probe(
@@ -107,6 +109,16 @@ def fast_probe(
     return ProbeResult(tuple(rows), _protocol(labels, draws, n_fit < len(x), knn, len(x)))
 
 
+def of_both(old: str, new: str) -> str | None:
+    """The protocol of accuracies by either of two; None where they differ in more than how budgets are treated."""
+    (head, _, rest), (new_head, _, new_rest) = old.partition(CHOSEN), new.partition(CHOSEN)
+    (texts, _, tail), (new_texts, _, new_tail) = rest.partition(")."), new_rest.partition(").")
+    if not new_rest or (head, tail) != (new_head, new_tail):
+        return None
+    both = {text.partition(" ")[0]: text for text in [*texts.split("; "), *new_texts.split("; ")]}
+    return f"{head}{CHOSEN}{'; '.join(both[b] for b in bg.BUDGETS if b in both)}).{tail}"
+
+
 def _check_features(train: Sequence[Tensor], test: Sequence[Tensor], n: int, m: int) -> None:
     if not train or len(train) != len(test):
         raise UsageError(f"features of {len(train)} blocks to train and {len(test)} to test; give the same encoder's")
@@ -155,7 +167,7 @@ def _protocol(labels: Sequence[str], draws: int, can_hold_out: bool, knn: bool, 
         "Fast protocol: frozen encoder as given (its last weights, no epoch chosen), patch-averaged features computed "
         "once without augmentation, standardised on the training images. Linear: multinomial logistic regression with "
         f"an L2 penalty, L-BFGS until a step gains less than {cl.TOLERANCE:g} nats, strength chosen by accuracy from "
-        f"{', '.join(f'{s:g}' for s in cl.STRENGTHS)} without test labels ({'; '.join(chosen[b] for b in labels)})."
+        f"{', '.join(f'{s:g}' for s in cl.STRENGTHS)}{CHOSEN}{'; '.join(chosen[b] for b in labels)})."
     )
     if knn:
         text += (

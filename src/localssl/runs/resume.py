@@ -28,6 +28,7 @@ from localssl.runs.run import (
     open_config,
     open_run,
     resolve,
+    run_in,
     stored_root,
     train_split,
     wished,
@@ -47,10 +48,8 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
     state = stored = None
     if config.resume:
         state, stored = _last(out, report)
-    elif taken := [name for name in ("checkpoint", "config.yaml", "encoder.safetensors") if (out / name).exists()]:
-        raise UsageError(
-            f"{out} holds a run already ({taken[0]}); add --resume to go on with it, or choose another --out"
-        )
+    elif taken := run_in(out):
+        raise UsageError(f"{out} holds a run already ({taken}); add --resume to go on with it, or choose another --out")
     if config.config is not None:
         begun = open_config(config.config)
         if config.bits not in (None, begun.config.bits):
@@ -110,6 +109,8 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"--out {out}: {place} is a file; name a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out}: no permission to write in {place}; name another folder")
+    if (out / "cells").is_dir() and not run_in(out):  # whose flags.yaml the run's would replace
+        raise UsageError(f"{out} holds a comparison or an experiment (cells); choose another --out")
 
 
 def _last(out: Path, report: Callable[[str], None]) -> tuple[State | None, RunConfig | None]:

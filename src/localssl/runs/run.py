@@ -100,11 +100,19 @@ def open_run(path: str | Path) -> Run:
     return open_config(Path(path) / "config.yaml")
 
 
+def run_in(folder: Path) -> str | None:
+    """Of what makes a folder a run's the first that lies in it; None where nothing does."""
+    names = ("checkpoint", "config.yaml", "encoder.safetensors")
+    return next((name for name in names if (folder / name).exists()), None)
+
+
 def open_config(file: Path) -> Run:
     """The run that a config.yaml belongs to. Errors as in ``open_run``."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if file.parent.is_file():
+            raise UsageError(f"{file.parent} is a file; give the run's folder, {file.parent.parent}") from error
         reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(
             f"no run in {file.parent} ({file.name}: {reason}); train one with localssl train --out {file.parent}"

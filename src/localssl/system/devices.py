@@ -44,6 +44,13 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def cores() -> int:
+    """Cores that this process may use; a container or ``taskset`` may leave it fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory() -> int | None:
     """Bytes of this machine's memory; None where that is not known."""
     try:

@@ -28,7 +28,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from localssl.errors import RunError, UsageError
 from localssl.parallel import Lost, Processes
 from localssl.runs.config import TrainConfig
-from localssl.system import devices, interrupts
+from localssl.system import devices, guard, interrupts
 
 YEAR = 525_600  # minutes
 START = "spawn"  # CUDA allows no other
@@ -196,9 +196,8 @@ def _killed(error: Exception) -> bool:
 def _ended(error: Exception) -> Exception:
     """A process that an exception ended is a bug, and says so; one that was killed is not."""
     if isinstance(error, mp.ProcessExitedException):  # pyright: ignore[reportPrivateImportUsage]
-        guard = ' (a program that calls train so needs a guard, if __name__ == "__main__")'
         memory = " (out of memory?)" if error.signal_name == "SIGKILL" else ""
-        by = f" by {error.signal_name}{memory}" if error.signal_name else guard
+        by = f" by {error.signal_name}{memory}" if error.signal_name else f" ({guard.hint('train so')})"
         return Lost(f"process {error.error_index}, counted from 0 on this machine, was ended{by}")
     return _unmet(str(error)) if "init_process_group" in str(error) else error
 

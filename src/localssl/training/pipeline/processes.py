@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from localssl.errors import RunError, UsageError, one_line
 from localssl.parallel import PATIENCE, Lost
-from localssl.system import interrupts
+from localssl.system import guard, interrupts
 from localssl.training.pipeline.place import Place
 
 START = "spawn"  # CUDA allows no other
@@ -31,7 +31,7 @@ class Workers:
 
     def __init__(self, processes: Sequence[BaseProcess], pipes: Sequence[Connection], blocks: Sequence[str]):
         self.processes, self.pipes, self.blocks = processes, pipes, blocks
-        self.hint = ' before it began (a program that calls train so needs a guard, if __name__ == "__main__")'
+        self.hint = f" before it began ({guard.hint('train so')})"
         self.said = ["" for _ in pipes]  # why they failed, in their own words
 
     def hear(self, number: int) -> bool:
