@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localssl import markdown
+from localssl.stats import t_interval
 
 HERE = Path(__file__).parent
 PAGE = HERE / "reliability.md"
@@ -58,10 +59,16 @@ def soak() -> tuple[str, str]:
     slopes = [slope for p in pieces for slope in p["mib_per_1000_steps"]]
     total = {key: sum(p[key] for p in pieces) for key in ("minutes", "kills", "steps", "rows", "rows_wrong")}
     grown = {key: max(p[f"{key}_growth"] for p in pieces) for key in ("descriptors", "threads")}
-    slope = f"{min(slopes):+.2f} to {max(slopes):+.2f} MiB per 1,000 steps" if slopes else "no slope yet"
+    slope = "no slope yet"
+    if len(slopes) > 1:
+        mean, low, high = t_interval(slopes)
+        slope = (
+            f"{mean:+.2f} ({low:+.2f} to {high:+.2f}) MiB per 1,000 steps, mean of {len(slopes)} processes that lived "
+            f"long enough for a slope, each between {min(slopes):+.2f} and {max(slopes):+.2f}"
+        )
     return (
         f"{total['minutes']:.0f} of 360 minutes, {total['kills']} kills, {total['steps']:,} steps",
-        f"memory {slope} by process; descriptors {grown['descriptors']:+d}, threads {grown['threads']:+d}; "
+        f"memory {slope}; descriptors {grown['descriptors']:+d}, threads {grown['threads']:+d}; "
         f"{total['rows']} rows of metrics.csv, {total['rows_wrong']} wrong",
     )
 
