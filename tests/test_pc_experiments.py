@@ -76,13 +76,13 @@ def test_table_a3_takes_what_table_a4_found_beside_it(tmp_path: Path, monkeypatc
     taken: dict[str, Any] = {}
     monkeypatch.setattr(tables, "_beside", lambda name, rows, *rest: taken.update(rows))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     tables.table_a3(Settings(tmp_path / "tableA3", threads=1))
-    assert taken["CLAPP objective, PC"].label == "ipc objective=clapp"
+    assert taken["CLAPP objective, PC"].label == "ipc"
     found: list[list[object]] = [[o, 9, 0.5, 1, 40.0] for o in table_a4.OBJECTIVES]
     header = ["objective", "T", "eta_h", "weight_steps", "accuracy"]
     (tmp_path / "tableA4").mkdir()
     to_csv(tmp_path / "tableA4" / table_a4.GRID, header, found, "a comment")
     tables.table_a3(Settings(tmp_path / "tableA3", threads=1))
-    assert taken["CLAPP objective, PC"].label == "ipc eta_h=0.5 objective=clapp steps=9"
+    assert taken["CLAPP objective, PC"].label == "ipc eta_h=0.5 steps=9"
     assert taken["CLAPP objective, BP"].label == "bp-clapp++"
 
 
