@@ -7,8 +7,7 @@ again; every process looks at its own memory, descriptors and threads once an ep
 over the steps of a process (those of the first 20 % left out), the growth of descriptors and threads, and whether
 metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow, a row is
 missing or doubled or a run ended by itself. With --jobs 2 two pieces run at the same time, each with one thread: the
-minutes count twice, the
-steps are those that were taken.
+minutes count twice, the steps are those that were taken.
 """
 
 from __future__ import annotations

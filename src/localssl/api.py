@@ -6,8 +6,8 @@
     run.report()
 
 Keywords are the flags with "_" for "-" (``localssl train --help-all``, or ``help`` of the class in
-``localssl.cli.flags``), with the same defaults. What the command
-line prints is printed here, too. Bad input raises ``localssl.errors.UsageError``.
+``localssl.cli.flags``), with the same defaults. What the command line prints is printed here, too. Bad input raises
+``localssl.errors.UsageError``.
 """
 
 from __future__ import annotations
