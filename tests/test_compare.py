@@ -427,16 +427,20 @@ def test_table2_goes_on_with_the_cells_of_compare(
     assert (shown[""]["rule"], shown[""]["mark"]) == ("untrained", "control")
 
 
+PAPERS = ("published (%)", "paper, STL-10: other data (%)", "mark")
+
+
 def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = {name: rules.get(name).__class__ for name in rules.names() if name.startswith(("clapp+", "bp-clapp+"))}
-    monkeypatch.setattr(rules, "_RULES", {**family, "clapp": rules.get("clapp").__class__})
+    family = {name: rules.get(name).__class__ for name in rules.names() if name.startswith(("clapp", "bp-clapp"))}
+    monkeypatch.setattr(rules, "_RULES", family)
     settings = Settings(tmp_path / "fig5", threads=1, seeds=2, scale="kept")
     compare(replace(STUDY, align_batches=0), [], settings, 2)
     tables.fig5(settings)
-    shown = {row["step"]: row for row in csv.DictReader((settings.out / "fig5.csv").read_text().splitlines()[1:])}
+    every = rows_of(settings.out / "fig5.csv")
+    shown = {row["step"]: row for row in reversed(every)}  # a second contrast stands below a row
     cells = {
         rule: [json.loads((settings.out / "cells" / f"{rule}-s{seed}.json").read_text()) for seed in (0, 1)]
-        for rule in ("clapp", "clapp++")
+        for rule in ("clapp-illing", "clapp", "clapp++")
     }
 
     def values(rule: str, layer: str) -> list[float]:
@@ -446,6 +450,18 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     assert step["against"] == "+ SimCLR views, all layers"
     differences = [a - b for a, b in zip(values("clapp++", "all"), values("clapp", "all"), strict=True)]
     assert step["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
+    square = {row["against"]: row for row in every if row["step"] == "+ SimCLR views, all layers"}  # both ways
+    assert list(square) == ["+ SimCLR views, last layer", "CLAPP, all layers"]
+    differences = [a - b for a, b in zip(values("clapp", "all"), values("clapp-illing", "all"), strict=True)]
+    assert square["CLAPP, all layers"]["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
+    papers = [shown["+ spatial dependence (CLAPP++)"][key] for key in PAPERS]
+    assert papers == ["", "78.66 ± 0.16", ""]  # digits have no number, and STL-10's gives no verdict
+    assert shown["CLAPP, last layer"][PAPERS[1]] == "73.60"
+    rates = {row["rule"]: row["learning rate"] for row in shown.values()}
+    assert rates["clapp++"] == f"{cells['clapp++'][0]['config']['lr']:g}" == "0.002"
+    below = (settings.out / "fig5.md").read_text()
+    assert "other data than here" in below
+    assert "k + 1 rows down" in below
     last = shown["+ SimCLR views, last layer"]
     assert last["ours (%)"] == report.plus_minus(t_interval(values("clapp", "5")))
     averaged = json.loads(next(settings.out.glob("cells/clapp++_last-averaged*-s0.json")).read_text())

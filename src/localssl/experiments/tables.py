@@ -25,6 +25,7 @@ CPU = Study("cifar10", epochs=2, width=0.25, probe_images=20_000)
 PAPER = Study("", epochs=published.EPOCHS, batch_size=published.BATCH, protocol="paper")
 SEEDS = {"cpu": 2, "kept": 2, "paper": 4}
 PAPER_LR = {"lr": published.LR}
+OF_FIG5 = "stl10"  # the data of the paper's Figures 5 and 1E
 TABLE2 = {  # the paper's row: the rule
     "BP-CLAPP++": ("bp-clapp++", {}),
     "BP-InfoNCE": ("bp-infonce", {}),
@@ -210,12 +211,12 @@ def _finish(name: str, header: list[str], rows: list[list[str]], below: list[str
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of Figure 5: a row of the comparison, which layers are read out, and what it is held against."""
+    """One bar of Figure 5: a row of the comparison, which layers are read out, and the bars it is held against."""
 
     name: str
     row: Row
     layers: str = "all"  # or "last"
-    against: str | None = None
+    against: tuple[str, ...] = ()
     guided: bool = False  # by the theory: the paper's orange bars
 
 
@@ -225,37 +226,53 @@ def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
     averaged = {"patches": [*patches[:-1], 1000]} if patches else {}  # larger than the map: as large as the map
     illing, clapp = of_rule("clapp-illing", {}, changes), of_rule("clapp", {}, changes)
     pp, dfb, both, bp = (of_rule(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
-    first, views, spatial = "CLAPP, last layer", "+ SimCLR views, all layers", "+ spatial dependence (CLAPP++)"
-    feedback, end = "+ direct feedback (CLAPP++DFB)", "end to end (BP-CLAPP++)"
+    first, every = "CLAPP, last layer", "CLAPP, all layers"
+    last_views, views = "+ SimCLR views, last layer", "+ SimCLR views, all layers"
+    spatial, feedback, end = (
+        "+ spatial dependence (CLAPP++)",
+        "+ direct feedback (CLAPP++DFB)",
+        "end to end (BP-CLAPP++)",
+    )
 
     def last(row: Row) -> Row:
         return replace(row, label=f"{row.label} last-averaged", changes={**changes, **averaged})
 
     return [
         Bar(first, illing, "last"),
-        Bar("CLAPP, all layers", illing, "all", first),
-        Bar("+ SimCLR views, last layer", clapp, "last", first),
-        Bar(views, clapp, "all", "+ SimCLR views, last layer"),
-        Bar(spatial, pp, "all", views, True),
-        Bar(feedback, dfb, "all", spatial, True),
-        Bar("both references (CLAPP++both)", both, "all", spatial, True),
-        Bar(end, bp, "all", spatial),
-        Bar("end to end, spatial dependence", of_rule("bp-clapp++", {"spatial": True}, changes), "all", end),
-        Bar("CLAPP++, last layer averaged", last(pp), "all", spatial),
-        Bar("CLAPP++DFB, last layer averaged", last(dfb), "all", feedback),
+        Bar(every, illing, "all", (first,)),
+        Bar(last_views, clapp, "last", (first,)),
+        Bar(views, clapp, "all", (last_views, every)),  # both ways in the square of section 4's two changes
+        Bar(spatial, pp, "all", (views,), True),
+        Bar(feedback, dfb, "all", (spatial,), True),
+        Bar("both references (CLAPP++both)", both, "all", (spatial,), True),
+        Bar(end, bp, "all", (spatial,)),
+        Bar("end to end, spatial dependence", of_rule("bp-clapp++", {"spatial": True}, changes), "all", (end,)),
+        Bar("CLAPP++, last layer averaged", last(pp), "all", (spatial,)),
+        Bar("CLAPP++DFB, last layer averaged", last(dfb), "all", (feedback,)),
     ]
+
+
+def _steps(mine: Sequence[float], against: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Differences to other bars, paired by seed, each beside that bar's name; one empty pair where there are none."""
+    found = [
+        [plus_minus(t_interval([a - b for a, b in zip(mine, theirs, strict=True)]), sign=True), name]
+        for name, theirs in against.items()
+        if mine and theirs
+    ]
+    return found or [["", ""]]
 
 
 def fig5(settings: Settings) -> None:
     """Figures 5 and 1E: from CLAPP to CLAPP++both step by step, paired (CIFAR-10, width 0.25; paper scale: STL-10)."""
     paper = settings.scale == "paper"
-    (study, where), *_ = _studies(("stl10",), settings).values()
+    (study, where), *_ = _studies((OF_FIG5,), settings).values()
     bars = _bars(study, PAPER_LR if paper else {})
     known = _known({bar.name: bar.row for bar in bars})
     bars = [bar for bar in bars if bar.name in known]
     compared = compare(study, _unique(known.values()), where, settings.seeds or SEEDS[settings.scale])
     lines = summary.write(compared, study, where)
     by_label = {c.row.label: c for c in compared}
+    elsewhere = study.data != OF_FIG5
     values: dict[str, list[float]] = {}
     rows: list[list[str]] = []
     drawn: list[ablation_figure.Bar] = []
@@ -263,15 +280,16 @@ def fig5(settings: Settings) -> None:
         c = by_label[bar.row.label]
         layer = "all" if bar.layers == "all" or not c.records else summary.blocks(c.records[0])[-1]
         mine = values[bar.name] = [summary.accuracy(r, layer, study.labels[-1]) for r in c.records]
-        other = values.get(bar.against or "", [])
-        step = t_interval([a - b for a, b in zip(mine, other, strict=True)]) if mine and other else None
-        number = published.FIG5.get(bar.name, {}).get(study.data)
+        steps = _steps(mine, {name: values.get(name, []) for name in bar.against})
+        numbers = published.FIG5.get(bar.name, {})
+        number = numbers.get(study.data)
         ours: Interval | None = t_interval(mine) if mine else None
         mark = "" if number is None else verdict(number, mine, c, study)
+        papers = ["" if n is None else str(n) for n in (number, *([numbers.get(OF_FIG5)] if elsewhere else []))]
         shown = plus_minus(ours) if ours else "failed"
-        against = bar.against if step else ""
-        paper_says = "" if number is None else str(number)
-        rows.append([bar.name, c.row.label, paper_says, shown, plus_minus(step, sign=True), against or "", mark])
+        rate = f"{c.records[0]['config']['lr']:g}" if c.records else ""
+        rows.append([bar.name, c.row.label, rate, *papers, shown, *steps[0], mark])
+        rows += [[bar.name, c.row.label, "", *([""] * len(papers)), "", *step, ""] for step in steps[1:]]
         drawn.append(
             ablation_figure.Bar(bar.name, ours, number and number.accuracy, number and number.half, bar.guided)
         )
@@ -280,14 +298,24 @@ def fig5(settings: Settings) -> None:
         "the row named beside it.",
         "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
         "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey "
-        "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong.",
+        "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong. It "
+        "changes more than the views: clapp-illing predicts the patch k + 1 rows down its column and, through a matrix "
+        "of its own, back up; its negatives are random images, and a coin says whether an image gets the positive or "
+        "the negative term. clapp compares an image with its other view; the next sample is the negative, every sample "
+        "gets both terms.",
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
-        "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer.",
+        "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer. CLAPP's "
+        "is quoted from Illing 2021.",
+        "Paper, STL-10: the paper's numbers on the data of its Figures 5 and 1E; other data than here, so nothing "
+        "follows from them for ours."
+        if elsewhere
+        else "",
         published.BATCHES,
         summary.setting(compared, study),
     ]
-    header = ["step", "rule", "published (%)", "ours (%)", "step (points)", "against", "mark"]
-    _finish("fig5", header, rows, below, settings)
+    papers = ["published (%)", *(["paper, STL-10: other data (%)"] if elsewhere else [])]
+    header = ["step", "rule", "learning rate", *papers, "ours (%)", "step (points)", "against", "mark"]
+    _finish("fig5", header, rows, list(filter(None, below)), settings)
     caption = f"{summary.setting(compared, study)} Linear probe, {study.protocol} protocol."
     print(f"written: {ablation_figure.draw(drawn, caption, settings.out / 'fig5.png')}")
     summary.check([line for line in lines if line.failed], where.out)
