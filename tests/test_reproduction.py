@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localssl.experiments import EXPERIMENTS, published, reproduction
+from localssl.experiments import EXPERIMENTS, findings, published, recorded, reproduction
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_every_figure_and_table_has_a_verdict() -> None:
 def test_what_was_run_has_scale_date_and_commit() -> None:
     """In both tables of what was run; other rules, whose numbers are published elsewhere, included."""
     results = DOCS / "results"
-    for table in (reproduction.overview(results), reproduction.peers(results)):
+    for table in (reproduction.overview(results), recorded.peers(results)):
         head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
         for row in rows:
             said = dict(zip(head, row, strict=True))
@@ -67,6 +67,6 @@ def test_another_result_is_another_verdict(file: str, line: str, verdict: str, t
     value = "1.0" if "fig2" in file else "-0.9"
     changed = re.sub(rf"({line}\"?,\d),[-\d.]+", rf"\1,{value}", path.read_text(encoding="utf-8"))
     path.write_text(changed, encoding="utf-8")
-    name = {"fig2": reproduction.fig2, "fig3a": reproduction.fig3a, "fig3b": reproduction.fig3b}[Path(file).stem]
+    name = {"fig2": findings.fig2, "fig3a": findings.fig3a, "fig3b": findings.fig3b}[Path(file).stem]
     assert name(DOCS / "results")[1] != verdict
     assert name(tmp_path)[1] == verdict

@@ -22,16 +22,26 @@ from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
 from localssl.experiments.apart import read as read_cell
 from localssl.experiments.cells import Part, Settings
-from localssl.experiments.rows import Row, Study, encoder_options, options_of_encoder, safe, tuples, untrained_row
+from localssl.experiments.rows import (
+    Row,
+    Study,
+    descends,
+    encoder_options,
+    options_of_encoder,
+    safe,
+    tuples,
+    untrained_row,
+)
 from localssl.probe import fast_probe, features
 from localssl.runs.config import TrainConfig
 from localssl.runs.limits import check
 from localssl.runs.metrics import read
-from localssl.runs.run import Run, get_rule, run_in, train_split
+from localssl.runs.run import Run, get_rule, manifest_of, run_in, train_split
 from localssl.system.devices import peak_gpu_memory, peak_memory
 from localssl.system.files import write_text
 from localssl.training.train import train
 
+NOTES = ("failed_check", "align_note")  # of a record: what went wrong without being fatal
 SEARCH_SEED = 1000  # no seed of a study
 SEARCH_IMAGES, HELD_OUT = 10_000, 3_000  # at most
 
@@ -120,7 +130,7 @@ def compare(
     for row in rows:
         tried = chosen[row.label]
         records = [done[part.name] for part in parts.get(row.label, [])]
-        notes = dict.fromkeys(str(r["align_note"]) for r in records if r.get("align_note"))
+        notes = dict.fromkeys(str(r[key]) for key in NOTES for r in records if r.get(key))
         reason = tried.failed or _reason(records)
         baseline = untrained[plain if row.label in refused else of_row[row.label]].label
         records = [] if reason else records
@@ -302,7 +312,9 @@ def _measured(run: Run, study: Study, row: Row) -> Record:
         "align": [],
         "config": json.loads(json.dumps(dataclasses.asdict(run.config))),
     }
-    if study.align_batches and run.config.epochs:
+    if failed := manifest_of(run.path, "rule").get("failed_check"):
+        record["failed_check"] = f"{failed}; it was trained all the same"
+    if study.align_batches and run.config.epochs and descends(row):
         try:
             align = evaluate.align_run(run, evaluate.AlignOptions(batches=study.align_batches))
         except UsageError as error:  # a rule without a last-layer loss, say: no fault of its accuracy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,24 +189,34 @@ def run(name: str, settings: Settings) -> None:
         ]
     found = [r for r in run_cells(parts, settings) if "accuracy" in r]
     number = published.PEERS.get(recipe.rule, {}).get(recipe.data)
-    scale = "" if settings.scale == "paper" else f"scale ({_scale(recipe)})"
     rows: list[list[object]] = [
         [r["name"], r["seed"], r["accuracy"], r["best_tested"], r["features"], "" if number is None else str(number)]
         for r in found
     ]
     header = ["net", "seed", "accuracy", "best_tested", "features", "published"]
     facts = [str(fact) for fact in found[0]["facts"]]
-    differences = [d for d in (scale, recipe.lacks, *(f for f in facts if "JPEG" in f and not scale)) if d]
-    if number is None or differences:
-        mark = f"not comparable: {'; '.join(differences)}"
-    else:
-        trained = [r["accuracy"] for r in found if r["name"] == "trained"]
-        mark = published.in_own_setting(number, trained)
+    mark = verdict(recipe, settings.scale, [r["accuracy"] for r in found if r["name"] == "trained"], facts)
     said = f"{'; '.join(facts)}. Its own probe, test accuracy in %. {mark[0].upper()}{mark[1:]}."
     path = settings.out / f"{name}-{settings.scale}.csv"
     evaluate.to_csv(path, header, rows, said)
     show(f"{recipe.rule} on {recipe.data} in its own published setting", header, rows, said)
     print(f"written: {path}")
+
+
+def verdict(recipe: Recipe, scale: str, accuracies: Sequence[float], facts: Sequence[str]) -> str:
+    """How accuracies (%) of some seeds stand to the recipe's published number, if there is one.
+
+    Args:
+        recipe, scale: what was run, "cpu" or "paper".
+        accuracies: one a seed.
+        facts: of the images, see ``Images.facts``.
+    """
+    number = published.PEERS.get(recipe.rule, {}).get(recipe.data)
+    smaller = "" if scale == "paper" else f"scale ({_scale(recipe)})"
+    differences = [d for d in (smaller, recipe.lacks, *(f for f in facts if "JPEG" in f and not smaller)) if d]
+    if number is None or differences:
+        return f"not comparable: {'; '.join(differences)}"
+    return published.in_own_setting(number, accuracies)
 
 
 def experiments() -> dict[str, Callable[[Settings], None]]:

@@ -12,7 +12,7 @@ from localssl.engine.integer import refused
 from localssl.errors import UsageError
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared
-from localssl.experiments.rows import Row, Study
+from localssl.experiments.rows import Row, Study, descends
 from localssl.experiments.summary import accuracy, setting
 from localssl.grids import Grid
 from localssl.optimizer import power_of_two
@@ -103,7 +103,8 @@ def _values(c: Compared, study: Study) -> list[list[object]]:
     found: dict[str, list[float]] = {name: [] for name in QUANTITIES}
     for record in c.records:
         found["accuracy"].append(accuracy(record, "all", study.labels[-1]))
-        if cosines := [float(line[1]) for line in record["align"][:-1] if line[1] != ""]:
+        cosines = [float(line[1]) for line in record["align"][:-1] if line[1] != ""]
+        if cosines and descends(c.row):
             found["cosine"].append(sum(cosines) / len(cosines))
         if record.get("saturated") is not None:
             found["saturated"].append(record["saturated"])

@@ -122,6 +122,11 @@ def encoder_options(row: Row, study: Study) -> tuple[str, ...]:
     return options_of_encoder([*spelt(wished), *row.changes.get("encoder_options", study.encoder_options)])
 
 
+def descends(row: Row) -> bool:
+    """Whether the updates descend a loss, whose backpropagation they can be held against; Hebbian ones do not."""
+    return get_rule(row.rule, dict(row.options)).credit != "hebbian"
+
+
 def untrained_row(options: Sequence[str], plain: bool = True) -> Row:
     """The row of the encoder with these options, left untrained; ``plain``: those that no rule has asked for."""
     label = UNTRAINED if plain else f"{UNTRAINED} ({' '.join(options)})"

@@ -11,7 +11,7 @@ from localssl.errors import RunError
 from localssl.experiments import published
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared
-from localssl.experiments.rows import Study
+from localssl.experiments.rows import Study, descends
 from localssl.report import comparison, comparison_figure
 from localssl.report.comparison import Interval, Line
 from localssl.report.tables import show
@@ -52,7 +52,7 @@ def _line(c: Compared, baseline: Sequence[Record], study: Study) -> Line:
         {b: t_interval([accuracy(r, "all", b) for r in rs]) for b in study.labels},
         gain,
         {layer: t_interval([accuracy(r, layer, most) for r in rs]) for layer in blocks(rs[0])},
-        _alignment(rs),
+        _alignment(rs) if descends(c.row) else {},
         mean("images_per_second"),
         mean("peak_memory_mib"),
         mean("gpu_memory_mib"),
@@ -119,6 +119,11 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
         f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),
+        *(
+            f"{c.row.label}: no cosine: its updates descend no loss, so that there is nothing to backpropagate."
+            for c in compared
+            if c.baseline and c.records and study.align_batches and not descends(c.row)
+        ),
         *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in elsewhere(compared, study)),
         *(f"{c.row.label} failed: {c.failed}" for c in compared if c.failed),
     ]

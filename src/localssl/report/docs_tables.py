@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from localssl import markdown, rules, testing
 from localssl.certificate import listing
@@ -16,7 +18,14 @@ from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
 from localssl.system.files import write_text
 
-STUDIES = {"ff-supervised": "ff-mnist", "scff": "scff-mnist"}  # of one rule, whose files do not name it
+STUDIES = {  # whose files do not name their rules; each where it has been run
+    "ff-mnist": ("ff-supervised",),
+    "scff-mnist": ("scff",),
+    "scff-cifar10": ("scff",),
+    "lpl-cifar10": ("lpl",),
+    "stochastic-ff-cifar10": ("stochastic-ff",),
+    "pc-mnist": ("bp", "pc", "ipc"),
+}
 HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does",
           "code", "measured here")  # fmt: skip
 
@@ -98,12 +107,23 @@ def _form(rule: Rule) -> Form:
 
 def _results() -> dict[str, list[str]]:
     """The folders of docs/results that hold runs of a rule, by rule."""
-    found = {rule: [study] for rule, study in STUDIES.items()}
+    found: dict[str, list[str]] = {}
+    for study, trained in STUDIES.items():
+        for rule in trained if any((study_tables.RESULTS / study).glob("*.csv")) else ():
+            found.setdefault(rule, []).append(study)
     for folder in sorted(path for path in study_tables.RESULTS.glob("*") if (path / "cells").is_dir()):
-        texts = (path.read_text(encoding="utf-8") for path in (folder / "cells").glob("*.json"))
-        for rule in sorted({name for text in texts for name in re.findall(r'"(?:rule|row)": "([^"]+)"', text)}):
+        texts = [path.read_text(encoding="utf-8") for path in (folder / "cells").glob("*.json")]
+        named = (re.findall(r'"(?:rule|row)": "([^"]+)"', text) for text in texts if _measured(json.loads(text)))
+        for rule in sorted({name for names in named for name in names}):
             found.setdefault(rule, []).append(folder.name)
     return found
+
+
+def _measured(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell is of a rule's own row: of no trial, nor of an untrained encoder, whose cell names a rule, too."""
+    config, task = cell.get("config"), (cell.get("task") or [None])[0]
+    untrained = isinstance(config, Mapping) and config.get("epochs") == 0
+    return not untrained and (not isinstance(task, Mapping) or task.get("trial") is None)
 
 
 def _row(rule: Rule, found_in: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

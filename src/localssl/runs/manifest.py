@@ -44,7 +44,13 @@ def environment() -> dict[str, Any]:
 
 
 def write_manifest(
-    run: Path, config: RunConfig, images: Images, root: Path, asked: TrainConfig, resumed: bool = False
+    run: Path,
+    config: RunConfig,
+    images: Images,
+    root: Path,
+    asked: TrainConfig,
+    resumed: bool = False,
+    failed_check: str | None = None,
 ) -> None:
     """Write ``manifest.json`` into the run's folder.
 
@@ -55,11 +61,15 @@ def write_manifest(
         root: folder that holds the data set.
         asked: what the user asked for; kept as a command.
         resumed: whether the run goes on: the commands before this one are kept, too.
+        failed_check: which check a rule of the user's own fails; None: it fails none.
     """
     begun = manifest_of(run, "begun") if resumed else {}
     commands = list(begun.get("commands", ()))
     if (command := asked.command() + (" --resume" if resumed else "")) not in commands:
         commands.append(command)
+    files: dict[str, dict[str, str]] = {p: {"sha256": own.fingerprint(n)} for p, n in config.own_files().items()}
+    if failed_check is not None:
+        files["rule"]["failed_check"] = failed_check
     manifest = {
         "format": FORMAT,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -70,7 +80,7 @@ def write_manifest(
             "fingerprint": images.fingerprint(),
             "notes": images.notes,
         },
-        **{part: {"sha256": own.fingerprint(name)} for part, name in config.own_files().items()},
+        **files,
         "processes": asked.devices * asked.nodes * (asked.pipeline or 1),
         "begun": {
             "date": begun.get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

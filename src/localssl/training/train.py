@@ -15,7 +15,7 @@ import torch
 
 from localssl import own, testing
 from localssl.data.readers import data_folder
-from localssl.errors import RunError, UsageError
+from localssl.errors import RunError, UsageError, one_line
 from localssl.parallel import Lost, Processes
 from localssl.runs import flagfile
 from localssl.runs.config import RunConfig, TrainConfig
@@ -103,12 +103,15 @@ def _train(
         resolved, images, state = begin(config, out, report)
         for note in images.notes:
             report(note)
+        failed: str | None = None
         for part, name in resolved.own_files().items():
-            changed = manifest_of(out, part).get("sha256") not in (None, own.fingerprint(name))
+            before = manifest_of(out, part)
+            changed = before.get("sha256") not in (None, own.fingerprint(name))
             if state is not None and changed:
                 report(f"warning: {name} is not the file that {out} was begun with; it goes on with the new one")
-            if part == "rule" and (state is None or changed):
-                _check_own_rule(resolved, report)
+            if part == "rule":
+                unseen = state is None or changed
+                failed = _check_own_rule(resolved, report) if unseen else before.get("failed_check")
         if place.peers is not None:
             _compare(place.peers, resolved, state, len(images))
         loop = Loop(config, resolved, images, state, report, place, number)
@@ -116,7 +119,8 @@ def _train(
             sweep(out)
             write_text(out / "config.yaml", resolved.to_yaml())
             _keep_flags(config, out / flagfile.NAME)
-            write_manifest(out, resolved, images, data_folder(config.data_root), config, resumed=state is not None)
+            root = data_folder(config.data_root)
+            write_manifest(out, resolved, images, root, config, resumed=state is not None, failed_check=failed)
         finished = loop.run()
         if loop.speaks:
             write_cost(out)
@@ -175,12 +179,14 @@ def _compare(processes: Processes, config: RunConfig, state: dict[str, Any] | No
         raise UsageError("the processes have different numbers of images: give all the same files and --memory")
 
 
-def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
-    """Say which check a rule of the user's own fails; it trains all the same."""
+def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> str | None:
+    """Say which check a rule of the user's own fails, and return it; it trains all the same."""
     try:
         testing.check_rule(config.make_rule())
     except testing.CheckFailed as error:
         report(f"warning: {error}; it trains all the same, see docs/your-own-rule.md")
+        return one_line(error)
+    return None
 
 
 def _advice(config: TrainConfig, out: Path) -> str:
