@@ -43,6 +43,23 @@ def test_rules_from_their_declarations() -> None:
     assert all(line.replace("\\|", "").count("|") == len(docs_tables.HEADER) + 1 for line in lines.values())
 
 
+def test_studies_of_a_rule_are_those_of_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the untrained encoder, whose cell names the rule that it was built under, nor of a trial."""
+    results = tmp_path / "results"
+    cells = DOCS / "results" / "compare-cifar10" / "cells"
+    trial = next(path.name for path in cells.glob("search-clapp++dfb-lr*.json"))
+    for study, name in (("a", "untrained-s0.json"), ("b", trial), ("c", "clapp++-s0.json")):
+        (results / study / "cells").mkdir(parents=True)
+        shutil.copy(cells / name, results / study / "cells")
+    for study in ("scff-mnist", "scff-cifar10"):
+        (results / study).mkdir()
+        (results / study / "x.csv").touch()
+    (results / "lpl-cifar10").mkdir()  # begun, no numbers yet
+    monkeypatch.setattr(docs_tables.study_tables, "RESULTS", results)
+    found = docs_tables._results()  # pyright: ignore[reportPrivateUsage]
+    assert found == {"scff": ["scff-mnist", "scff-cifar10"], "clapp++": ["c"]}
+
+
 def test_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: docs_tables.TABLES[name] for name in ("rules", "checks", "step", "memory")}
     monkeypatch.setattr(docs_tables, "TABLES", few)
