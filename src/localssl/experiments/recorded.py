@@ -16,9 +16,13 @@ from localssl.report.comparison import plus_minus
 from localssl.stats import t_interval
 
 WITHIN = 0.3  # points, of the numbers of other rules that were aimed at
-RUN_ON = dict.fromkeys(("ff-mnist", "scff-mnist"), "2026-11-25") | dict.fromkeys(
-    ("lpl-cifar10", "scff-cifar10", "stochastic-ff-cifar10"), "2026-11-29"
-)
+RUN_ON: dict[str, str] = {
+    "ff-mnist": "2026-11-25",
+    "scff-mnist": "2026-11-25",
+    "lpl-cifar10": "2026-11-29",
+    "scff-cifar10": "2026-11-29",
+    "stochastic-ff-cifar10": "2026-11-29",
+}
 OTHERS = ("lpl-cifar10", "lpl-stl10", *own_settings.RECIPES)  # experiments of a CPU's scale and of the paper's
 
 

@@ -1,0 +1,98 @@
+"""What stands below a comparison's table of its rows: checks that a rule fails, cosines that say nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from localssl import cli
+from localssl.experiments import precision, summary
+from localssl.experiments.cells import Settings
+from localssl.experiments.comparison import compare
+from localssl.experiments.rows import Study, descends, row
+
+from .compare_util import in_this_process
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+MINE = """
+from dataclasses import dataclass
+from localssl.rules import Rule
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Rule):
+    def layer_loss(self, batch, layer, projections):
+        return batch.z[layer].square().mean(1).sum()
+"""
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts run in this process; the names of those that were asked for."""
+    return in_this_process(monkeypatch)
+
+
+def test_a_check_that_a_rule_fails_stands_below_the_table(
+    inline: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its run was done before its cell; a cell from before it was noted is read as it is."""
+    (tmp_path / "mine.py").write_text(MINE)
+    rule, out = f"{tmp_path}/mine.py:Mine", tmp_path / "study"
+    small = "--data digits --epochs 1 --width 0.25 --batch-size 16 --limit-images 64 --probe-images 100 --seeds 1"
+    command = ["compare", "--rules", "clapp++", rule, *small.split(), "--align-batches", "0", "--threads", "1"]
+    command += ["--out", str(out)]
+    assert cli.main(command) == 0
+    (cell,) = (out / "cells").glob("*Mine*-s0.json")
+    record = json.loads(cell.read_text())
+    assert record["failed_check"].startswith("rule 'Mine' fails check 'mean': ")
+    note = f"{record['row']}: {record['failed_check']}"
+    assert note in (out / "table.md").read_text()
+    assert "fails check 'mean'" in " ".join(capfd.readouterr().out.replace("\n", " ").split())
+    assert "clapp++: " not in (out / "table.md").read_text()
+
+    cell.unlink()
+    assert cli.main(command) == 0
+    assert inline[-1] == cell.stem
+    assert json.loads(cell.read_text())["failed_check"] == record["failed_check"]
+
+    text = cell.read_text()
+    older = json.loads(text)
+    del older["failed_check"]
+    cell.write_text(json.dumps(older))
+    before = list(inline)
+    assert cli.main(command) == 0
+    assert inline == before
+    assert json.loads(cell.read_text()) == older
+    assert "fails check" not in (out / "table.md").read_text()
+
+
+def test_no_cosine_where_no_loss_is_descended(inline: list[str], tmp_path: Path) -> None:
+    """Of the committed cells, which have one; nothing is trained anew."""
+    for study in ("compare-cifar10", "bits"):
+        shutil.copytree(RESULTS / study / "cells", tmp_path / study / "cells")
+    first = next((tmp_path / "compare-cifar10" / "cells").glob("softhebb-s0.json"))
+    record = json.loads(first.read_text(encoding="utf-8"))
+    assert record["align"]
+    study = Study.of(record["task"][0]["study"])
+    settings = Settings(tmp_path / "compare-cifar10", threads=1)
+    found = compare(study, [row("softhebb"), row("clapp++")], settings, 2)
+    assert inline == []
+    lines = {line.label: line for line in summary.summarise(found, study)}
+    assert (len(lines["clapp++"].align), len(lines["softhebb"].align)) == (6, 0)
+    said = [note for note in summary.notes(found, study, settings) if "descend no loss" in note]
+    assert [note.partition(":")[0] for note in said] == ["softhebb"]
+    assert [rule for rule in ("softhebb", "clapp++", "ipc", "bp") if not descends(row(rule))] == ["softhebb"]
+
+    study = Study.of(json.loads((RESULTS / "bits" / "cells" / "untrained-s0.json").read_text())["task"][0]["study"])
+    settings = Settings(tmp_path / "bits", threads=1)
+    found = compare(study, precision.rows([row("softhebb"), row("clapp++")], [8]), settings, 3)
+    assert inline == []
+    precision.write(found, study, settings)
+    lines = (tmp_path / "bits" / "bits.csv").read_text(encoding="utf-8").splitlines()[1:]
+    quantities = {
+        rule: {r["quantity"] for r in csv.DictReader(lines) if r["rule"] == rule} for rule in ("softhebb", "clapp++")
+    }
+    assert quantities["clapp++"] - quantities["softhebb"] == {"cosine"}
