@@ -83,7 +83,7 @@ def test_no_cosine_where_no_loss_is_descended(inline: list[str], tmp_path: Path)
     lines = {line.label: line for line in summary.summarise(found, study)}
     assert (len(lines["clapp++"].align), len(lines["softhebb"].align)) == (6, 0)
     said = [note for note in summary.notes(found, study, settings) if "descend no loss" in note]
-    assert [note.partition(":")[0] for note in said] == ["softhebb"]
+    assert [note.partition(":")[0] for note in said] == ["No cosine for softhebb"]
     assert [rule for rule in ("softhebb", "clapp++", "ipc", "bp") if not descends(row(rule))] == ["softhebb"]
 
     study = Study.of(json.loads((RESULTS / "bits" / "cells" / "untrained-s0.json").read_text())["task"][0]["study"])

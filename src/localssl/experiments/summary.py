@@ -119,11 +119,7 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
         f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),
-        *(
-            f"{c.row.label}: no cosine: its updates descend no loss, so that there is nothing to backpropagate."
-            for c in compared
-            if c.baseline and c.records and study.align_batches and not descends(c.row)
-        ),
+        _no_cosine(compared) if study.align_batches else "",
         *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in elsewhere(compared, study)),
         *(f"{c.row.label} failed: {c.failed}" for c in compared if c.failed),
     ]
@@ -136,6 +132,13 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
             + " ".join(_edges(compared)),
         )
     return [text for text in texts if text]
+
+
+def _no_cosine(compared: Sequence[Compared]) -> str:
+    """For which rows there is none, and why."""
+    labels = [c.row.label for c in compared if c.baseline and c.records and not descends(c.row)]
+    why = "updates that descend no loss have none whose backpropagation they could be held against"
+    return f"No cosine for {', '.join(labels)}: {why}." if labels else ""
 
 
 def _edges(compared: Sequence[Compared]) -> Iterator[str]:
