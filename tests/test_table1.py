@@ -1,7 +1,8 @@
 """Table 1 of the paper: each row's rule has the gradient of the common formula with that row's f, type, B and c.
 
 The formula is written here anew; its references are constants. Forward-Forward and SCFF compare z with itself and let
-the gradient through both, which is twice the formula's.
+the gradient through both, which is twice the formula's. What the rule declares, from which the table of docs/rules.md is
+made, stands beside the formula whose gradient it has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import localssl
-from localssl.rules import Batch
+from localssl.inputs import Inputs, PatchGrid
+from localssl.inputs.pairs import Pairs
+from localssl.inputs.positives import Hybrids
+from localssl.report import docs_tables
+from localssl.rules import Batch, Rule
+from localssl.rules.base import Form
 from localssl.rules.phyll import Direction
 
 from .util import assert_close_report, numpy
@@ -50,12 +56,27 @@ def equal(found: Tensor, expected: Tensor, what: str) -> None:
     assert_close_report(numpy(found), numpy(expected), 1e-12, what)
 
 
+def declares(rule: Rule, form: Form, samples: type[Inputs]) -> None:
+    """The rule's columns of Table 1, and what makes its positives and negatives."""
+    assert docs_tables._form(rule) == form  # pyright: ignore[reportPrivateUsage]
+    assert type(rule.inputs()) is samples
+
+
+def trained(rule: Rule) -> list[str]:
+    """The parts of the rule that learn, by key."""
+    return [
+        key for key, parts in rule.build([D]).items() if any(p.requires_grad for m in parts for p in m.parameters())
+    ]
+
+
 def test_forward_forward() -> None:
     """f(x) = softplus(theta D - x) for positives, softplus(-theta D - x) for negatives; B = I, c = z.
 
     The rule's mean is over positives and negatives together, half of the formula's; its gradient runs through both z.
     """
     z, rule = leaf(2 * M, D), localssl.rules.get("ff", threshold=0.4)
+    declares(rule, Form("softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I"), Hybrids)
+    assert not trained(rule)
     found = slope(rule.layer_loss(Batch([z], maps=[z]), 0, {}), z)
     c, eye = z.detach(), torch.eye(D, dtype=torch.float64)
 
@@ -77,6 +98,8 @@ def test_forward_forward() -> None:
 def test_phyll() -> None:
     """f(x) = softplus(-theta x), type 1, B = I, c = xi, z divided by its length."""
     z, rule = leaf(2 * M, D), localssl.rules.get("phyll", theta=3.0)
+    declares(rule, Form("softplus(−θx), z of length one", 1, "ξ, fixed and random", "I"), Hybrids)
+    assert not trained(rule)
     direction = Direction(D).double()
     found = slope(rule.layer_loss(Batch([z], maps=[z]), 0, {"direction": [direction]}), z)
     unit, xi = z / z.norm(dim=1, keepdim=True), direction.weight / direction.weight.norm()  # drawn in float32
@@ -90,6 +113,8 @@ def test_scff() -> None:
     """f(x) = -log sigmoid(x - theta1), for negatives with -theta2 in its place; B = I / channels, c = z; positions."""
     a = torch.randn(2 * M, D, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     rule = localssl.rules.get("scff", theta1=0.3, theta2=0.8, penalty=0.0)
+    declares(rule, Form("softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width"), Pairs)
+    assert not trained(rule)
     found = slope(rule.layer_loss(Batch([a, a], maps=[a, a]), 1, {}), a)
     z = torch.relu(a).movedim(1, -1)
     pos, neg = z[:M].reshape(-1, D), z[M:].reshape(-1, D)
@@ -111,6 +136,8 @@ def hinge(x: Tensor) -> Tensor:
 def test_clapp() -> None:
     """f(x) = max(0, 1 - x), type 2, B = W_pred, c = z' of the other view; gradients of z and of W."""
     z, rule = leaf(2 * M, D), localssl.rules.get("clapp")
+    declares(rule, Form("hinge", 2, "lateral: own layer", "trained"), Inputs)
+    assert trained(rule) == ["lateral"]
     (w,) = rule.build([D])["lateral"]
     w.double()
     assert isinstance(w.weight, nn.Parameter)
@@ -128,6 +155,9 @@ def test_clapp_as_first_published() -> None:
     images, rows, columns = 4, 3, 2
     z = leaf(images * rows * columns, D)
     rule = localssl.rules.get("clapp-illing", coin=False, rows=rows, columns=columns)
+    form = Form("hinge", 2, "the patch k + 1 rows above, and below", "trained, one a k and side")
+    declares(rule, form, PatchGrid)
+    assert trained(rule) == ["predict_1", "retrodict_1"]
     made = {key: [m.double() for m in parts] for key, parts in rule.build([D]).items()}
     assert set(made) == {"predict_1", "retrodict_1"}
     negatives = torch.tensor([1, 2, 3, 1])
