@@ -1,8 +1,8 @@
 """Table 1 of the paper: each row's rule has the gradient of the common formula with that row's f, type, B and c.
 
 The formula is written here anew; its references are constants. Forward-Forward and SCFF compare z with itself and let
-the gradient through both, which is twice the formula's. What the rule declares, from which the table of docs/rules.md is
-made, stands beside the formula whose gradient it has.
+the gradient through both, which is twice the formula's. What the rule declares, from which the table of docs/rules.md
+is made, stands beside the formula whose gradient it has.
 """
 
 from __future__ import annotations
