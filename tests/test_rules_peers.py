@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from localssl.encoders.layers import Standardise
 from localssl.experiments import greedy, scff_mnist
 from localssl.inputs import NoisyCopies, Single
 from localssl.learner import Learner
+from localssl.rules import Batch
 from localssl.runs.run import open_run
 
 from .train_util import last_state, run_tiny
@@ -130,6 +132,15 @@ def learn(learner: Learner, a: Tensor, b: Tensor, seed: int = 3) -> Tensor:
     return learner.accumulate_grads(a, b)
 
 
+def is_the_oracles(learner: Learner, losses: Tensor, result: oracle.Result) -> None:
+    assert_close_report(losses, result.losses, what="losses")
+    for i, (block, grads) in enumerate(zip(learner.encoder.blocks, result.block_grads, strict=True), start=1):
+        (layer,) = weighted(block)
+        for kind, grad in grads.items():
+            assert_close_report(numpy(getattr(layer, kind).grad), grad, what=f"block {i} {kind}")
+            assert kind == "bias" or np.any(grad), f"block {i}: nothing to compare"
+
+
 @pytest.mark.parametrize("name", ["conv", "mlp"])
 @pytest.mark.parametrize(("rule", "case", "which"), RUNS)
 def test_losses_and_updates_equal_the_oracles(rule: str, case: str, which: int, name: str) -> None:
@@ -137,13 +148,7 @@ def test_losses_and_updates_equal_the_oracles(rule: str, case: str, which: int, 
     learner = made(rule, name, encoder, options)
     a, b = views()
     result = expected(learner, drawn(learner, a, b), encoder, options)
-    losses = learn(learner, a, b)
-    assert_close_report(losses, result.losses, what="losses")
-    for i, (block, grads) in enumerate(zip(learner.encoder.blocks, result.block_grads, strict=True), start=1):
-        (layer,) = weighted(block)
-        for kind, grad in grads.items():
-            assert_close_report(numpy(getattr(layer, kind).grad), grad, what=f"block {i} {kind}")
-            assert kind == "bias" or np.any(grad), f"block {i}: nothing to compare"
+    is_the_oracles(learner, learn(learner, a, b), result)
     assert not any(p.grad is not None for p in learner.projections.parameters())
     torch.manual_seed(3)
     assert_close_report(learner.losses(a, b).detach(), result.losses, what="losses without an update")
@@ -152,6 +157,49 @@ def test_losses_and_updates_equal_the_oracles(rule: str, case: str, which: int, 
     learner.accumulate_grads(a, b)  # adds
     for once, twice in zip(again, gradients(learner), strict=True):
         assert all(torch.equal(twice[key], 2 * once[key]) for key in once)
+
+
+def mixed(batch: Batch, groups: int) -> Batch:
+    """Samples sample by sample where the rule expects them group by group."""
+    maps = [m.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1) for m in batch.maps]
+    return dataclasses.replace(batch, maps=maps)
+
+
+WRONG: dict[str, tuple[str, Callable[..., Tensor]]] = {  # what is wrong: of which rule, the loss that it makes
+    "scff, uphill": ("scff", lambda right, rule, batch, *rest: -right(rule, batch, *rest)),
+    "scff, a sum": ("scff", lambda right, rule, batch, *rest: 2 * N * right(rule, batch, *rest)),
+    "scff, pairs mixed up": ("scff", lambda right, rule, batch, *rest: right(rule, mixed(batch, 2), *rest)),
+    "scff, thresholds exchanged": (
+        "scff",
+        lambda right, rule, *rest: right(dataclasses.replace(rule, theta1=rule.theta2, theta2=rule.theta1), *rest),
+    ),
+    "scff, no penalty": ("scff", lambda right, rule, *rest: right(dataclasses.replace(rule, penalty=0.0), *rest)),
+    "scff, half of the slope": ("scff", lambda right, *given: (right(*given) + right(*given).detach()) / 2),
+    "stochastic-ff, uphill": ("stochastic-ff", lambda right, rule, batch, *rest: -right(rule, batch, *rest)),
+    "stochastic-ff, a sum": ("stochastic-ff", lambda right, rule, batch, *rest: N * right(rule, batch, *rest)),
+    "stochastic-ff, copies of others": (
+        "stochastic-ff",
+        lambda right, rule, batch, *rest: right(rule, mixed(batch, rule.copies), *rest),
+    ),
+    "stochastic-ff, the layer above": (
+        "stochastic-ff",
+        lambda right, rule, batch, layer, parts: right(rule, batch, min(layer + 1, len(batch.maps) - 1), parts),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_rule_is_not_the_oracles(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, loss = WRONG[what]
+    encoder, options = ENCODERS[rule]["own"], OPTIONS[rule][0]
+    learner = made(rule, "conv", encoder, options)
+    a, b = views()
+    result = expected(learner, drawn(learner, a, b), encoder, options)
+    is_the_oracles(learner, learn(learner, a, b), result)
+    right = type(learner.rule).layer_loss
+    monkeypatch.setattr(type(learner.rule), "layer_loss", lambda *given: loss(right, *given))
+    with pytest.raises(AssertionError, match="block 1" if "slope" in what else "losses"):
+        is_the_oracles(learner, learn(learner, a, b), result)
 
 
 @pytest.mark.parametrize("halves", ["same", "views"])
