@@ -461,6 +461,9 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     assert rates["clapp++"] == f"{cells['clapp++'][0]['config']['lr']:g}" == "0.002"
     below = (settings.out / "fig5.md").read_text()
     assert "other data than here" in below
+    untrained = [json.loads((settings.out / "cells" / f"untrained-s{seed}.json").read_text()) for seed in (0, 1)]
+    control = t_interval([summary.accuracy(record, "all", "all") for record in untrained])
+    assert f"left untrained, all layers: {report.plus_minus(control)} %." in below
     assert "k + 1 rows down" in below
     last = shown["+ SimCLR views, last layer"]
     assert last["ours (%)"] == report.plus_minus(t_interval(values("clapp", "5")))

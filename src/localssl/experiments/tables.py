@@ -273,6 +273,7 @@ def fig5(settings: Settings) -> None:
     lines = summary.write(compared, study, where)
     by_label = {c.row.label: c for c in compared}
     elsewhere = study.data != OF_FIG5
+    control = [summary.accuracy(r, "all", study.labels[-1]) for r in compared[0].records]
     values: dict[str, list[float]] = {}
     rows: list[list[str]] = []
     drawn: list[ablation_figure.Bar] = []
@@ -296,7 +297,8 @@ def fig5(settings: Settings) -> None:
     below = [
         "Ours: linear probe, mean ± half of the 95 % t interval over seeds; step: paired differences, seed by seed, to "
         "the row named beside it.",
-        "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer.",
+        "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer. "
+        f"Control, the encoder left untrained, all layers: {plus_minus(t_interval(control))} %.",
         "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey "
         "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong. It "
         "changes more than the views: clapp-illing predicts the patch k + 1 rows down its column and, through a matrix "
