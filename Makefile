@@ -83,7 +83,7 @@ dist: .venv/installed-dist
 	rm -rf dist
 	.venv/bin/python -m build
 	.venv/bin/python -m twine check --strict dist/*
-	@echo "== the wheel trains, probes and reports in an environment of its own"
+	@echo "== the wheel trains, probes, reports and makes the demo in an environment of its own (minutes)"
 	.venv/bin/python tests/wheel.py dist
 
 .venv/bin/python:

@@ -36,6 +36,7 @@ from localssl.training import sharding
 from localssl.training.prepared import parameter_groups
 
 WAYS = ("rows", "matrices", "sharded")
+BATCHES = [32, 128, 192, 256, 512]  # of each process; up to 192 rows are fewer bytes, at the small width
 
 
 class Case(NamedTuple):
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(LOCAL))
     parser.add_argument("--batch", type=int, default=16, help="images of each process")
     parser.add_argument("--small-width", type=float, default=0.0625)
-    parser.add_argument("--batches", type=int, nargs="*", default=[32, 128, 512], help="of each, at the small width")
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="images of each, at the small width")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10, help="for batches of 16; fewer for larger ones")
     parser.add_argument("--repeats", type=int, default=7)

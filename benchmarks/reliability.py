@@ -171,7 +171,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            pytest("test_format_1.py"))  # fmt: skip
     yield ("the wheel is whole, and works where the repository is not",
            "wheel and sdist built, `twine check --strict`, every file of the package looked for; installed into an "
-           "environment of its own, doctor, train, probe, report", "4 commands",
+           "environment of its own, doctor, train, probe, report, and by `make dist` the demo", "5 commands",
            f"{SUITE} where `.[dist]` is installed", f"{pytest('test_wheel.py')}, `make dist`")  # fmt: skip
 
 

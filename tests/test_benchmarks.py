@@ -128,6 +128,26 @@ def test_inactive_samples_leave_nothing(
     assert min(seen) < 1
 
 
+def test_states_of_predictive_coding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step up reaches block 5 alone, and is backpropagation's; states that move far lower the loss."""
+    module = benchmark("pc_states", monkeypatch)
+    torch.manual_seed(0)
+    made = localssl.Learner(encoders.vgg6(0.05), rules.get("pc"), (3, 32, 32), PATCHES)
+    with torch.no_grad():
+        for b in made.parameters():
+            b.mul_(2)
+    batches = [tuple(torch.randn(2, 8, 3, 32, 32)) for _ in range(2)]
+    found = module.cosines(module.after(made, 1), batches)
+    assert found[:4] == [None] * 4
+    assert found[4] == pytest.approx(1, abs=1e-4)
+    path = module.losses(made, 3, batches)
+    before = [float(made.losses(*views).sum().detach()) for views in batches]
+    assert path[0] == pytest.approx(sum(before) / 2, abs=1e-3)
+    assert len(path) == 4
+    assert path[3] < path[0]
+    assert all(p.grad is None for p in made.encoder.parameters())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_large_data_of_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("large_data", monkeypatch)

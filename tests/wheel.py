@@ -3,7 +3,7 @@
     python tests/wheel.py dist            # into a new environment that borrows what this Python has installed
     python tests/wheel.py dist --fresh    # into one that gets everything the wheel asks for: gigabytes
 
-It trains, probes and reports a small run on the embedded digits in a temporary folder.
+It trains, probes and reports a small run on the embedded digits in a temporary folder, and makes the demo.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import venv
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -26,6 +27,7 @@ COMMANDS = (
     "probe run --limit-images 100 --threads 1",
     "report run --images 20",
 )
+DEMO = "reproduce demo --out runs"  # a minute; the suite makes it in the repository, this program with the wheel, too
 WHERE = "import localssl; print(localssl.__file__)"
 
 
@@ -56,8 +58,8 @@ def installed(wheel: Path, folder: Path, fresh: bool) -> Path:
     return python
 
 
-def works(python: Path, folder: Path) -> None:
-    """Run the commands of the installed wheel in ``folder``.
+def works(python: Path, folder: Path, commands: Iterable[str] = COMMANDS) -> None:
+    """Run commands of the installed wheel in ``folder``.
 
     Raises:
         CalledProcessError: one of them failed.
@@ -67,11 +69,11 @@ def works(python: Path, folder: Path) -> None:
     found = subprocess.run([python, "-c", WHERE], cwd=folder, env=environ, check=True, capture_output=True, text=True)
     if not Path(found.stdout.strip()).resolve().is_relative_to(python.parents[1].resolve()):
         raise RuntimeError(f"imported from {found.stdout.strip()}, not from the wheel")
-    for command in COMMANDS:
+    for command in commands:
         subprocess.run([python.with_name("localssl"), *command.split()], cwd=folder, env=environ, check=True)
 
 
-def check(dist: Path, fresh: bool = False) -> None:
+def check(dist: Path, fresh: bool = False, commands: Iterable[str] = COMMANDS) -> None:
     """Check the only wheel and the only sdist in a folder; an archive that lacks a file ends the program."""
     (wheel,), (sdist,) = dist.glob("localssl-*.whl"), dist.glob("localssl-*.tar.gz")
     for archive in (wheel, sdist):
@@ -79,9 +81,9 @@ def check(dist: Path, fresh: bool = False) -> None:
             sys.exit(f"{archive} lacks {', '.join(sorted(missing))}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        works(installed(wheel.resolve(), folder / "environment", fresh), folder)
+        works(installed(wheel.resolve(), folder / "environment", fresh), folder, commands)
     print(f"{wheel.name}: whole, and works where the repository is not")
 
 
 if __name__ == "__main__":
-    check(Path(sys.argv[1]), "--fresh" in sys.argv[2:])
+    check(Path(sys.argv[1]), "--fresh" in sys.argv[2:], (*COMMANDS, DEMO))

@@ -122,6 +122,20 @@ def inactive() -> str:
     return f"{table}\n\n{found['data']}. {source('inactive')}"
 
 
+def pc_states() -> str:
+    """Predictive coding's update against backpropagation's, by the steps of inference."""
+    found = record("pc_states")
+    if found is None:
+        return missing("pc_states")
+    lines: list[list[object]] = []
+    for r in found["rows"]:
+        cosines = ["" if c is None else f"{c:.2f}".replace("-", "−") for c in r["cosines"]]
+        lines.append([r["step"], r["T"], f"{r['loss_at_0']:.2f}", f"{r['loss']:.2f}", *cosines])
+    blocks = [f"block {i + 1}" for i in range(len(found["rows"][0]["cosines"]))]
+    table = markdown.table(["after training steps", "T", "loss, forward pass", "loss after T", *blocks], lines)
+    return f"{table}\n\n{found['data']}, width {found['width']:g}, {found['batches']} batches. {source('pc_states')}"
+
+
 def compiled() -> str:
     """A step with one part compiled against the same step without."""
     found = record("compiled")

@@ -59,6 +59,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "throughput": ("engine.md", step_tables.throughput),
     "inactive": ("engine.md", benchmark_tables.inactive),
     "compiled": ("engine.md", benchmark_tables.compiled),
+    "pc-states": ("alignment.md", benchmark_tables.pc_states),
     "takes-assumptions": ("what-it-would-take.md", what_it_takes.assumptions_table),
     "takes-step": ("what-it-would-take.md", what_it_takes.step_table),
     "takes-hours": ("what-it-would-take.md", what_it_takes.hours_table),
