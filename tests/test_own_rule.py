@@ -165,9 +165,9 @@ def test_a_mended_file_is_loaded_anew(tmp_path: Path) -> None:
 
 def test_options_of_a_rule_that_is_no_dataclass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It trains as it is; options are refused in a line that says how to have some."""
-    path, body = (
-        tmp_path / "plain.py",
-        "    def layer_loss(self, batch, layer, projections):\n        return self.strength * batch.z[layer].square().mean()\n",
+    path = tmp_path / "plain.py"
+    body = (
+        "    def layer_loss(self, batch, layer, projections):\n        return self.strength * batch.z[layer].mean()\n"
     )
     init = "    def __init__(self, strength=2.0):\n        self.strength = strength\n\n"
     path.write_text(

@@ -170,6 +170,7 @@ def compare(command: flags.Compare) -> list[Line]:
         search_epochs=c.search_epochs,
         encoder=c.encoder,
         encoder_options=options_of_encoder(c.encoder_options),
+        views=None if c.views is None else own.full_name(c.views),
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     rows, bits = named(c.rules, c.data), precision.bits_of(c.bits)

@@ -55,10 +55,10 @@ def get(name: str, **options: Any) -> Rule:
     known = {field.name for field in dataclasses.fields(rule)}  # pyright: ignore[reportArgumentType]
     for option in options:
         if option not in known and "__dataclass_fields__" not in vars(rule):
-            having = f"; it has {', '.join(sorted(known))}" if known else ""
+            kind, having = getattr(rule, "__name__", name), f"; it has {', '.join(sorted(known))}" if known else ""
             raise UsageError(
-                f"rule {name!r} has no option {option!r}: class {getattr(rule, '__name__', name)} is no dataclass; write "
-                f"@dataclass(frozen=True, kw_only=True) above it and each option as a field, {option}: float = …{having}"
+                f"rule {name!r} has no option {option!r}: class {kind} is no dataclass; write @dataclass(frozen=True, "
+                f"kw_only=True) above it and each option as a field, {option}: float = …{having}"
             )
         if option not in known:
             raise unknown(f"option of rule {name!r}", option, known or {"none"})
