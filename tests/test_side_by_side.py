@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from localssl.experiments import published, side_by_side, summary
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared
 from localssl.experiments.rows import Row, Study
-from localssl.report import charts, page
+from localssl.report import charts, comparison_figure, page
+from localssl.report.comparison import Line
 
 from .browser_util import complaints, contrast, keep_screenshot, needs_chromium, opened, requests
 
@@ -131,3 +134,25 @@ def test_numbers_in_cells_can_be_read(scheme: str, tmp_path: Path) -> None:
                 assert cell["opacity"] == number["opacity"] == 1
                 below, on = ([float(c) for c in re.findall(r"[\d.]+", mark["colour"])] for mark in (cell, number))
                 assert contrast(on, below) >= 4.5, (number["text"], number["colour"], cell["colour"])
+
+
+def test_numbers_in_the_pictures_cells_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the page, 4.5 to 1, in table.png."""
+    figures: list[Figure] = []
+
+    def kept(figure: Figure, caption: str, path: Path) -> Path:
+        figures.append(figure)
+        return path
+
+    monkeypatch.setattr(comparison_figure, "write", kept)
+    cosines = [i / 40 - 1 for i in range(81)]
+    lines = [Line(f"{c}", 1, {"all": (50.0, 49.0, 51.0)}, align={"1": (c, c, c)}, parameters_rule=1) for c in cosines]
+    comparison_figure.draw(lines, "all", "", tmp_path / "table.png")
+    cells = figures[0].axes[1]
+    (colours,) = cells.images
+    assert len(cells.texts) == len(cosines)
+    for number, cosine in zip(cells.texts, cosines, strict=True):
+        on, below = (
+            [255 * part for part in to_rgb(colour)] for colour in (number.get_color(), colours.to_rgba(cosine))
+        )
+        assert contrast(on, below) >= 4.5, (number.get_text(), number.get_color())
