@@ -61,9 +61,21 @@ def test_a_run_that_repeats_another(run: api.TrainedRun) -> None:
         localssl.train(**TINY, dry_run=True)
 
 
-def test_from_run_to_report(run: api.TrainedRun) -> None:
+def test_from_run_to_report(run: api.TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
     results = run.probe(labels=["10", "all"], threads=1)
     assert set(results) == {"untrained", "clapp++"}
+    said = capsys.readouterr().out  # every accuracy in one line with the untrained encoder's
+    lines = {
+        tuple(cells[:3]): cells[3:]
+        for line in said.splitlines()
+        if len(cells := [c.strip() for c in line.split("│")[1:-1]]) == 8
+    }
+    for trained, untrained in zip(results["clapp++"].rows, results["untrained"].rows, strict=True):
+        cells = lines[trained.layer, trained.method, trained.labels]
+        shown = [float(cells[i].replace("−", "-")) for i in (0, 2, 4)]
+        values = [trained.accuracy, untrained.accuracy, trained.accuracy - untrained.accuracy]
+        assert shown == pytest.approx(values, abs=0.006)
+        assert bool(cells[1]) == bool(cells[3]) == (trained.low is not None)
     aligned = run.align(batches=2)
     assert {row.block for row in aligned.rows} == {1, 2, 3, 4, 5}
     page = run.report(images=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_the_study() -> None:
     assert experiments.EXPERIMENTS["bits"] is bits.run
     rows = precision.rows(named(bits.RULES, bits.STUDY.data), bits.BITS)
     assert len(rows) == 4 * (1 + 7)
+
+
+def test_the_committed_study_is_what_its_cells_come_to(tmp_path: Path) -> None:
+    """Nothing is trained; what stands above the numbers, and in the picture, names the data."""
+    there = Path(__file__).resolve().parents[1] / "docs" / "results" / "bits"
+    shutil.copytree(there / "cells", tmp_path / "cells")
+    bits.run(Settings(tmp_path, threads=1))
+    for name in ("bits.csv", "table.csv", "seeds.csv"):
+        assert (tmp_path / name).read_bytes() == (there / name).read_bytes(), name
+    assert (there / "bits.csv").read_text(encoding="utf-8").startswith("# mnist: trained on 6,000 images, vgg6")
 
 
 def test_descent_by_powers_of_two() -> None:

@@ -31,8 +31,11 @@ from localssl.experiments.cells import Part, Settings
 from localssl.experiments.comparison import compare
 from localssl.experiments.rows import Row, Study
 from localssl.report import comparison as report
+from localssl.runs.config import TrainConfig
+from localssl.runs.metrics import read as rows_of_metrics
 from localssl.stats import t_interval
 from localssl.system.devices import peak_memory
+from localssl.training.train import train
 
 from .compare_util import in_this_process
 from .sources_util import encoded, pictures, write_files
@@ -705,6 +708,71 @@ def test_on_an_encoder_of_ones_own(inline: list[str], tmp_path: Path) -> None:
     own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
     with own.only_named([]), pytest.raises(UsageError, match="so it was not run"):
         compare(study, [], settings, 1)
+
+
+VIEW = """
+def half(x):
+    return 0.5 * x
+"""
+
+
+def test_views_of_ones_own(
+    inline: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for all rules; a file that changed, or that the command does not name, is refused."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own_view_of_compare.py"
+    file.write_text(VIEW)
+    line = f"compare {SMALL} --rules clapp++ bp-clapp++ --seeds 1 --threads 1 --align-batches 2 --out x".split()
+    assert cli.main([*line, "--views", f"{file.name}:half"]) == 0
+    capfd.readouterr()
+    assert inline == ["untrained-s0", "clapp++-s0", "bp-clapp++-s0"]
+    cells = [json.loads((tmp_path / "x" / "cells" / f"{name}.json").read_text()) for name in inline]
+    assert [cell["config"]["views"] for cell in cells] == [f"{file}:half"] * 3
+    losses = [row["loss"] for row in rows_of_metrics(tmp_path / "x" / "runs" / "clapp++-s0")]
+    run = {"rule": "clapp++", "epochs": 1, "width": 0.25, "batch_size": 16, "limit_images": 64, "probe_every": 0}
+    alone = train(TrainConfig(**run, data="digits", threads=1, views=f"{file}:half", out=tmp_path / "a"), print)
+    assert losses == [row["loss"] for row in rows_of_metrics(alone.path)]
+    assert f", views by {file.name}:half, " in (tmp_path / "x" / "table.md").read_text()
+
+    again = ["compare", "--config", "x", "--out", "x", "--threads", "1"]
+    assert cli.main([*again, "--own", file.name]) == 0
+    assert len(inline) == 3
+    for words, says in (
+        (line, f"views None (there: '{file}:half')"),
+        ([*line, "--views", f"{file.name}:hal"], "did you mean 'half'"),
+        ([*line, "--views", "simclr"], "--views takes views of your own, PATH.py:NAME, not 'simclr'"),
+    ):
+        capfd.readouterr()
+        assert cli.main(words) == 2
+        assert says in capfd.readouterr().err
+    own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
+    assert cli.main(again) == 2
+    assert f"add --own {file} to trust it" in capfd.readouterr().err
+    file.write_text(VIEW.replace("0.5", "0.25"))
+    assert cli.main([*again, "--own", file.name]) == 2
+    assert f"{file}:half has changed since x/cells/untrained-s0.json was made" in capfd.readouterr().err
+    own._LOADED.pop(file)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_without_views_a_cell_is_what_it_was_before_there_were_any(inline: list[str], tmp_path: Path) -> None:
+    compare(replace(STUDY, align_batches=0), [], Settings(tmp_path, threads=1), 1)
+    (record,) = [json.loads(file.read_text()) for file in (tmp_path / "cells").iterdir()]
+    assert record["task"][0]["study"].keys() == asdict(STUDY).keys() - {"views"}
+    assert "views_source" not in record["task"][0]
+
+
+def test_an_encoder_of_ones_own_is_found_again_by_the_comparisons_flags(
+    inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have its whole path, the command had a part of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_net_again.py").write_text(NET)
+    line = f"compare {SMALL} --width 1 --rules clapp++ --seeds 1 --threads 1 --align-batches 0 --out x".split()
+    assert cli.main([*line, "--encoder", "own_net_again.py:net"]) == 0
+    before = list(inline)
+    assert cli.main(["compare", "--config", "x", "--out", "x", "--threads", "1", "--own", "own_net_again.py"]) == 0
+    assert inline == before
 
 
 def test_cells_from_before_there_were_encoders(inline: list[str], tmp_path: Path) -> None:

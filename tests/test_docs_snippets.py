@@ -20,6 +20,7 @@ import pytest
 import localssl
 from localssl import own
 from localssl.cli import flags, main, usage
+from localssl.engine import Numbers
 from localssl.experiments import EXPERIMENTS
 from localssl.runs import flagfile
 
@@ -197,6 +198,23 @@ def test_commands_in_the_text(page: str) -> None:
             read(line)
     for file in re.findall(r"`python ((?:examples|benchmarks|tests)/\S+?\.py)\b", text):
         assert (ROOT / file).is_file(), file
+
+
+def test_every_grid_of_an_integer_learner_is_on_the_page() -> None:
+    """By the call that gives it; and what gives it stands among the API."""
+    encoder = localssl.encoders.vgg5(width=0.125, bits=6)
+    learner = localssl.Learner(encoder, localssl.rules.get("clapp++both"), (1, 16, 16), (2, 2, 2, 1, 1))
+    text = (DOCS / "hardware.md").read_text(encoding="utf-8")
+    for numbers in learner.parts["integer"]:
+        assert isinstance(numbers, Numbers)
+        calls = [
+            *(f'`store("{name}").grid`' for name in numbers.synapses),
+            *(f'`of("{name}")`' for name in numbers.grids),
+        ]
+        assert [call for call in calls if call not in text] == []
+        modules = {type(numbers).__module__, type(numbers.of("signal")).__module__}
+    hook = (ROOT / "website" / "hook.py").read_text(encoding="utf-8")
+    assert all(f'"{module}"' in hook for module in modules)
 
 
 def test_the_first_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,37 @@ def test_batch_norms_count_a_step_once() -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
+def test_a_rate_that_is_another_encoders_is_said(tmp_path: Path, capsys: Capture) -> None:
+    """Once, where the run begins; not where a rate was given, a run goes on or repeats another, or the net is ours."""
+    tiny = "--data digits --epochs 1 --batch-size 16 --limit-images 32 --probe-every 0 --threads 1"
+    net = "--encoder torchvision:mobilenet_v3_small"
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from torch import nn\n\ndef net(shape):\n    return [nn.Conv2d(shape[0], 4, 3)]\n", encoding="utf-8"
+    )
+
+    def said(line: str) -> list[str]:
+        assert status(f"train {line}") == 0
+        return [text for text in capsys.readouterr().out.splitlines() if "learning rate" in text]
+
+    wants = "as none was given: {} may want a lower one, for instance --lr {}"
+    assert said(f"--rule clapp {tiny} {net} --dry-run") == [
+        "learning rate 0.002, vgg5's, " + wants.format("torchvision:mobilenet_v3_small", "0.0006")
+    ]
+    x = tmp_path / "x"
+    assert said(f"--rule clapp {tiny} --encoder {mine}:net --out {x}") == [
+        "learning rate 0.002, vgg5's, " + wants.format("mine.py:net", "0.0006")
+    ]
+    assert said(f"--resume --epochs 2 --out {x} --own {mine}") == []
+    assert said(f"--config {x}/config.yaml --own {mine} --out {tmp_path / 'y'}") == []
+    assert said(f"--rule clapp {tiny} {net} --lr 1e-3 --dry-run") == []
+    assert said(f"--rule clapp {tiny} --width 0.1 --dry-run") == []
+    rate = localssl.rules.get("softhebb").lr
+    assert rate is not None
+    (line,) = said(f"--rule softhebb {tiny} --encoder {mine}:net --dry-run")
+    assert line == f"learning rate {rate:g}, softhebb's own, " + wants.format("mine.py:net", f"{0.3 * rate:g}")
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "x"
     line = f"train --rule clapp++dfb --data digits --encoder torchvision:resnet18 --out {out} --threads 1"

@@ -163,6 +163,35 @@ def test_a_mended_file_is_loaded_anew(tmp_path: Path) -> None:
     assert rules.get(f"{path}:Mine").name == "Mine"
 
 
+def test_options_of_a_rule_that_is_no_dataclass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains as it is; options are refused in a line that says how to have some."""
+    path = tmp_path / "plain.py"
+    body = (
+        "    def layer_loss(self, batch, layer, projections):\n        return self.strength * batch.z[layer].mean()\n"
+    )
+    init = "    def __init__(self, strength=2.0):\n        self.strength = strength\n\n"
+    path.write_text(
+        f"from localssl.rules import Rule\nfrom localssl.rules.clapp_pp import ClappPP\n\n"
+        f"class Init(Rule):\n{init}{body}\nclass Field(Rule):\n    strength: float = 2.0\n\n{body}\n"
+        f"class Heir(ClappPP):\n    strength: float = 2.0\n",
+        encoding="utf-8",
+    )
+    for name in ("Init", "Field", "Heir"):
+        assert command(f"train --rule {path}:{name} {TINY} --out {tmp_path / name}", capsys)[0] == 0
+        status, _, err = command(
+            f"train --rule {path}:{name} --rule-options strength=3 {TINY} --out {tmp_path / 'x'}", capsys
+        )
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"has no option 'strength': class {name} is no dataclass" in err
+        assert (
+            "write @dataclass(frozen=True, kw_only=True) above it and each option as a field, strength: float = …"
+            in err
+        )
+        assert ("margin" in err) == (name == "Heir")  # what it has by inheritance
+        assert not (tmp_path / "x").exists()
+    assert getattr(rules.get(f"{path}:Heir", margin=2.0), "margin", None) == 2.0
+
+
 def test_an_exception_in_training_names_the_users_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line, what in (
         ("return batch.z[layer].mean() / (1 // 0)", "ZeroDivisionError: "),
@@ -177,6 +206,36 @@ def test_an_exception_in_training_names_the_users_line(tmp_path: Path, capsys: p
         assert f"{path}:7 (layer_loss)" in out
         assert "Traceback" in err
         assert err.splitlines()[-1].startswith(f"localssl: {path}:7 (layer_loss): {what}")
+
+
+def test_a_run_goes_on_once_its_rule_is_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line is the command that does; the run is then that of the mended rule alone."""
+    good = losses("return batch.z[layer].square().mean()")
+    path, out = file(tmp_path, good), tmp_path / "x"
+    assert command(f"train --rule {path}:Mine {TINY} --out {tmp_path / 'whole'} --epochs 2", capsys)[0] == 0
+    own._LOADED.pop(path, None)
+    assert command(f"train --rule {path}:Mine {TINY} --out {out}", capsys)[0] == 0
+    file(tmp_path, losses("return batch.z[layer].square().mean() / (1 // (layer // 9))"))
+    own._LOADED.pop(path, None)
+    status, _, err = command(f"train --resume --epochs 2 --threads 1 --out {out} --own {path}", capsys)
+    assert (status, "Traceback" in err) == (1, True)
+    start, advice = err.splitlines()[-1].split("; the last checkpoint is untouched: mend that, then go on with: ")
+    assert start.startswith(f"localssl: {path}:7 (layer_loss): ZeroDivisionError: ")
+    file(tmp_path, good)
+    own._LOADED.pop(path, None)
+    words = shlex.split(advice)
+    assert words[words.index("train") :] == [
+        "train",
+        "--resume",
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        "--own",
+        str(path),
+    ]
+    assert cli.main([*words[words.index("train") :], "--epochs", "2"]) == 0
+    assert_same_run(tmp_path / "whole", out)
 
 
 def test_a_rule_that_fails_a_check_trains_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ COMMANDS = {  # all ten, each with all that it takes; in capitals what has its p
     "align": "RUN data data-root batches batch-size fit-batches reference threads skip-bad own",
     "compare": "rules data data-root epochs seeds out config jobs threads encoder encoder-options own width patches "
     "precision batch-size limit-images search-lr search-epochs labels probe-images align-batches report bits "
-    "weight-noise dead mismatch skip-bad image-size",
+    "weight-noise dead mismatch skip-bad image-size views",
     "theory": "full cases",
     "certify": "rule rule-options encoder width image-size out",
     "reproduce": "NAMES out data-root seeds jobs threads scale",

@@ -80,6 +80,17 @@ def test_what_stands_on_it(run: Path) -> None:
         next(file)
         rows = list(csv.DictReader(file))
     assert all(row["accuracy"] in part(text, "accuracy") for row in rows)
+    beside = [tuple(row[k] for k in ("layer", "method", "labels")) for row in rows if row["encoder"] == "clapp++"]
+    for key in beside:
+        trained, untrained = (
+            next(r for r in rows if r["encoder"] == encoder and (r["layer"], r["method"], r["labels"]) == key)
+            for encoder in ("clapp++", "untrained")
+        )
+        ends = " ".join(
+            f"{r['accuracy']} {r['low']} to {r['high']}" if r["low"] else r["accuracy"] for r in (trained, untrained)
+        )
+        above = f"{float(trained['accuracy']) - float(untrained['accuracy']):+.2f}".replace("-", "−")
+        assert f"{' '.join(key)} {ends} {above}" in part(text, "accuracy")
     assert "images that excite" not in part(text, "units")  # alone in texts for those who do not see the pictures
     assert len(re.findall(r'alt="The 8 images that excite unit', text)) > 10
     assert "peak memory of the process" in part(text, "cost")

@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from localssl.experiments import published, side_by_side, summary
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared
 from localssl.experiments.rows import Row, Study
+from localssl.report import charts, comparison_figure, page
+from localssl.report.comparison import Line
 
-from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+from .browser_util import complaints, contrast, keep_screenshot, needs_chromium, opened, requests
 
 CELLS = Path(__file__).resolve().parents[1] / "docs" / "results" / "compare-digits" / "cells"
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
@@ -82,3 +86,73 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         assert complaints(driver) == []
         assert requests(driver) == []
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+CELLS_AND_NUMBERS = """
+return [...document.querySelectorAll(".chart")].map(chart => {
+  const seen = mark => {
+    const style = getComputedStyle(mark), box = mark.getBoundingClientRect();
+    return {colour: style.fill, opacity: style.opacity * style.fillOpacity, text: mark.textContent,
+      x: box.x + box.width / 2, y: box.y + box.height / 2, width: box.width, height: box.height};
+  };
+  const all = kind => [...chart.querySelectorAll(`.role-mark.mark-${kind} :is(path, text)`)].map(seen);
+  return [all("rect"), all("text")];
+});
+"""  # of every chart what lies below and what stands on it: colour, opacity, middle, size
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_in_cells_can_be_read(scheme: str, tmp_path: Path) -> None:
+    """4.5 to 1 from the cell that they stand in, whatever its value; wholly in it."""
+    maps = {"cosine": (-1.0, 1.0), "accuracy": (20.0, 90.0)}
+    parts = [
+        page.Chart(
+            value,
+            charts.grid(
+                [{"name": f"row {i // 6}", "block": str(i % 6), value: low + (high - low) * i / 59} for i in range(60)],
+                value,
+                low,
+                high,
+            ),
+            value,
+        )
+        for value, (low, high) in maps.items()
+    ]
+    page.write(tmp_path / "p.html", "cells", "", [page.Section("cells", "Cells", parts)])
+    with opened(tmp_path / "p.html", 900, scheme) as driver:
+        keep_screenshot(driver, f"cells-{scheme}")
+        for cells, numbers in driver.execute_script(CELLS_AND_NUMBERS):
+            assert len(cells) == len(numbers) == 60
+            for number in numbers:
+                (cell,) = [
+                    c
+                    for c in cells
+                    if all(abs(c[m] - number[m]) <= c[size] / 2 for m, size in (("x", "width"), ("y", "height")))
+                ]
+                assert number["width"] < cell["width"]
+                assert cell["opacity"] == number["opacity"] == 1
+                below, on = ([float(c) for c in re.findall(r"[\d.]+", mark["colour"])] for mark in (cell, number))
+                assert contrast(on, below) >= 4.5, (number["text"], number["colour"], cell["colour"])
+
+
+def test_numbers_in_the_pictures_cells_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the page, 4.5 to 1, in table.png."""
+    figures: list[Figure] = []
+
+    def kept(figure: Figure, caption: str, path: Path) -> Path:
+        figures.append(figure)
+        return path
+
+    monkeypatch.setattr(comparison_figure, "write", kept)
+    cosines = [i / 40 - 1 for i in range(81)]
+    lines = [Line(f"{c}", 1, {"all": (50.0, 49.0, 51.0)}, align={"1": (c, c, c)}, parameters_rule=1) for c in cosines]
+    comparison_figure.draw(lines, "all", "", tmp_path / "table.png")
+    cells = figures[0].axes[1]
+    (colours,) = cells.images
+    assert len(cells.texts) == len(cosines)
+    for number, cosine in zip(cells.texts, cosines, strict=True):
+        on, below = (
+            [255 * part for part in to_rgb(colour)] for colour in (number.get_color(), colours.to_rgba(cosine))
+        )
+        assert contrast(on, below) >= 4.5, (number.get_text(), number.get_color())

@@ -33,6 +33,7 @@ API = {  # titles and modules
     "What enters, and credit assignment": ["localssl.inputs", "localssl.credit"],
     "Projections and readout": ["localssl.projections", "localssl.readout"],
     "Learner": ["localssl.learner"],
+    "Learning in integers": ["localssl.grids", "localssl.engine.synapses"],
     "Callbacks": ["localssl.callbacks"],
     "Alignment": ["localssl.alignment"],
     "Theory": ["localssl.theory"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -253,6 +253,7 @@ def to_csv(path: Path, header: list[str], rows: list[list[object]], comment: str
 
 
 PROBE_HEADER = ["encoder", "layer", "method", "labels", "accuracy", "low", "high", "draws", "features", "strength"]
+_WHICH = ("layer", "method", "labels")
 ALIGN_HEADER = ["rule", "reference", "block", "quantity", "mean", "low", "high", "batches", "null", "parameter"]
 
 
@@ -285,6 +286,27 @@ def probe_rows(results: dict[str, ProbeResult]) -> list[list[object]]:
         for name, result in results.items()
         for r in result.rows
     ]
+
+
+def beside_untrained(rows: Iterable[Mapping[str, object]]) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of a table to read: every accuracy beside the untrained encoder's, and by how much it is above.
+
+    Args:
+        rows: as the CSV has them, by the names of ``PROBE_HEADER``; values may be texts.
+    """
+    found = list(rows)
+    untrained = {tuple(r[k] for k in _WHICH): r for r in found if r["encoder"] == "untrained"}
+    lines: list[list[object]] = []
+    for r in found:
+        below = untrained.get(tuple(r[k] for k in _WHICH))
+        if r["encoder"] == "untrained" or below is None:
+            continue
+        above = f"{float(str(r['accuracy'])) - float(str(below['accuracy'])):+.2f}".replace("-", "−")
+        values = [value for row in (r, below) for value in (row["accuracy"], interval(row["low"], row["high"]))]
+        lines.append([*(r[k] for k in _WHICH), *values, above])
+    header = [*_WHICH, "accuracy", "95 % interval", "untrained", "95 % interval", "difference"]
+    shown = [i for i in range(len(header)) if i not in (4, 6) or any(line[4] or line[6] for line in lines)]
+    return [header[i] for i in shown], [[line[i] for i in shown] for line in lines]  # one draw has no interval
 
 
 def with_earlier(path: Path, rows: list[list[object]], protocol: str) -> tuple[list[list[object]], str]:

@@ -76,7 +76,8 @@ def _main(arguments: list[str]) -> int:
         place = own.where(error)
         if place is not None:  # a bug in a rule of the user's own
             traceback.print_exc()
-            return _say(f"{place}: {type(error).__name__}: {error}", 1)
+            advice = getattr(error, "__notes__", [])[-1:]  # of training: how to go on
+            return _say("; ".join([f"{place}: {type(error).__name__}: {error}", *advice]), 1)
         if isinstance(error, OSError):
             return _say(f"{error.strerror or error} ({error.filename})", 1)
         raise

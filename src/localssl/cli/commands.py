@@ -117,9 +117,9 @@ def probe(command: flags.Probe) -> dict[str, ProbeResult]:
     results = evaluate.probe_run(opened, options, command.data, command.data_root)
     protocol = results[opened.config.rule].protocol
     rows = evaluate.probe_rows(results)
-    shown = [[*row[:5], evaluate.interval(row[5], row[6]), row[7]] for row in rows]
-    header = [*evaluate.PROBE_HEADER[:5], "95 % interval", "draws"]
-    show(f"{command.run}: accuracy in %", header, shown, protocol)
+    header, shown = evaluate.beside_untrained(dict(zip(evaluate.PROBE_HEADER, row, strict=True)) for row in rows)
+    rule = own.short_name(opened.config.rule)
+    show(f"{command.run}: accuracy in % under {rule}, and of the same encoder untrained", header, shown, protocol)
     path = command.run / f"probe-{command.protocol}{_suffix(command.data)}.csv"
     evaluate.to_csv(path, evaluate.PROBE_HEADER, *evaluate.with_earlier(path, rows, protocol))
     print(f"written: {path}")
@@ -170,6 +170,7 @@ def compare(command: flags.Compare) -> list[Line]:
         search_epochs=c.search_epochs,
         encoder=c.encoder,
         encoder_options=options_of_encoder(c.encoder_options),
+        views=None if c.views is None else own.full_name(c.views),
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
     rows, bits = named(c.rules, c.data), precision.bits_of(c.bits)

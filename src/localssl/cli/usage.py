@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
-        ("data", "image-size skip-bad own"),
+        ("data and views", "image-size skip-bad views own"),
         ("training", "encoder-options batch-size patches precision search-lr search-epochs threads"),
         ("measurements", "probe-images align-batches"),
         ("learning in integers", "bits weight-noise dead mismatch"),

@@ -17,6 +17,7 @@ import torch
 from localssl import evaluate, own
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
+from localssl.data.views import OwnView
 from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
@@ -99,6 +100,8 @@ def compare(
     if study.encoder is not None:
         registry.check_name(study.encoder)
         registry.granted(study.encoder, {})  # what is wrong with a file of the user's is said at once
+    if study.views is not None:
+        OwnView(study.views)
     plain = options_of_encoder(study.encoder_options)
     of_row = {row.label: encoder_options(row, study) for row in rows}
     untrained = {o: untrained_row(o, o == plain) for o in dict.fromkeys([plain, *of_row.values()])}
@@ -151,7 +154,7 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
     name = f"{safe(row.label)}-s{seed}" if trial is None else f"search-{safe(row.label)}-lr{lr:g}"
     rule = get_rule(row.rule, dict(row.options))
     task: Record = {
-        "study": dataclasses.asdict(study),
+        "study": study.kept(),
         "row": dataclasses.asdict(row),
         "seed": seed,
         "lr": lr,
@@ -160,6 +163,8 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
     }
     if study.encoder is not None and own.is_path(study.encoder):
         task["encoder_source"] = own.fingerprint(study.encoder)
+    if study.views is not None:
+        task["views_source"] = own.fingerprint(study.views)
     return Part(name, _cell, (json.loads(json.dumps(task)), type(rule).__module__))
 
 
@@ -192,7 +197,8 @@ def _check_cells(parts: Sequence[Part], settings: Settings, rates: bool = True) 
                 f"{file} was trained at a rate of {theirs['lr']}, and of these rates {mine['lr']} is the best; delete "
                 f"the cell and {settings.out / 'runs' / part.name} to train it anew"
             )
-        for key, name in (("source", asked["row"]["rule"]), ("encoder_source", asked["study"]["encoder"])):
+        named = {"source": asked["row"]["rule"], **{f"{k}_source": mine[k] for k in ("encoder", "views")}}
+        for key, name in named.items():
             if {**mine, key: None} == {**theirs, key: None}:
                 raise UsageError(f"{name} has changed since {file} was made; use another --out, or delete cell and run")
         differences = [
@@ -207,6 +213,8 @@ def _flat(task: Record) -> Record:
     Its own rate is among them, the list that it was chosen from is not: rates may be added to a comparison.
     """
     study = json.loads(json.dumps(dataclasses.asdict(Study("")))) | task["study"]
+    if study["encoder"] is not None:
+        study["encoder"] = own.full_name(study["encoder"])  # flags.yaml has the whole path of what was typed in part
     flat = {**study, **task["row"], **{k: v for k, v in task.items() if k not in ("study", "row")}}
     return {name: value for name, value in flat.items() if name != "search_lr"}
 
@@ -282,6 +290,7 @@ def _config(study: Study, row: Row, settings: Settings, out: Path) -> TrainConfi
         "width": study.width,
         "encoder": study.encoder,
         "encoder_options": study.encoder_options,
+        "views": study.views,
         "limit_images": study.limit_images,
         "batch_size": study.batch_size,
         "patches": study.patches,

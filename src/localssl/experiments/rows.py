@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from localssl import rules
@@ -34,6 +34,7 @@ class Study:
             none: the rule's default.
         search_epochs: of each trial.
         encoder, encoder_options: as in training; options as ``spelt`` writes them.
+        views: the user's own, by the file's whole path.
     """
 
     data: str
@@ -53,6 +54,11 @@ class Study:
     encoder_options: tuple[str, ...] = ()
     image_size: int | None = None
     skip_bad: bool = False
+    views: str | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """As a cell keeps it: without the views where they are the data set's own, as before there were others."""
+        return {k: v for k, v in asdict(self).items() if k != "views" or v is not None}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Study:

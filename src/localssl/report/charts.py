@@ -136,9 +136,9 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
     scale = alt.Scale(domain=[low, high], scheme="redblue" if signed else "blues")
     colour = alt.Color("value:Q", title=value, legend=None, scale=scale)
     cells = base.mark_rect(aria=False).encode(color=colour, tooltip=_tips(name="rule", block="block", value=value))
-    dark = f"abs(datum.value) > {0.6 * high}" if signed else f"datum.value > {low + 0.6 * (high - low)}"
+    dark = "contrast('#ffffff', scale('color', datum.value)) >= 4.5"  # where it is not, black has more
     text = base.mark_text(aria=False, fontSize=11).encode(
-        text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value("#10243a"))
+        text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value("#000000"))
     )
     return _spec(alt.layer(cells, text), height=40 + 26 * len(names))
 

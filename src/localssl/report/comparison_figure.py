@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from localssl.report.comparison import Line
-from localssl.report.style import write
+from localssl.report.style import readable_on, write
 
 
 def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
@@ -46,10 +46,10 @@ def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
     left.set_axisbelow(True)
     if blocks:
         grid = np.array([[line.align.get(b, (math.nan,))[0] for b in blocks] for line in shown], dtype=float)
-        right.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+        cells = right.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
             if not math.isnan(value):
-                colour = "white" if abs(value) > 0.7 else "black"
+                colour = readable_on(cells.to_rgba(value))
                 text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
                 right.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         right.set_xticks(range(len(blocks)), blocks)

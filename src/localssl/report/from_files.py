@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from localssl import own
+from localssl import evaluate, own
 from localssl.errors import in_shell
 from localssl.report import charts, measured, page
 from localssl.report.measured import number
@@ -88,6 +88,9 @@ def accuracy(run: Run) -> page.Section:
             spec = charts.intervals(shown, "layer", "accuracy (%)", "encoder")
             parts.append(page.Chart(title, spec, says, note))
         parts.append(page.Note(probe.protocol))
+        measurable = [row for row in probe.rows if number(row["accuracy"]) is not None]
+        title = f"Trained and untrained side by side, {probe.name} (%)"
+        parts.append(page.Table(title, *evaluate.beside_untrained(measurable)))
         header = list(probe.rows[0]) if probe.rows else []
         parts.append(page.Table(f"All numbers of {probe.name}", header, [list(r.values()) for r in probe.rows]))
     parts += [] if parts else [page.Missing(f"Not probed yet: {_command(run, 'probe')}")]

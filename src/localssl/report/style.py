@@ -71,6 +71,13 @@ def marker(rule: str) -> str:
     return MARKERS.get(rule, "*")
 
 
+def readable_on(background: tuple[float, float, float, float]) -> str:
+    """White where it stands out from a colour (red, green, blue, alpha; 0 to 1) by 4.5 to 1, else black, which does."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "white" if 1.05 / (luminance + 0.05) >= 4.5 else "black"
+
+
 def finish(figure: Figure, legend_of: Axes, caption: str, path: Path, columns: int = 8) -> Path:
     """One legend below, the caption that says what is shown above; written as PNG to ``path``, which is returned."""
     handles, labels = legend_of.get_legend_handles_labels()

@@ -54,6 +54,12 @@ def get(name: str, **options: Any) -> Rule:
     rule = _RULES[name] if name in _RULES else own.load(name)
     known = {field.name for field in dataclasses.fields(rule)}  # pyright: ignore[reportArgumentType]
     for option in options:
+        if option not in known and "__dataclass_fields__" not in vars(rule):
+            kind, having = getattr(rule, "__name__", name), f"; it has {', '.join(sorted(known))}" if known else ""
+            raise UsageError(
+                f"rule {name!r} has no option {option!r}: class {kind} is no dataclass; write @dataclass(frozen=True, "
+                f"kw_only=True) above it and each option as a field, {option}: float = …{having}"
+            )
         if option not in known:
             raise unknown(f"option of rule {name!r}", option, known or {"none"})
     return rule(**options)

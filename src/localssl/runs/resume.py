@@ -21,6 +21,7 @@ from localssl.runs.config import RunConfig, TrainConfig, parse_options
 from localssl.runs.limits import check
 from localssl.runs.run import (
     Run,
+    about_rate,
     check_memory,
     get_rule,
     manifest_of,
@@ -85,6 +86,8 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         if threads != torch.get_num_threads():
             report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
     check_memory(resolved)
+    if stored is None and config.config is None and (line := about_rate(config, resolved)):
+        report(line)
     return resolved, images, state
 
 

@@ -256,6 +256,23 @@ def _rate(config: TrainConfig, rule: rules.Rule, default: float) -> float:
     return power_of_two(config.lr or rule.lr or INTEGER_LR)
 
 
+def about_rate(config: TrainConfig, resolved: RunConfig) -> str | None:
+    """A line for a run at a rate that nobody gave and that was not found for its encoder; None: nothing to say."""
+    name = str(resolved.encoder.get("name"))
+    if config.lr is not None or not (others.is_other_peoples(name) or own.is_path(name)):
+        return None
+    spec = spec_for(resolved.data) if resolved.shape is None else spec_of_arrays(resolved.shape)
+    whose = f"{spec.encoder}'s"
+    if resolved.make_rule().lr is not None:
+        whose = f"{own.short_name(resolved.rule)}'s own"
+    elif resolved.optimizer == "shift-sgd":
+        whose = "shift-sgd's"
+    return (
+        f"learning rate {resolved.lr:g}, {whose}, as none was given: {own.short_name(name)} may want a lower one, "
+        f"for instance --lr {0.3 * resolved.lr:g}"
+    )
+
+
 def train_split(data: str) -> str:
     """The part of a data set that is trained on."""
     return "unlabeled" if data == "stl10" else "train"

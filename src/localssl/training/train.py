@@ -143,9 +143,17 @@ def _held(out: Path, place: pipeline.Place) -> Generator[None]:
 
 @contextmanager
 def _explained(config: TrainConfig, out: Path) -> Generator[None]:
-    """What no run can go on after, in one line with what the user can do."""
+    """What no run can go on after, in one line with what the user can do.
+
+    An exception in the user's own code stays what it is, and gets that as its note.
+    """
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            if own.where(error):
+                error.add_note(_advice(config, out))
+            raise
     except Lost as error:
         raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
