@@ -82,7 +82,8 @@ def main() -> None:
             path = losses(loop.learner, max(a.steps), batches)
             for count in a.steps:
                 found = cosines(after(loop.learner, count), batches)
-                rows.append({"batch": a.batch, "step": place, "T": count, "loss_at_0": path[0], "loss": path[count], "cosines": found})
+                loss = {"loss_at_0": path[0], "loss": path[count]}
+                rows.append({"batch": a.batch, "step": place, "T": count, **loss, "cosines": found})
                 print(rows[-1], flush=True)
     write(a.out, a.threads, data=data, width=a.width, batches=a.batches, rows=rows)
 

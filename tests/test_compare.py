@@ -531,6 +531,8 @@ def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
 
 def test_reasons() -> None:
     assert reason_of(RunError("one\n line")) == "one line"
+    alone = RunError("NaN in step 3", "go on with --resume")  # advice for one run is no advice for a comparison
+    assert (str(alone), reason_of(alone)) == ("NaN in step 3; go on with --resume", "NaN in step 3")
     with pytest.raises(RuntimeError) as raised:
         torch.zeros(2) @ torch.zeros(3)
     assert reason_of(raised.value).startswith("RuntimeError: ")

@@ -14,7 +14,16 @@ class UsageError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (full disk, NaN loss, unreadable image). The last good checkpoint is untouched."""
+    """A run that cannot go on (full disk, NaN loss, unreadable image). The last good checkpoint is untouched.
+
+    Args:
+        what: happened; what a comparison says of one of its runs.
+        advice: for who began that run alone.
+    """
+
+    def __init__(self, what: str = "", advice: str = ""):
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
 
 
 LISTED = 40  # choices, at most; torchvision alone has 80 networks

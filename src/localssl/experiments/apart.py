@@ -176,8 +176,11 @@ def _work(part: Part, settings: Settings, parent: int, named: list[str], ready: 
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line: our own as it is; of any other its kind and where in the user's own code it was raised."""
-    text = one_line(error)
+    """An error in one line: of ours what happened; of others their kind and the place in the user's own code.
+
+    How to go on with the run alone is not said: whoever compares gives the same command again.
+    """
+    text = one_line(error.what if isinstance(error, RunError) else error)
     if isinstance(error, UsageError | RunError):
         return text
     package = str(Path(localssl.__file__).parent)

@@ -244,4 +244,4 @@ class Watch:
                 kept = f"the state before it is not kept ({error.strerror}), the last checkpoint is untouched"
         if self.processes is not None:
             self.processes.any(False)  # nobody ends before it is written
-        raise RunError(f"{finding}; {kept}: start anew with a lower --lr and another --out ({advice})")
+        raise RunError(str(finding), f"{kept}: start anew with a lower --lr and another --out ({advice})")

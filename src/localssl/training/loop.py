@@ -280,8 +280,8 @@ class Loop:
         bad = bad or monitors.not_finite(dict(self.learner.named_parameters())) or self.bad
         if bad:
             raise RunError(
-                f"{', '.join(bad)} became NaN or infinite by step {self.step}; the last checkpoint is from before: "
-                f"start anew with a lower --lr and another --out"
+                f"{', '.join(bad)} became NaN or infinite by step {self.step}",
+                "the last checkpoint is from before: start anew with a lower --lr and another --out",
             )
 
     def log(self, shown: tuple[metrics.Metrics, Progress] | None) -> None:
