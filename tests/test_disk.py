@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from localssl.errors import RunError
 from localssl.system import files
 
-from .train_util import assert_same_run, last_state, run_tiny, steps, weights
+from .train_util import assert_same_run, last_state, mounted, run_tiny, steps, weights
 
 REASONS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO)
 SMALL = {"epochs": 1, "limit_images": 32, "probe_every": 0}
@@ -87,17 +86,8 @@ def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Generator[Path]:
     """A real file system of one megabyte."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "1m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path) -> None:

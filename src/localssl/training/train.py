@@ -24,7 +24,7 @@ from localssl.runs.manifest import write_cost, write_manifest
 from localssl.runs.resume import begin, check_folder, found_again
 from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system import devices, interrupts
-from localssl.system.files import held, sweep, write_text
+from localssl.system.files import Vanished, held, sweep, write_text
 from localssl.training import launch, pipeline
 from localssl.training.loop import Loop
 
@@ -146,6 +146,9 @@ def _explained(config: TrainConfig, out: Path) -> Generator[None]:
         raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
+    except Vanished as error:
+        advice = "what is in it is untouched: bring it back, then give the same command again with --resume"
+        raise RunError(f"{error.strerror}; {advice}") from error
     except OSError as error:
         if own.where(error):  # a file of the user's opened something
             raise
@@ -184,6 +187,6 @@ def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> None:
 
 
 def _advice(config: TrainConfig, out: Path) -> str:
-    if not (out / "config.yaml").exists():  # nothing says yet what to go on with
+    if not os.path.exists(out / "config.yaml"):  # nothing says yet what to go on with
         return "nothing was begun: mend that, then give the same command again"
     return f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
