@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -207,12 +207,17 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Generator[None]:
+def held(folder: Path, were_missing: Sequence[Path] = ()) -> Generator[None]:
     """Make a folder and keep other processes that ask for it out; the system lets go of it even if this one is killed.
 
     ``owner.json`` says which process of which machine it is. Where there are no locks that file is the lock: one that a
     dead process of this machine left is taken over, another machine's is not, on Windows neither. A folder that was not
     there before is removed again where nothing was left in it.
+
+    Args:
+        folder: what is held.
+        were_missing: folders that were not there before, the innermost first; made by another process, which ended
+            before it had tidied up.
 
     Raises:
         UsageError: another process holds it.
@@ -220,7 +225,7 @@ def held(folder: Path) -> Generator[None]:
         OSError: it cannot be made.
     """
     owner = folder / "owner.json"
-    made: list[Path] = []
+    made = list(were_missing)
     handle = _made_and_locked(folder, made)
     _holding[folder] = handle
     try:
@@ -246,7 +251,7 @@ def _made_and_locked(folder: Path, made: list[Path]) -> int | None:
     """What holds a folder; None where the system has no locks. ``made``: gets the folders that were not there."""
     for left in reversed(range(TRIES)):
         try:
-            made[:0] = make_folder(folder)
+            made[:] = sorted({*made, *make_folder(folder)}, key=lambda path: len(path.parts), reverse=True)
             if fcntl is None:
                 _believe(folder)
                 return None
