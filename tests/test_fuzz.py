@@ -200,6 +200,7 @@ def bomb(file: Path, kind: str) -> int:
         ("repeated", "row group 0 take more than 0.0 GiB, half of this machine's memory; write smaller row groups", 8),
         ("rows", "holds 131,072 rows, more than this machine's memory can number", 1),
     ],
+    ids=["plain", "repeated", "rows"],
 )
 def test_a_parquet_that_is_a_bomb(
     kind: str, says: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
