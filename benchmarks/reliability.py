@@ -127,8 +127,14 @@ def rows() -> Iterator[tuple[str, ...]]:
            "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
            "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
-           "each of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full",
+           "each of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full; "
+           "ENOSPC and EIO in the one of two processes that writes, which ends both",
            "every write; of one file's pieces the first and last", SUITE, pytest("test_disk.py"))  # fmt: skip
+    yield ("a folder that vanishes under its run ends it in one line; nothing is written into what is in its place, "
+           "and the run goes on when the folder is back",
+           "renamed, replaced, those above it renamed; a real tmpfs unmounted, `umount -l`, which is the folder or "
+           "holds it; before a row of metrics and before a checkpoint, in the middle of a file",
+           "16 cases", SUITE, pytest("test_vanished.py"))  # fmt: skip
     yield ("a checkpoint that has changed on the disk is noticed, and the one before taken; an encoder too",
            "20 bytes of a weight or of the random numbers' state flipped", "3 files", SUITE,
            pytest("test_damage.py"))  # fmt: skip
@@ -144,7 +150,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
     yield ("the same, steered to code that no input has reached yet", "atheris, from the same good files", *guided(),
            "`python benchmarks/fuzz_guided.py --out benchmarks/results/fuzz_guided.json`")  # fmt: skip
-    yield ("decompression bombs are refused", "images, npz archives, YAML aliases", "10 cases", SUITE,
+    yield ("decompression bombs are refused", "images, npz archives, parquet, YAML aliases", "13 cases", SUITE,
            pytest("test_fuzz.py"))  # fmt: skip
     yield ("nothing in a file is executed",
            "the source searched; malicious checkpoint, weights, configuration, npz, code; paths that lead elsewhere",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
-import subprocess
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from localssl.errors import RunError
 from localssl.system import files
 
-from .train_util import assert_same_run, last_state, run_tiny, steps, weights
+from .train_util import assert_same_run, last_state, mounted, run_tiny, steps, weights
 
 REASONS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO)
 SMALL = {"epochs": 1, "limit_images": 32, "probe_every": 0}
@@ -87,17 +88,8 @@ def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Generator[Path]:
     """A real file system of one megabyte."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "1m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path) -> None:
@@ -111,3 +103,33 @@ def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path) -> None:
     ballast.unlink()
     run_tiny(tmpfs / "x", resume=True, epochs=4)
     assert_same_run(tmpfs / "x", run_tiny(tmp_path / "whole", epochs=4).path)
+
+
+def test_the_process_that_writes_ends_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which waits for it in the middle of a step."""
+    monkeypatch.setattr("localssl.training.launch.START", "fork")  # with what is patched here
+    whole, failed = run_tiny(tmp_path / "whole", devices=2).path, tmp_path / "failed"
+    for number, what, name, last in (
+        (errno.ENOSPC, "write", "step-000000008.pt", 4),
+        (errno.EIO, "append", "metrics.csv", 0),
+    ):
+        out = tmp_path / name
+
+        def attempt(done: str, path: Path, number: int = number, failing: tuple[str, str] = (what, name)) -> None:
+            if (done, path.name) == failing:
+                failed.write_text(str(time.monotonic()))
+                raise OSError(number, os.strerror(number), str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "attempt", attempt)
+            says = rf"^{os.strerror(number)} \([^\n]*{name}\); the last checkpoint is untouched: mend that, [^\n]*$"
+            with pytest.raises(RunError, match=says):
+                run_tiny(out, devices=2)
+        assert time.monotonic() - float(failed.read_text()) < 10
+        assert not multiprocessing.active_children()
+        assert steps(out)[-1] == last
+        last_state(out)
+        weights(out)
+        assert not list(out.rglob(".*"))
+        run_tiny(out, devices=2, resume=True)
+        assert_same_run(out, whole)

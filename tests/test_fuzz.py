@@ -11,14 +11,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from localssl.data.decode import BadImage, decode
+from localssl.data.parquet import read_table
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
 from localssl.runs import checkpoint
@@ -170,6 +174,50 @@ def test_an_archive_that_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UsageError, match=r"would take 0\.0 GiB, more memory than this machine has"):
         open_images(f"npz:{tmp_path / 'a.npz'}")
+
+
+def bomb(file: Path, kind: str) -> int:
+    """Write a parquet of a few kilobytes, and 64 MiB or more when it is unpacked; its rows."""
+    value, count = bytes(2**20), 64
+    if kind == "repeated":  # stands in the file once: what that says of its own size is true, and little
+        column: Any = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value]))
+    elif kind == "rows":
+        count = 2**17
+        column = pa.array([b""] * count)
+    else:
+        column = pa.array([value] * count)
+    dictionary = {"use_dictionary": kind == "repeated", "dictionary_pagesize_limit": 2**24}
+    table = pa.table({"image": column, "label": pa.array([0] * count)})
+    pq.write_table(table, file, compression="zstd", store_schema=False, **dictionary)
+    assert file.stat().st_size < 50_000
+    return count
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "most"),
+    [
+        ("plain", "row group 0 take more than 0.0 GiB, half of this machine's memory; write smaller row groups", 1),
+        ("repeated", "row group 0 take more than 0.0 GiB, half of this machine's memory; write smaller row groups", 8),
+        ("rows", "holds 131,072 rows, more than this machine's memory can number", 1),
+    ],
+    ids=["plain", "repeated", "rows"],
+)
+def test_a_parquet_that_is_a_bomb(
+    kind: str, says: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by what it says of its size, or once it has been seen to take more; ``most``: MiB that it has taken."""
+    rows = bomb(tmp_path / "train.parquet", kind)
+    monkeypatch.setattr(devices, "memory", lambda: 2**22)
+    before, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        with pytest.raises(UsageError, match=says):
+            open_images(f"parquet:{tmp_path}")
+        assert counted.max_memory() < most * 2**20
+        monkeypatch.setattr(devices, "memory", lambda: 2**30)  # then it is no bomb
+        assert len(read_table([tmp_path / "train.parquet"]).rows.sources(range(rows))) == rows
+    finally:
+        pa.set_memory_pool(before)
 
 
 def test_a_configuration_of_aliases() -> None:

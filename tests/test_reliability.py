@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from . import test_vanished
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +31,14 @@ def test_commands_name_what_exists(reliability: ModuleType) -> None:
     named = re.findall(r"(?:tests|benchmarks)/\w+\.py", " ".join(row[-1] for row in reliability.rows()))
     assert len(named) >= 9
     assert [file for file in named if not (ROOT / file).is_file()] == []
+
+
+def test_every_case_of_a_vanished_folder_counts(reliability: ModuleType) -> None:
+    (row,) = [row for row in reliability.rows() if "vanishes" in row[0]]
+    assert "tests/test_vanished.py" in row[-1]
+    tests = [test for name, test in vars(test_vanished).items() if name.startswith("test_")]
+    sizes = [[len(mark.args[1]) for mark in getattr(test, "pytestmark", ())] for test in tests]
+    assert row[2] == f"{sum(map(math.prod, sizes))} cases"
 
 
 def test_results_are_read(reliability: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

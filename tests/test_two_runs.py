@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from localssl.errors import UsageError
 from localssl.system import files
@@ -96,6 +97,31 @@ def test_a_refused_run_leaves_nothing_behind(devices: int, tmp_path: Path, monke
     with pytest.raises(UsageError):
         run_tiny(tmp_path / "theirs" / "x", devices=devices, limit_images=3)
     assert list(tmp_path.rglob("*")) == [tmp_path / "theirs"]
+
+
+@pytest.mark.parametrize("moment", ["reading", "x", "mine", "runs"])
+def test_the_first_to_be_refused_has_the_others_ended(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that holds the folder is ended while it still reads, or before it has removed this folder of three."""
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
+    attempt, begin, starting = files.attempt, training.begin, os.getpid()
+
+    def slow(what: str, path: Path) -> None:
+        attempt(what, path)
+        if (what, path.name) == ("remove", moment) and os.getpid() != starting:
+            time.sleep(2)
+
+    def reading(*given: Any) -> Any:
+        if moment == "reading" and dist.get_rank() == 0:
+            time.sleep(2)
+        return begin(*given)
+
+    monkeypatch.setattr(files, "attempt", slow)
+    monkeypatch.setattr(training, "begin", reading)
+    with pytest.raises(UsageError, match="fewer than a batch"):
+        run_tiny(tmp_path / "runs" / "mine" / "x", devices=2, limit_images=3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_whole_is_not_made_in_part(tmp_path: Path) -> None:

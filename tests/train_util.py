@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,6 +118,23 @@ def hooked(out: Path, at: dict[int, Callable[[], object]], said: list[str] | Non
         return run_tiny(out, said, **{"rule": "hooked", **changes})
     finally:
         Hooked.at.clear()
+
+
+@contextmanager
+def mounted(place: Path, size: str) -> Generator[Path]:
+    """A real file system in memory, mounted at a new folder; the test is skipped where that is not permitted."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
 def send(number: signal.Signals) -> Callable[[], None]:

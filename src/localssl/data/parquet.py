@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from localssl.data.decode import Source
 from localssl.data.pixels import EncodedRows, row_at
 from localssl.errors import UsageError, first_line
+from localssl.system import devices
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "photo")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "y")
 NO_LABEL = r"(^|_)(id|idx|index|width|height|size|seed|time|timestamp)$"  # integers that number or measure
 UNREADABLE: tuple[type[Exception], ...] = (OSError, UnicodeDecodeError, pa.ArrowException)
 TEST_NAMES = ("test", "val", "validation", "valid")
+ROW = 32  # bytes that a row takes at the least: its label, as it is read and as it is kept
+PIECE = 16  # rows that are read at once, at the least
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,14 @@ class Table:
 
 
 class ParquetRows(EncodedRows):
-    """Images of one or more parquet files, read by row group; the latest are kept, up to ``memory``."""
+    """Images of one or more parquet files, read by row group; the latest are kept, up to ``memory``.
+
+    A row group may take half of this machine's memory. What the file says of it is believed only as far as that: a
+    value that stands in it once may be repeated in every row, so it is read in pieces, and counted.
+
+    Raises:
+        UsageError: a damaged file, a row group that says that it takes more, or more rows than can be numbered.
+    """
 
     def __init__(self, files: Sequence[Path], column: str):
         self.files, self.column = files, column
@@ -55,6 +65,13 @@ class ParquetRows(EncodedRows):
             rows = [whole.row_group(group).num_rows for group in range(whole.num_row_groups)]
             if min(rows, default=0) < 0 or sum(rows) != whole.num_rows:
                 raise UsageError(f"{file} is damaged: its row groups do not add up to {whole.num_rows} rows")
+        memory = devices.memory()
+        self.most = None if memory is None else memory // 2
+        if self.most is not None and len(self) * ROW > self.most:
+            raise UsageError(f"{files[0]} holds {len(self):,} rows, more than this machine's memory can number")
+        self.sizes = [self._said(file, group) for file, group in self.groups]
+        for group, size in enumerate(self.sizes):
+            self._check(group, size)
         self.kept: OrderedDict[int, Any] = OrderedDict()
         self.lock = Lock()  # of what is kept: the next batch is read ahead while monitors read theirs
 
@@ -81,18 +98,48 @@ class ParquetRows(EncodedRows):
             self.kept.move_to_end(group)
             return self.kept[group]
         number, inside = self.groups[group]
-        file = self.files[number]
+        file, whole = self.files[number], self.metadata[number].row_group(inside)
+        parts: list[Any] = []
+        size = 0
         try:
             with pq.ParquetFile(file, metadata=self.metadata[number]) as parquet:
-                column = parquet.read_row_group(inside, columns=[self.column]).column(0)
+                for part in parquet.iter_batches(self._piece(group, whole.num_rows), [inside], [self.column]):
+                    parts.append(part.column(0))
+                    size += parts[-1].nbytes
+                    self._check(group, size)
         except UNREADABLE as error:
             raise UsageError(f"{file} cannot be read (row group {inside}: {first_line(error)})") from error
-        if len(column) != (rows := self.metadata[number].row_group(inside).num_rows):
-            raise UsageError(f"{file} is damaged: row group {inside} holds {len(column)} rows of {rows}")
+        if (read := sum(map(len, parts))) != whole.num_rows:
+            raise UsageError(f"{file} is damaged: row group {inside} holds {read} rows of {whole.num_rows}")
+        column = pa.chunked_array(parts)
         self.kept[group] = column
         while len(self.kept) > 1 and sum(c.nbytes for c in self.kept.values()) > self.memory:
             self.kept.popitem(last=False)
         return column
+
+    def _said(self, file: int, group: int) -> int:
+        """Bytes that the images of a row group take unpacked, as the file says."""
+        try:
+            whole = self.metadata[file].row_group(group)
+            columns = [whole.column(i) for i in range(whole.num_columns)]
+            own = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self.column}.")]
+            return sum(c.total_uncompressed_size for c in own)
+        except UNREADABLE as error:
+            raise UsageError(f"{self.files[file]} is damaged (row group {group}: {first_line(error)})") from error
+
+    def _piece(self, group: int, rows: int) -> int:
+        """How many rows are read at once: so few that they would not be too much, were each the largest value there."""
+        piece = max(PIECE, rows >> 16)
+        return piece if self.most is None else max(1, min(piece, self.most // (2 * max(1, self.sizes[group]))))
+
+    def _check(self, group: int, size: int) -> None:
+        """Refuse a row group that takes more than half of this machine's memory."""
+        if self.most is not None and size > self.most:
+            number, inside = self.groups[group]
+            raise UsageError(
+                f"{self.files[number]}: the images of row group {inside} take more than {self.most / 2**30:,.1f} GiB, "
+                f"half of this machine's memory; write smaller row groups"
+            )
 
 
 def find_parts(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -46,6 +46,7 @@ def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]
 
     Raises:
         UsageError: the processes cannot start, since the program that calls this has no guard.
+        RunError: the folder is gone.
         KeyboardInterrupt: stopped; what runs has saved, and the same call goes on.
     """
     guard.leave_unguarded()
@@ -61,13 +62,15 @@ def run_apart(parts: Sequence[Part], settings: Settings) -> list[dict[str, Any]]
     try:
         while waiting or running:
             while waiting and len(running) < settings.jobs:
+                if not folder.is_dir():  # what is begun now would go onto the disk below
+                    raise RunError(f"{folder} is gone: bring it back, and the same command goes on from here")
                 one = _start(waiting.pop(0), settings)
                 running[one.process.sentinel] = one
             for sentinel in wait(list(running)):
                 assert isinstance(sentinel, int)
                 one = running.pop(sentinel)
                 one.process.join()
-                if (one.process.exitcode or 0) > 0 and not one.ready.is_set():
+                if one.process.exitcode == guard.UNGUARDED and not one.ready.is_set():
                     raise guard.unbegun()
                 reason = _outcome(one, settings)
                 if not _file(one.part, settings).is_file():
@@ -151,8 +154,10 @@ def _outcome(one: _Running, settings: Settings) -> str | None:
     if _file(one.part, settings).is_file():
         reason = read(settings.out, name).get(FAILED)
     else:
-        code = one.process.exitcode
-        reason = f"its process ended without a word (status {code}; out of memory?), see {_log(one.part, settings)}"
+        code, log = one.process.exitcode, _log(one.part, settings)
+        reason = f"its process ended without a word (status {code}; out of memory?), see {log}"
+        if (code or 0) > 0 and not one.ready.is_set():
+            reason = f"its process ended before it began (status {code}; {guard.hint('compare')}?)"
     seconds = time.monotonic() - one.began
     print(f"{name}: {f'failed: {reason}' if reason else f'done after {seconds:.0f} s'}", flush=True)
     return reason
@@ -172,7 +177,10 @@ def _work(part: Part, settings: Settings, parent: int, named: list[str], ready: 
             traceback.print_exc()
             record = {FAILED: reason_of(error), ANEW: not isinstance(error.__cause__ or error, OSError | MemoryError)}
     record = {"cell": part.name, **record, "task": list(part.arguments), "environment": environment()}
-    write_text(_file(part, settings), json.dumps(record, indent=1) + "\n")
+    try:
+        write_text(_file(part, settings), json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        sys.exit(f"localssl: {part.name}: {error.strerror} ({error.filename})")
 
 
 def reason_of(error: Exception) -> str:

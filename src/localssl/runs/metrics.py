@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from localssl.runs import trackers
-from localssl.system.files import append, attempt, write_text
+from localssl.system.files import Vanished, append, attempt, check_held, write_text
 
 
 class Metrics:
@@ -56,9 +57,11 @@ class Metrics:
                 tracker.experiment.flush()  # here, or a full disk would be met by its thread, with a traceback
 
     def close(self) -> None:
-        """Finish the trackers' files."""
-        for tracker in self.beside:
-            tracker.finalize("success")
+        """Finish the trackers' files, where the run's folder is still there."""
+        with suppress(Vanished):  # whoever writes into it says so
+            check_held(self.path)
+            for tracker in self.beside:
+                tracker.finalize("success")
 
 
 def read(run: Path) -> list[dict[str, str]]:

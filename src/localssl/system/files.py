@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,11 @@ except ImportError:  # Windows
     fcntl = None
 
 TRIES = 10  # to make a folder and hold it, while others make and remove it
+_holding: dict[Path, int | None] = {}  # the folders that this process holds, and what holds each
+
+
+class Vanished(OSError):
+    """A folder that this process holds is gone, or another one is in its place."""
 
 
 def attempt(what: str, path: Path) -> None:
@@ -29,7 +34,32 @@ def attempt(what: str, path: Path) -> None:
     Args:
         what: "folder", "open", "write", "sync", "replace", "append", "move" or "remove".
         path: the file or folder, never a temporary one.
+
+    Raises:
+        Vanished: see ``check_held``.
     """
+    check_held(path)
+
+
+def check_held(path: Path) -> None:
+    """Refuse to go on in a folder that was held and is gone: below a mount that has vanished there is another disk.
+
+    Raises:
+        Vanished: the path lies in such a folder.
+    """
+    for folder, handle in list(_holding.items()):
+        if path.is_relative_to(folder) and not _is_there(folder, handle):
+            says = f"{folder} is no longer the folder that this run holds (unmounted, moved or deleted?)"
+            raise Vanished(errno.ESTALE, says, str(folder))
+
+
+def _is_there(folder: Path, handle: int | None) -> bool:
+    """Whether a folder is the one that is held; on Windows, where nothing holds it, whether there is one."""
+    try:
+        found = os.stat(folder)
+        return handle is None or os.path.samestat(os.fstat(handle), found)
+    except OSError:  # not there, or on a disk that does not answer
+        return False
 
 
 class Sink:
@@ -131,12 +161,16 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def missing(path: Path) -> list[Path]:
+    """Of a folder and those above it the ones that are not there, the innermost first; a held one counts as there."""
+    return list(itertools.takewhile(lambda f: f not in _holding and not os.path.isdir(f), (path, *path.parents)))
+
+
 def make_folder(path: Path) -> list[Path]:
     """Make a folder, and those above it; the ones that were not there before, the innermost first."""
     attempt("folder", path)
-    missing = list(itertools.takewhile(lambda folder: not os.path.isdir(folder), (path, *path.parents)))
     made: list[Path] = []
-    for folder in reversed(missing):
+    for folder in reversed(missing(path)):
         try:
             folder.mkdir()
             made.insert(0, folder)
@@ -173,31 +207,42 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Generator[None]:
+def held(folder: Path, were_missing: Sequence[Path] = ()) -> Generator[None]:
     """Make a folder and keep other processes that ask for it out; the system lets go of it even if this one is killed.
 
     ``owner.json`` says which process of which machine it is. Where there are no locks that file is the lock: one that a
     dead process of this machine left is taken over, another machine's is not, on Windows neither. A folder that was not
     there before is removed again where nothing was left in it.
 
+    Args:
+        folder: what is held.
+        were_missing: folders that were not there before, the innermost first; made by another process, which ended
+            before it had tidied up.
+
     Raises:
         UsageError: another process holds it.
+        Vanished: it was gone when something was to be written into it, or failed.
         OSError: it cannot be made.
     """
     owner = folder / "owner.json"
-    made: list[Path] = []
+    made = list(were_missing)
     handle = _made_and_locked(folder, made)
+    _holding[folder] = handle
     try:
         with suppress(OSError):  # a full disk: the run will meet it where it matters
             attempt("write", owner)
             owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
         try:
             yield
+        except OSError:
+            check_held(folder)  # where it is gone, that is the reason
+            raise
         finally:
             with suppress(OSError):
                 remove(owner)
                 _remove_empty(made)  # while it is held: nobody else has begun in it
     finally:
+        _holding.pop(folder, None)
         if handle is not None:
             os.close(handle)
 
@@ -206,7 +251,7 @@ def _made_and_locked(folder: Path, made: list[Path]) -> int | None:
     """What holds a folder; None where the system has no locks. ``made``: gets the folders that were not there."""
     for left in reversed(range(TRIES)):
         try:
-            made[:0] = make_folder(folder)
+            made[:] = sorted({*made, *make_folder(folder)}, key=lambda path: len(path.parts), reverse=True)
             if fcntl is None:
                 _believe(folder)
                 return None

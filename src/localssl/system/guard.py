@@ -7,6 +7,8 @@ import sys
 
 from localssl.errors import UsageError
 
+UNGUARDED = 78  # exit status of a process that ends for want of a guard: "configuration error" in sysexits.h
+
 
 def hint(call: str) -> str:
     """What to do where a started process ended before it began; ``call``: what the program calls."""
@@ -24,4 +26,4 @@ def leave_unguarded() -> None:
     Python would refuse to start processes from here, with a long traceback; the one that started this one says why.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)
+        sys.exit(UNGUARDED)

@@ -6,7 +6,7 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from localssl.runs.manifest import write_cost, write_manifest
 from localssl.runs.resume import begin, check_folder, found_again
 from localssl.runs.run import Run, manifest_of, open_run
 from localssl.system import devices, interrupts
-from localssl.system.files import held, sweep, write_text
+from localssl.system.files import Vanished, held, missing, sweep, write_text
 from localssl.training import launch, pipeline
 from localssl.training.loop import Loop
 
@@ -56,7 +56,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         here, first = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR"))
         report(f"machine {here} of 0 to {config.nodes - 1}: begins when all have found {first}")
     try:
-        launch.launch(config, functools.partial(_share, config, own.named(*config.own_files())))
+        with _tidied(config, out):
+            launch.launch(config, functools.partial(_share, config, own.named(*config.own_files())))
     except KeyboardInterrupt as stopped:
         if str(stopped):
             report(str(stopped))
@@ -65,6 +66,23 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
         advice = _advice(config, out)
         raise error if advice in str(error) else Lost(f"{error}; {advice}") from error
     return open_run(out)
+
+
+@contextmanager
+def _tidied(config: TrainConfig, out: Path) -> Generator[None]:
+    """Where the processes fail, remove the empty folders that they leave.
+
+    The first to end has the others ended, by SIGTERM: the one that holds the run's folder perhaps before it has tidied
+    up, or in the middle of that.
+    """
+    were_missing = missing(out)
+    try:
+        yield
+    except BaseException:
+        if launch.speaks(config.nodes) and were_missing and were_missing[-1].is_dir():
+            with suppress(OSError, UsageError), held(out, were_missing):
+                pass
+        raise
 
 
 def _share(config: TrainConfig, named: list[str], processes: Processes, number: int) -> None:
@@ -158,6 +176,9 @@ def _explained(config: TrainConfig, out: Path) -> Generator[None]:
         raise Lost(f"{error}; {_advice(config, out)}") from error  # still less to say than whoever ended
     except BrokenPipeError:  # nobody reads what the run prints: no matter of its folder
         raise
+    except Vanished as error:
+        advice = "what is in it is untouched: bring it back, then give the same command again with --resume"
+        raise RunError(f"{error.strerror}; {advice}") from error
     except OSError as error:
         if own.where(error):  # a file of the user's opened something
             raise
@@ -198,6 +219,6 @@ def _check_own_rule(config: RunConfig, report: Callable[[str], None]) -> str | N
 
 
 def _advice(config: TrainConfig, out: Path) -> str:
-    if not (out / "config.yaml").exists():  # nothing says yet what to go on with
+    if not os.path.exists(out / "config.yaml"):  # nothing says yet what to go on with
         return "nothing was begun: mend that, then give the same command again"
     return f"the last checkpoint is untouched: mend that, then go on with: {config.resume_command()}"
