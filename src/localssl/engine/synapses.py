@@ -190,7 +190,8 @@ class Writes(ShiftSGD):
 
     Args:
         places: of every layer its numbers, and its weights by name, as in ``Numbers``.
-        lr, shifted: as in ``ShiftSGD``; lr a power of two.
+        lr: as in ``ShiftSGD``, a power of two.
+        shifted: as in ``ShiftSGD``.
     """
 
     def __init__(
