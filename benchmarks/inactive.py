@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import cifar10, prepare
+from loops import cifar10, prepare, stages
 from shared import LOCAL, write
 from torch import Tensor
 
@@ -78,12 +78,7 @@ def main() -> None:
         root, data = cifar10(a.data_root, folder, steps * a.batch)
         for rule in a.rules:
             loop = prepare(rule, a.width, a.batch, steps, root, folder / rule, a.threads)
-            order = loop.order(0)
-            with loop.aside():
-                batches = [loop.views(loop.images.batch(i)) for i in order[-a.batches :]]
-            for step in sorted(a.at):
-                for index in order[loop.step : step]:
-                    loop.train_step(index)
+            for step, batches in stages(loop, a.at, a.batches):
                 found = measured(loop, batches)
                 means = {f"{k}_mean": round(sum(v) / len(v), 5) for k, v in found.items()}
                 rows.append({"rule": rule, "width": a.width, "batch": a.batch, "step": step, **found, **means})

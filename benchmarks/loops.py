@@ -1,14 +1,16 @@
-"""Training runs as ``localssl train`` has them, not begun yet: what throughput.py and inactive.py measure."""
+"""Training runs as ``localssl train`` has them, not begun yet: for throughput.py, inactive.py and pc_states.py."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from torch import Tensor
 
 from localssl.data.sources import open_images
 from localssl.errors import UsageError
@@ -58,3 +60,14 @@ def prepare(rule: str, width: float, batch: int, steps: int, root: Path | None, 
     loop = Loop(config, resolved, images, state, lambda _: None)
     out.mkdir(parents=True)
     return loop
+
+
+def stages(loop: Loop, at: Iterable[int], batches: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    """Train from place to place (steps, in order of size), and yield each with views of the order's last batches."""
+    order = loop.order(0)
+    with loop.aside():
+        views = [loop.views(loop.images.batch(index)) for index in order[-batches:]]
+    for place in sorted(at):
+        for index in order[loop.step : place]:
+            loop.train_step(index)
+        yield place, views

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import cifar10, prepare
+from loops import cifar10, prepare, stages
 from shared import write
 from torch import Tensor
 
@@ -73,12 +73,7 @@ def main() -> None:
         folder = Path(name)
         root, data = cifar10(a.data_root, folder, steps * a.batch)
         loop = prepare(RULE, a.width, a.batch, steps, root, folder / RULE, a.threads)
-        order = loop.order(0)
-        with loop.aside():
-            batches = [loop.views(loop.images.batch(i)) for i in order[-a.batches :]]
-        for place in sorted(a.at):
-            for index in order[loop.step : place]:
-                loop.train_step(index)
+        for place, batches in stages(loop, a.at, a.batches):
             path = losses(loop.learner, max(a.steps), batches)
             for count in a.steps:
                 found = cosines(after(loop.learner, count), batches)

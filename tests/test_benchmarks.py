@@ -148,6 +148,19 @@ def test_states_of_predictive_coding(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(p.grad is None for p in made.encoder.parameters())
 
 
+def test_the_first_errors_of_predictive_coding_are_lost_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While B is near 0, h and μ of the lowest blocks differ by less than their rounding; in float64 they do not."""
+    module = benchmark("pc_states", monkeypatch)
+    found: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        made = localssl.Learner(encoders.vgg6(0.05), rules.get("pc"), (3, 32, 32), PATCHES).to(dtype)
+        views = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64).to(dtype)
+        found[dtype] = module.cosines(module.after(made, 8).to(dtype), [tuple(views)])[0]
+    assert found[torch.float32] < 0.5
+    assert found[torch.float64] > 0.99
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_large_data_of_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("large_data", monkeypatch)

@@ -138,10 +138,9 @@ def fig_a1(results: Path) -> Finding:
 
 def fig5(results: Path) -> Finding:
     """The ablation: which of its steps, paired by seed, are clear of zero."""
-    file = results / "fig5" / "fig5.csv"
-    if not file.is_file():
+    rows = _made(results, "fig5")
+    if not rows:
         return NOT_RUN
-    rows = read(file)
     steps = [(row["step"], row["against"], row["step (points)"]) for row in rows if row["step (points)"]]
     clear = [f"{step} {points} (against {other})" for step, other, points in steps if _clear_of_zero(points)]
     said = f"of {len(steps)} steps, paired by seed, {len(clear)} with an interval clear of zero"
@@ -150,10 +149,9 @@ def fig5(results: Path) -> Finding:
 
 def fig1e(results: Path) -> Finding:
     """The rows that Figure 5 has of it."""
-    file = results / "fig5" / "fig5.csv"
-    if not file.is_file():
+    rows = _made(results, "fig5")
+    if not rows:
         return NOT_RUN
-    rows = read(file)
     means = [float(row["ours (%)"].split()[0]) for row in rows if row["ours (%)"] not in ("", "failed")]
     said = f"the {len(means)} rows of Figure 5, no others: means from {min(means):.2f} to {max(means):.2f} %"
     return f"{said}; [table](results/fig5/fig5.md)", _overall(rows)
@@ -161,8 +159,8 @@ def fig1e(results: Path) -> Finding:
 
 def table_a3(results: Path) -> Finding:
     """Predictive coding and backpropagation, objective by objective; the numbers stand in the second table."""
-    file = results / "tableA3" / "tableA3.csv"
-    return ("by row below", _overall(read(file))) if file.is_file() else NOT_RUN
+    rows = _made(results, "tableA3")
+    return ("by row below", _overall(rows)) if rows else NOT_RUN
 
 
 def table_a4_grid(results: Path) -> Finding:
@@ -206,6 +204,12 @@ def seeds(found: Iterable[object]) -> str:
     """How many there are, in words."""
     n = len(list(found))
     return {1: "one seed", 2: "two seeds", 3: "three seeds", 4: "four seeds"}.get(n, f"{n} seeds")
+
+
+def _made(results: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a table that ``localssl reproduce`` made; none where it was not run."""
+    file = results / name / f"{name}.csv"
+    return read(file) if file.is_file() else []
 
 
 def _overall(rows: Sequence[dict[str, str]]) -> str:
