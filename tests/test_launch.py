@@ -189,10 +189,23 @@ def test_the_process_that_failed_is_the_one_that_says_why(tmp_path: Path) -> Non
 
 
 BOX = """
+import time
+
 import torch.distributed as dist
 from torch import nn
 
 from localssl.blocks import BlackBox
+from localssl.training import train
+
+write = train.write_manifest
+
+
+def slowly(*args, **kinds):
+    time.sleep(1)
+    return write(*args, **kinds)
+
+
+train.write_manifest = slowly
 
 
 def device(x):

@@ -107,6 +107,8 @@ class Loop:
                 checkpoint.save_encoder(self.out, self.learner.encoder, self.config)
             if self.step == 0 and self.small:
                 self.save()
+                if self.place.peers is not None:
+                    self.place.peers.any(False)  # who fails at once ends the process that writes it
             if self.divided and (self.step < self.last_step or self.place.stages > 1):  # who waits is told of the end
                 of = "" if self.processes is None else f" for each of the batch's {self.processes.size} parts"
                 self.report(f"processes: {len(self.divided)}{of}, {', '.join(map(pipeline.words, self.divided))}")
