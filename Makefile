@@ -5,6 +5,7 @@
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test: two processes of one thread each, which is faster on two cores than of two.
+# make test-long: the tests marked so, which start whole processes, kill them, cut them off and wait (minutes).
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # make dist: wheel and sdist in dist/, checked; the wheel then trains in an environment of its own, outside the repository.
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.
@@ -15,7 +16,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-lower lint docs site dist bench bench-growth soak clean
+.PHONY: demo test test-long test-lower lint docs site dist bench bench-growth soak clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -26,7 +27,11 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-long: .venv/installed-test
+	@echo "== tests that wait for whole processes (minutes)"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m long
 
 bench: .venv/installed
 	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import localssl
 
 CANNOT_BEGIN = """
@@ -67,6 +69,7 @@ def said(program: str, folder: Path) -> tuple[list[str], str]:
     return done.stdout.splitlines(), done.stderr
 
 
+@pytest.mark.long
 def test_a_process_that_cannot_begin_fails_alone(tmp_path: Path) -> None:
     """It is not for want of a guard, which would be so for all of them."""
     lines, errors = said(CANNOT_BEGIN, tmp_path)
@@ -75,6 +78,7 @@ def test_a_process_that_cannot_begin_fails_alone(tmp_path: Path) -> None:
     assert lines[-1].endswith(", 1]")
 
 
+@pytest.mark.long
 def test_a_study_that_is_gone(tmp_path: Path) -> None:
     """Unmounted, perhaps: the next part would be begun on the disk below."""
     lines, errors = said(GONE, tmp_path)

@@ -190,6 +190,7 @@ def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (row["images_per_second"], row["step_images_per_second"]) == (0.8, 1.3)
 
 
+@pytest.mark.long
 def test_processes_of_a_tiny_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = benchmark("parallel", monkeypatch)
     given = (2, str(tmp_path), [module.Case("clapp++", 0.02, 2)], 2, 1)

@@ -66,6 +66,7 @@ def test_side_by_side(measures: ModuleType, tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.long
 def test_a_failure_begins_nothing_new(measures: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = Settings(tmp_path / "study", jobs=2, threads=1)
     made = [*cells(settings, measures.refused, "a", "b"), *cells(settings, measures.fine, "c", "d", "e", "f")]
@@ -75,6 +76,7 @@ def test_a_failure_begins_nothing_new(measures: ModuleType, tmp_path: Path, capf
     assert "a: begins" in capfd.readouterr().out
 
 
+@pytest.mark.long
 def test_a_killed_process_is_one_line(measures: ModuleType, tmp_path: Path) -> None:
     settings = Settings(tmp_path / "study", jobs=2, threads=1)
     with pytest.raises(RunError, match=r"^a process ended without a word [^\n]* see the logs in [^\n]*--jobs"):
@@ -102,6 +104,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_ctrl_c_while_other_processes_start(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(

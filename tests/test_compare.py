@@ -592,6 +592,7 @@ def script(folder: Path, *names: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("everyone", [True, False])
 def test_ctrl_c(tmp_path: Path, everyone: bool) -> None:
     process = script(tmp_path, "slow")
@@ -607,6 +608,7 @@ def test_ctrl_c(tmp_path: Path, everyone: bool) -> None:
     assert not (tmp_path / "study" / "cells" / "slow.json").exists()
 
 
+@pytest.mark.long
 def test_a_killed_process_fails_alone(tmp_path: Path) -> None:
     process = script(tmp_path, "killed", "fine")
     said, errors = process.communicate(timeout=100)
@@ -634,6 +636,7 @@ for run, jobs in ((run_apart, 1), (run_cells, 2)):
 """
 
 
+@pytest.mark.long
 def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(UNGUARDED)
     environment = {**os.environ, "PYTHONPATH": str(Path(localssl.__file__).parents[1])}

@@ -55,6 +55,7 @@ def chosen(done: list[tuple[str, Path]]) -> list[int]:
     return [i for i, between in enumerate(pieces) if not between]
 
 
+@pytest.mark.long
 def test_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_tiny(tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:

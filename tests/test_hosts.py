@@ -15,6 +15,7 @@ import pytest
 
 from .train_util import encoder_bytes, rows
 
+pytestmark = pytest.mark.long
 NAMES = CABLES = (f"lssl{os.getpid()}a", f"lssl{os.getpid()}b")  # other suites may run on this machine
 ADDRESSES = ("10.77.11.1", "10.77.11.2")
 WHAT = ("--rule", "clapp++dfb", "--data", "digits", "--width", "0.25", "--limit-images", "256", "--threads", "1")

@@ -116,6 +116,7 @@ def test_a_wrong_import_is_seen(module: str, source: str, found: list[str]) -> N
 
 ALONE = """
 import importlib, os, sys
+import altair, kornia, lightning_fabric, matplotlib.pyplot, scipy.stats, sklearn, torch  # once, for all that is forked
 for unit in sys.argv[1:]:
     package, *modules = unit.split(",")
     importlib.import_module(package)

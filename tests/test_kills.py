@@ -29,6 +29,7 @@ def test_killed_at_any_moment(kills: ModuleType, tmp_path: Path) -> None:
     assert not [file for file in (tmp_path / "run-0").rglob(".*.tmp") if (tmp_path / "run-1").exists()]
 
 
+@pytest.mark.long
 def test_a_run_that_forgets_is_seen(kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed with another state of the random numbers, a run is not the same any more."""
     monkeypatch.setattr(checkpoint, "set_rng_state", lambda state: torch.manual_seed(5))

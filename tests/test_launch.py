@@ -77,6 +77,7 @@ def begun(out: Path, far: Callable[[subprocess.Popen[str]], object] | None = Non
     return process
 
 
+@pytest.mark.long
 def test_ctrl_c(tmp_path: Path) -> None:
     process = begun(tmp_path / "x")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -87,6 +88,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert last_state(tmp_path / "x")["step"] > 0
 
 
+@pytest.mark.long
 @proc
 def test_ctrl_c_while_they_start(tmp_path: Path) -> None:
     process = begun(tmp_path / "x", lambda process: len(started(process)) == 2)
@@ -95,6 +97,7 @@ def test_ctrl_c_while_they_start(tmp_path: Path) -> None:
     assert (process.returncode, errors) == (130, "")
 
 
+@pytest.mark.long
 @proc
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     process = begun(tmp_path / "x")

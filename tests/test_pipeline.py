@@ -269,5 +269,6 @@ def test_groups_are_balanced() -> None:
     assert split.groups([1.0] * 60, 30) == [range(i, i + 2) for i in range(0, 60, 2)]  # more ways than can be tried
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path) -> None:
     stopped_on_the_command_line("--rule clapp++dfb", "--pipeline 2 --split 2 3", tmp_path / "x")

@@ -285,5 +285,6 @@ def test_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.long
 def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     stopped_on_the_command_line("--rule clapp++", "--devices 2 --pipeline 2", tmp_path / "x")

@@ -134,6 +134,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     run_tiny(tmp_path / "x", resume=True)
 
 
+@pytest.mark.long
 def test_ctrl_c_and_the_command_that_it_prints(tmp_path: Path) -> None:
     """The real thing: a process, Ctrl-C, and its advice pasted into a shell, from a folder with a space."""
     out = tmp_path / "my runs" / "x"

@@ -26,6 +26,7 @@ def workers(agent: int) -> list[int]:
     return [int(p) for p in children if b"localssl" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for a process's children")
 def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And comes to the weights, optimiser and metrics of a run in which nobody was killed, bit for bit."""
