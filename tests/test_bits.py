@@ -115,6 +115,20 @@ def test_the_committed_study_is_what_its_cells_come_to(tmp_path: Path) -> None:
     assert (there / "bits.csv").read_text(encoding="utf-8").startswith("# mnist: trained on 6,000 images, vgg6")
 
 
+def test_a_closure_is_asked_for_loss_and_gradient() -> None:
+    w = nn.Parameter(torch.ones(3))
+    optimizer = ShiftSGD([w], 0.5, shifted=False)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = w.square().sum()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss.item()
+
+    assert optimizer.step(closure) == 3
+    assert w.tolist() == [0, 0, 0]
+
+
 def test_descent_by_powers_of_two() -> None:
     torch.manual_seed(0)
     w = nn.Parameter(torch.randn(50, 40))

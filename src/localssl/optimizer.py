@@ -75,10 +75,7 @@ class FactoredAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of everything that has a gradient or factors."""
-        loss: float | None = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.grad is not None and (left := p.__dict__.pop("factors", None)) is not None:  # one step, of their sum
                 p.grad.addmm_(left[0].T.to(p.dtype), left[1].to(p.dtype))
@@ -177,6 +174,14 @@ class FactoredAdamW(torch.optim.AdamW):
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
 
 
+def evaluated(closure: Callable[[], float] | None) -> float | None:
+    """The loss that a step returns: PyTorch's optimisers ask for it anew where they are given how."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class ShiftSGD(torch.optim.Optimizer):
     """Descent without multiplications: the step of every tensor is its gradient, shifted.
 
@@ -199,10 +204,12 @@ class ShiftSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of everything that has a gradient."""
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     p.add_(self.change(p, group).to(p.dtype))
+        return loss
 
     def change(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """The change that is due, float64; the tensor's s goes with the gradient."""

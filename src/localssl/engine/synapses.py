@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from typing_extensions import override
 
 from localssl.errors import UsageError
 from localssl.grids import Grid
-from localssl.optimizer import ShiftSGD
+from localssl.optimizer import ShiftSGD, evaluated
 
 FRACTION = 2**24  # an update is kept to this part of a weight's step; as many bits are drawn to round it
 PARTS = 64  # gains and reading noise are whole multiples of 1/64
@@ -202,8 +201,9 @@ class Writes(ShiftSGD):
 
     @override
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write what ``.grad`` asks for."""
+        loss = evaluated(closure)
         (group,) = self.param_groups
         for numbers, weights in self.places:
             generator = numbers.generator(1)
@@ -213,3 +213,4 @@ class Writes(ShiftSGD):
                 numbers.clipped += synapses.write(these, changes, generator)
                 numbers.seen += sum(w.numel() for w, change in zip(these, changes, strict=True) if change is not None)
             numbers.count += 1
+        return loss

@@ -42,6 +42,9 @@ def draw(lines: Sequence[Line], budget: str, caption: str, path: Path) -> Path:
     left.set_ylim(len(shown) - 0.5, -0.5)
     of = "all labels" if budget == "all" else f"{budget} label{'' if budget == '1' else 's'} per class"
     left.set(title=f"a  All blocks, {of}", xlabel="test accuracy (%)")
+    low, high = left.get_xlim()  # an interval of two seeds goes on where no accuracy can be
+    low = max(low, -2)
+    left.set_xlim(low, min(high, 100 + 0.02 * (100 - low)))
     left.grid(axis="y", color="0.93", linewidth=0.6)
     left.set_axisbelow(True)
     if blocks:
