@@ -96,3 +96,18 @@ def test_no_cosine_where_no_loss_is_descended(inline: list[str], tmp_path: Path)
         rule: {r["quantity"] for r in csv.DictReader(lines) if r["rule"] == rule} for rule in ("softhebb", "clapp++")
     }
     assert quantities["clapp++"] - quantities["softhebb"] == {"cosine"}
+
+
+def test_what_the_comparisons_took() -> None:
+    """A sentence in docs/compare.md on core-hours against the cells."""
+    text = " ".join((RESULTS.parent / "compare.md").read_text(encoding="utf-8").split())
+    took: list[float] = []
+    longest = 0.0
+    for data in ("mnist", "cifar10"):
+        cells = [json.loads(path.read_text("utf-8")) for path in (RESULTS / f"compare-{data}" / "cells").glob("*.json")]
+        seconds = [cell.get("seconds") or 0.0 for cell in cells]
+        took.append(sum(seconds) / 3600)
+        longest = max(longest, *seconds)
+    assert (
+        f"took {took[0]:.2f} core-hours on MNIST and {took[1]:.2f} on CIFAR-10, the longest {longest / 60:.1f} " in text
+    )
