@@ -102,7 +102,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--rule clapp --data digits --threads 0", ["--threads 0: use 1 or more"]),
         (
             "--rule clapp --data digits --views nothere",
-            ["--views takes views of your own, PATH.py:NAME, not 'nothere'"],
+            ["--views takes patches, or views of your own, PATH.py:NAME, not 'nothere'"],
+        ),
+        (
+            "--rule clapp --data digits --views patches --view-strength 2",
+            ["--view-strength goes with the data set's own"],
         ),
         ("--rule clapp --data digits --views nothere:view", ["PATH.py:NAME, not 'nothere:view'"]),
         ("--rule clapp --data digits --views nothere.py:view", ["there is no file", "nothere.py", "PATH.py:NAME"]),

@@ -30,6 +30,7 @@ from localssl.experiments.apart import FAILED, reason_of, run_apart
 from localssl.experiments.cells import Part, Settings
 from localssl.experiments.comparison import compare
 from localssl.experiments.rows import Row, Study
+from localssl.report import ablation_figure
 from localssl.report import comparison as report
 from localssl.runs.config import TrainConfig
 from localssl.runs.metrics import read as rows_of_metrics
@@ -438,6 +439,14 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(rules, "_RULES", family)
     settings = Settings(tmp_path / "fig5", threads=1, seeds=2, scale="kept")
     compare(replace(STUDY, align_batches=0), [], settings, 2)
+    drawn: dict[str, ablation_figure.Bar] = {}
+    draw = ablation_figure.draw
+
+    def noted(bars: Sequence[ablation_figure.Bar], caption: str, path: Path) -> Path:
+        drawn.update({bar.name: bar for bar in bars})
+        return draw(bars, caption, path)
+
+    monkeypatch.setattr(ablation_figure, "draw", noted)
     tables.fig5(settings)
     every = rows_of(settings.out / "fig5.csv")
     shown = {row["step"]: row for row in reversed(every)}  # a second contrast stands below a row
@@ -454,7 +463,7 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     differences = [a - b for a, b in zip(values("clapp++", "all"), values("clapp", "all"), strict=True)]
     assert step["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
     square = {row["against"]: row for row in every if row["step"] == "+ SimCLR views, all layers"}  # both ways
-    assert list(square) == ["+ SimCLR views, last layer", "CLAPP, all layers"]
+    assert list(square) == ["+ SimCLR views, last layer", "clapp, patches, all layers", "CLAPP, all layers"]
     differences = [a - b for a, b in zip(values("clapp", "all"), values("clapp-illing", "all"), strict=True)]
     assert square["CLAPP, all layers"]["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
     papers = [shown["+ spatial dependence (CLAPP++)"][key] for key in PAPERS]
@@ -462,8 +471,29 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     assert shown["CLAPP, last layer"][PAPERS[1]] == "73.60"
     rates = {row["rule"]: row["learning rate"] for row in shown.values()}
     assert rates["clapp++"] == f"{cells['clapp++'][0]['config']['lr']:g}" == "0.002"
+    patched = [json.loads(file.read_text()) for file in sorted(settings.out.glob("cells/clapp_patches-*-s?.json"))]
+    assert [record["config"].pop("views") for record in patched] == ["patches"] * 2
+    for record, whole in zip(patched, cells["clapp"], strict=True):  # the views alone are others
+        assert record["config"] == {k: v for k, v in whole["config"].items() if k != "views"}
+        assert record["probe"] != whole["probe"]
+    for layer, block in (("last layer", "5"), ("all layers", "all")):
+        one, two = ([summary.accuracy(record, block, "all") for record in found] for found in (patched, cells["clapp"]))
+        assert shown[f"clapp, patches, {layer}"]["ours (%)"] == report.plus_minus(t_interval(one))
+        (pair,) = (
+            row
+            for row in every
+            if (row["step"], row["against"]) == (f"+ SimCLR views, {layer}", f"clapp, patches, {layer}")
+        )
+        differences = [b - a for a, b in zip(one, two, strict=True)]
+        assert pair["step (points)"] == report.plus_minus(t_interval(differences), sign=True)
+    assert list(dict.fromkeys(row["step"] for row in every))[:6] == [
+        f"{step} {layer}"
+        for step in ("CLAPP,", "clapp, patches,", "+ SimCLR views,")
+        for layer in ("last layer", "all layers")
+    ]
     below = (settings.out / "fig5.md").read_text()
     assert "other data than here" in below
+    assert "train --views patches" in below
     untrained = [json.loads((settings.out / "cells" / f"untrained-s{seed}.json").read_text()) for seed in (0, 1)]
     control = t_interval([summary.accuracy(record, "all", "all") for record in untrained])
     assert f"left untrained, all layers: {report.plus_minus(control)} %." in below
@@ -475,6 +505,9 @@ def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: py
     sizes = [{r[0]: r[7] for r in c["probe"] if r[1] == "linear"} for c in (averaged, cells["clapp"][0])]
     assert sizes[0] == sizes[1]  # the probe's patches are the common ones
     assert (settings.out / "fig5.png").is_file()
+    assert list(drawn) == list(dict.fromkeys(row["step"] for row in every))
+    spatial = drawn["+ spatial dependence (CLAPP++)"]
+    assert (spatial.published, spatial.elsewhere) == (None, (78.66, 0.16))
 
 
 def test_experiments_are_listed() -> None:
@@ -516,6 +549,7 @@ def test_published_numbers_are_the_papers() -> None:
         if changes["weight_decay"]:
             found = published.differences(number, config | {"optimizer": "adam", "weight_decay": 0}, "paper", [])
             assert found == ["optimizer adam for adam-l2", "weight decay 0 for 0.0001"]
+        assert published.differences(number, config | {"views": "patches"}, "paper", []) == ["other views"]
 
 
 def test_plain_text_becomes_latex_and_markdown(tmp_path: Path) -> None:
@@ -738,7 +772,7 @@ def test_views_of_ones_own(
     run = {"rule": "clapp++", "epochs": 1, "width": 0.25, "batch_size": 16, "limit_images": 64, "probe_every": 0}
     alone = train(TrainConfig(**run, data="digits", threads=1, views=f"{file}:half", out=tmp_path / "a"), print)
     assert losses == [row["loss"] for row in rows_of_metrics(alone.path)]
-    assert f", views by {file.name}:half, " in (tmp_path / "x" / "table.md").read_text()
+    assert f", views: {file.name}:half, " in (tmp_path / "x" / "table.md").read_text()
 
     again = ["compare", "--config", "x", "--out", "x", "--threads", "1"]
     assert cli.main([*again, "--own", file.name]) == 0
@@ -746,7 +780,7 @@ def test_views_of_ones_own(
     for words, says in (
         (line, f"views None (there: '{file}:half')"),
         ([*line, "--views", f"{file.name}:hal"], "did you mean 'half'"),
-        ([*line, "--views", "simclr"], "--views takes views of your own, PATH.py:NAME, not 'simclr'"),
+        ([*line, "--views", "simclr"], "--views takes patches, or views of your own, PATH.py:NAME, not 'simclr'"),
     ):
         capfd.readouterr()
         assert cli.main(words) == 2

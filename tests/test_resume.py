@@ -44,6 +44,7 @@ from .util import usage_error
         (6, signal.SIGTERM, {"precision": "64-true"}),
         (6, signal.SIGINT, {"precision": "bf16-mixed", "optimizer": "sgd", "schedule": "cosine"}),
         (6, signal.SIGINT, {"rule_options": ("negatives=random", "f=softplus")}),
+        (6, signal.SIGTERM, {"views": "patches"}),
     ],
 )
 def test_stop_and_go_on(step: int, number: signal.Signals, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Compare:
     encoder_options: tuple[str, ...] = ()
     """Of the encoder, NAME=VALUE, e.g. blocks=4. Default: what each rule asks for."""
     views: str | None = None
-    """Views of your own, PATH.py:NAME, the same for all rules."""
+    """As that of localssl train, the same for all rules: patches, PATH.py:NAME. Default: those of the data."""
     labels: tuple[Literal["1", "10", "all"], ...] = ("all",)
     """Labels per class of the probe (fast protocol)."""
     limit_images: int | None = None

@@ -12,6 +12,8 @@ from localssl import own
 from localssl.data.specs import Augmentation
 from localssl.errors import RunError, UsageError
 
+PATCHES = "patches"  # the views that --views has by name
+
 
 def blur_kernel(image_size: int) -> int:
     """Side of the Gaussian blur: a tenth of the image, made odd by adding one (3, 9, 7 at 32, 96, 64)."""
@@ -93,6 +95,55 @@ class Signal(nn.Module):
         return x * kept + self.noise * torch.randn(x.shape, device=x.device, dtype=x.dtype)
 
 
+class Patches(nn.Module):
+    """Both views of an image at once: two patches of it, the one right below the other, no colour changed.
+
+    After CLAPP's, where a patch is compared with patches below it in its column that it does not overlap (Illing et al.
+    2021). A patch is half as high and half as wide as the image, rounded down. Column and, of an odd height, row of the
+    upper one are uniform over the pixels where both fit; with probability 1/2 both are mirrored, left to right; each is
+    as often view a as view b. Then each is enlarged to the image's size, bilinear, so that every rule, encoder and
+    probe takes them. In the source they are grey, enter as they are, 16 of 64 pixels, and lie up to four steps of half
+    a patch further apart.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """View a and view b of images (n, C, H, W), each of their shape; every image is drawn for itself.
+
+        Raises:
+            UsageError: no images, or sides of one pixel.
+        """
+        self.check(x)
+        n, _, height, width = x.shape
+        h, w = height // 2, width // 2
+
+        def drawn(choices: int) -> Tensor:
+            return torch.randint(choices, (n, 1), device=x.device)
+
+        columns = drawn(width - w + 1) + torch.arange(w, device=x.device)
+        columns = torch.where(drawn(2) == 1, columns.flip(1), columns)
+        rows = drawn(height - 2 * h + 1) + torch.arange(h, device=x.device)
+        down = h * drawn(2)
+        of = torch.arange(n, device=x.device).view(n, 1, 1)
+
+        def enlarged(rows: Tensor) -> Tensor:
+            patch = x[of, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+            return nn.functional.interpolate(patch, (height, width), mode="bilinear", align_corners=False)
+
+        return enlarged(rows + down), enlarged(rows + h - down)
+
+    def check(self, images: Tensor) -> None:
+        """Refuse what no patches can be cut from.
+
+        Raises:
+            UsageError: no images (n, C, H, W), or sides of one pixel.
+        """
+        if images.ndim != 4 or min(images.shape[2:]) < 2:
+            raise UsageError(
+                f"--views {PATCHES} are cut from images (C, H, W) of 2 pixels a side or more, got shape "
+                f"{tuple(images.shape[1:])}; leave it out"
+            )
+
+
 class OwnView(nn.Module):
     """Views by the user's own, PATH.py:NAME: a function of floats (n, …) that returns one view of the same shape.
 
@@ -102,7 +153,7 @@ class OwnView(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         if not own.is_path(name):
-            raise UsageError(f"--views takes views of your own, PATH.py:NAME, not {name!r}")
+            raise UsageError(f"--views takes {PATCHES}, or views of your own, PATH.py:NAME, not {name!r}")
         self.name, self.function = name, own.load(name, "view", callable)
         if isinstance(self.function, type):
             self.function = own.called(name, "view", self.function)
@@ -136,6 +187,15 @@ class OwnView(nn.Module):
                 raise UsageError(str(error)) from error
 
 
+def by_name(name: str) -> OwnView | Patches:
+    """The views that --views names.
+
+    Raises:
+        UsageError: neither patches nor a function in a file.
+    """
+    return Patches() if name == PATCHES else OwnView(name)
+
+
 class Normalise(nn.Module):
     """uint8 images (N, C, H, W) to floats, (x / 255 - mean) / std per channel; floats are taken to be in [0, 1].
 
@@ -159,7 +219,9 @@ class Normalise(nn.Module):
 
 
 class Views(nn.Module):
-    """Two independently drawn, normalised views of a batch of images (n, C, H, W): a pair of float tensors.
+    """Two normalised views of a batch of images (n, C, H, W), drawn independently or as ``Patches``: float tensors.
+
+    ``name``: views by name or of the user's own, in place of those of ``augmentation``.
 
     The images are uint8, or floats in [0, 1]; after ``.double()`` the views are drawn and made in float64.
     Randomness comes from torch's global generator, so a checkpoint that keeps its state resumes the same views.
@@ -172,11 +234,11 @@ class Views(nn.Module):
         std: Sequence[float],
         channels: int,
         image_size: int,
-        own_view: str | None = None,
+        name: str | None = None,
     ):
         super().__init__()
-        self.standardised = augmentation.kind == "signal" and own_view is None  # what the transform is made for
-        self.transform = transform(augmentation, channels, image_size) if own_view is None else OwnView(own_view)
+        self.standardised = augmentation.kind == "signal" and name is None  # what the transform is made for
+        self.transform = transform(augmentation, channels, image_size) if name is None else by_name(name)
         self.normalise = Normalise(mean, std)
 
     @torch.no_grad()
@@ -188,5 +250,8 @@ class Views(nn.Module):
         if self.standardised:
             floats = self.normalise(floats)
             return self.transform(floats), self.transform(floats)
+        if isinstance(self.transform, Patches):
+            view_a, view_b = self.transform(floats)
+            return self.normalise(view_a), self.normalise(view_b)
         # One call a view: in a single call over both, the two would share the order of the jitter steps.
         return self.normalise(self.transform(floats)), self.normalise(self.transform(floats))

@@ -17,7 +17,7 @@ import torch
 from localssl import evaluate, own
 from localssl.data.sources import check_name, shuffled
 from localssl.data.specs import default_patches, spec_for
-from localssl.data.views import OwnView
+from localssl.data.views import by_name
 from localssl.encoders import registry
 from localssl.errors import UsageError
 from localssl.experiments.apart import FAILED, run_apart
@@ -101,7 +101,7 @@ def compare(
         registry.check_name(study.encoder)
         registry.granted(study.encoder, {})  # what is wrong with a file of the user's is said at once
     if study.views is not None:
-        OwnView(study.views)
+        by_name(study.views)
     plain = options_of_encoder(study.encoder_options)
     of_row = {row.label: encoder_options(row, study) for row in rows}
     untrained = {o: untrained_row(o, o == plain) for o in dict.fromkeys([plain, *of_row.values()])}
@@ -163,7 +163,7 @@ def _part(study: Study, row: Row, seed: int, lr: float | None = None, trial: int
     }
     if study.encoder is not None and own.is_path(study.encoder):
         task["encoder_source"] = own.fingerprint(study.encoder)
-    if study.views is not None:
+    if study.views is not None and own.is_path(study.views):
         task["views_source"] = own.fingerprint(study.views)
     return Part(name, _cell, (json.loads(json.dumps(task)), type(rule).__module__))
 

@@ -236,7 +236,8 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
     if config["weight_decay"] != decay:
         found.append(f"weight decay {config['weight_decay']:g} for {decay:g}")
     views = {k: _plain(v) for k, v in asdict(spec.augmentation).items()}
-    if views | {k: _plain(v) for k, v in config["augmentation"].items()} != views:  # an older run lacks younger fields
+    others = views | {k: _plain(v) for k, v in config["augmentation"].items()}  # an older run lacks younger fields
+    if others != views or config.get("views"):
         found.append("other views")
     changed = [k for k, v in SCORE.items() if config["rule_options"].get(k, v) != v]
     if changed:

@@ -34,7 +34,7 @@ class Study:
             none: the rule's default.
         search_epochs: of each trial.
         encoder, encoder_options: as in training; options as ``spelt`` writes them.
-        views: the user's own, by the file's whole path.
+        views: as in training; the user's own by the file's whole path.
     """
 
     data: str

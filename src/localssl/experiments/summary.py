@@ -88,7 +88,7 @@ def setting(compared: Sequence[Compared], study: Study) -> str:
     probed = f" Probe: {'; '.join(record['facts'])}." if record["facts"] else ""
     passes = f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}"
     net = _net(record["config"]["encoder"]["name"], study)
-    views = "" if study.views is None else f", views by {own.short_name(study.views)}"
+    views = "" if study.views is None else f", views: {own.short_name(study.views)}"
     trained_on = (
         f"{study.data}: trained on {record['images']:,} images{views}, {net}, {passes}, batches of {study.batch_size}."
     )

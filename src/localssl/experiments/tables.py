@@ -10,6 +10,7 @@ from typing import Any
 
 from localssl import evaluate
 from localssl.data.specs import default_patches, spec_for
+from localssl.data.views import PATCHES
 from localssl.errors import UsageError
 from localssl.experiments import published, summary, table_a4
 from localssl.experiments.cells import Settings
@@ -226,7 +227,9 @@ def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
     averaged = {"patches": [*patches[:-1], 1000]} if patches else {}  # larger than the map: as large as the map
     illing, clapp = of_rule("clapp-illing", {}, changes), of_rule("clapp", {}, changes)
     pp, dfb, both, bp = (of_rule(rule, {}, changes) for rule in ("clapp++", "clapp++dfb", "clapp++both", "bp-clapp++"))
+    patched = replace(clapp, label=f"{clapp.label} {PATCHES}", changes={**changes, "views": PATCHES})
     first, every = "CLAPP, last layer", "CLAPP, all layers"
+    last_patches, all_patches = "clapp, patches, last layer", "clapp, patches, all layers"
     last_views, views = "+ SimCLR views, last layer", "+ SimCLR views, all layers"
     spatial, feedback, end = (
         "+ spatial dependence (CLAPP++)",
@@ -240,8 +243,10 @@ def _bars(study: Study, changes: Mapping[str, Any]) -> list[Bar]:
     return [
         Bar(first, illing, "last"),
         Bar(every, illing, "all", (first,)),
-        Bar(last_views, clapp, "last", (first,)),
-        Bar(views, clapp, "all", (last_views, every)),  # both ways in the square of section 4's two changes
+        Bar(last_patches, patched, "last"),
+        Bar(all_patches, patched, "all", (last_patches,)),
+        Bar(last_views, clapp, "last", (last_patches, first)),
+        Bar(views, clapp, "all", (last_views, all_patches, every)),  # both ways in the square of section 4
         Bar(spatial, pp, "all", (views,), True),
         Bar(feedback, dfb, "all", (spatial,), True),
         Bar("both references (CLAPP++both)", both, "all", (spatial,), True),
@@ -283,28 +288,32 @@ def fig5(settings: Settings) -> None:
         mine = values[bar.name] = [summary.accuracy(r, layer, study.labels[-1]) for r in c.records]
         steps = _steps(mine, {name: values.get(name, []) for name in bar.against})
         numbers = published.FIG5.get(bar.name, {})
-        number = numbers.get(study.data)
+        number, other = numbers.get(study.data), numbers.get(OF_FIG5) if elsewhere else None
         ours: Interval | None = t_interval(mine) if mine else None
         mark = "" if number is None else verdict(number, mine, c, study)
-        papers = ["" if n is None else str(n) for n in (number, *([numbers.get(OF_FIG5)] if elsewhere else []))]
+        papers = ["" if n is None else str(n) for n in (number, *([other] if elsewhere else []))]
         shown = plus_minus(ours) if ours else "failed"
         rate = f"{c.records[0]['config']['lr']:g}" if c.records else ""
         rows.append([bar.name, c.row.label, rate, *papers, shown, *steps[0], mark])
         rows += [[bar.name, c.row.label, "", *([""] * len(papers)), "", *step, ""] for step in steps[1:]]
-        drawn.append(
-            ablation_figure.Bar(bar.name, ours, number and number.accuracy, number and number.half, bar.guided)
-        )
+        here, there = (None if n is None else (n.accuracy, n.half) for n in (number, other))
+        drawn.append(ablation_figure.Bar(bar.name, ours, here, there, bar.guided))
     below = [
         "Ours: linear probe, mean ± half of the 95 % t interval over seeds; step: paired differences, seed by seed, to "
         "the row named beside it.",
         "Last layer, all layers: what the probe reads. Last layer averaged: no spatial dependence in the last layer. "
         f"Control, the encoder left untrained, all layers: {plus_minus(t_interval(control))} %.",
-        "CLAPP: here of patches of the colour views that all rows see, SimCLR's; the paper's is of patches of grey "
-        "crops. So the step to SimCLR views is here from patches of one view to two views, not from weak to strong. It "
-        "changes more than the views: clapp-illing predicts the patch k + 1 rows down its column and, through a matrix "
-        "of its own, back up; its negatives are random images, and a coin says whether an image gets the positive or "
-        "the negative term. clapp compares an image with its other view; the next sample is the negative, every sample "
-        "gets both terms.",
+        "Section 4's two changes, patches to SimCLR views and last layer to all layers, are the square of the four "
+        "rows of clapp: one rule, its B and negatives (the next sample), the same seeds and budget of rates; only what "
+        "the two views of an image are differs, and which layers are read out.",
+        "clapp, patches (train --views patches): two patches of an image, one right below the other, a quarter of its "
+        "area each, enlarged to its size; they may be mirrored together, colours are left as they are. The original's "
+        "are grey and are not enlarged.",
+        "CLAPP: clapp-illing, the original's loss, here on patches of SimCLR's colour views; the paper's is on patches "
+        "of grey crops. So the step from it to SimCLR views is not from weak to strong ones, and changes the loss, "
+        "too: clapp-illing predicts the patch k + 1 rows down its column and, through a matrix of its own, back up; "
+        "its negatives are random images, and a coin says whether an image gets the positive or the negative term. "
+        "clapp compares an image with its other view; every sample gets both terms.",
         "The paper's Figure 5 prints no numbers: those here stand in its Table 2, two in the text of Appendix B; it "
         "found no effect of spatial dependence in the end-to-end loss nor of its removal from the last layer. CLAPP's "
         "is quoted from Illing 2021.",

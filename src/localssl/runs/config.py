@@ -80,7 +80,8 @@ class TrainConfig:
     """Side to which images are resized. Default: the data set's own; of images of yours the shorter
     side of the first, rounded down to a multiple of 32, from 32 to 96."""
     views: str | None = None
-    """Views of your own, PATH.py:NAME."""
+    """patches, or views of your own, PATH.py:NAME. patches: two of every image, one below the other, colours as they
+    are, after CLAPP's. Default: those of the data."""
     view_strength: float | None = None
     """Factor on how far affine views turn, shift, zoom and shear (digits, mnist). Default: 1."""
     limit_images: int | None = None

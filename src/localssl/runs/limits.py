@@ -63,6 +63,8 @@ def check(config: TrainConfig) -> None:
         raise UsageError("--config begins a run, --resume goes on with the settings in its folder: leave one out")
     if c.split is not None and (c.pipeline or 1) == 1:
         raise UsageError("--split goes with --pipeline; give both, for instance --pipeline 2 --split 2 4")
+    if c.views is not None and c.view_strength is not None:
+        raise UsageError("--view-strength goes with the data set's own views; leave it or --views out")
     if c.optimizer == "shift-sgd" and c.weight_decay:
         raise UsageError(f"--weight-decay {c.weight_decay}: shift-sgd has none; leave it out")
     _check_integers(c)

@@ -17,7 +17,7 @@ from localssl.blocks import black_boxes
 from localssl.data import arrays
 from localssl.data.sources import Images, is_here, open_images
 from localssl.data.specs import default_patches, spec_for, spec_of_arrays
-from localssl.data.views import Normalise, OwnView, Views, check_shades
+from localssl.data.views import Normalise, Views, by_name, check_shades
 from localssl.encoders import others, registry
 from localssl.errors import UsageError
 from localssl.learner import Learner
@@ -171,7 +171,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     rule = get_rule(config.rule, options)  # first: a misspelt name should not cost the reading of a data set
     if config.encoder is not None:
         registry.check_name(config.encoder)
-    view = None if config.views is None else OwnView(own.full_name(config.views))
+    view = None if config.views is None else by_name(own.full_name(config.views))
     images = open_images(
         config.data,
         train_split(config.data),
