@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import localssl
 from localssl import cli, encoders
 from localssl.data.sources import Images, open_images
-from localssl.data.views import cropped
+from localssl.data.specs import Augmentation
+from localssl.data.views import Views, cropped
 from localssl.errors import UsageError
 from localssl.experiments import EXPERIMENTS, PAPER_SCALE, greedy, own_images, own_probe, own_recipes, own_settings
 from localssl.experiments.cells import Settings
@@ -134,6 +135,17 @@ def test_crops_and_flips() -> None:
     inner = parts[:, :, 2:4, 2:4]
     assert (inner > 0).all()
     assert torch.equal((inner[:, 1] - inner[:, 0]).unique(), torch.tensor([36.0]))  # channels stay together
+
+
+def test_crops_are_views() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8)
+    still = Views(Augmentation(kind="crops"), [0.0], [1.0], 1, 6)(x)
+    assert all(torch.equal(view, x.float() / 255) for view in still)
+    a, b = Views(Augmentation(kind="crops", pad=2, flip=True), [0.5], [0.25], 1, 6)(torch.full_like(x, 255))
+    assert {float(v) for v in (*a.unique(), *b.unique())} == {-2.0, 2.0}  # black behind white
+    assert not torch.equal(a, b)
+    assert torch.equal(a[:, :, 2:4, 2:4], torch.full((40, 1, 2, 2), 2.0))
 
 
 def test_parts_of_images_and_black_borders() -> None:
