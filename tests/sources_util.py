@@ -105,6 +105,16 @@ def write_shards(
     return folder
 
 
+def stl10(root: Path, unlabeled: int, train: int, test: int) -> None:
+    """Noise in STL-10's files, so many images of each part."""
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    for part, count in (("unlabeled", unlabeled), ("train", train), ("test", test)):
+        (folder / f"{part}_X.bin").write_bytes(pictures(count, 96, 96).tobytes())
+        if part != "unlabeled":
+            (folder / f"{part}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(count)))
+
+
 def real_root(needed: str) -> Path:
     """The folder with the real data sets; skips the test where the file asked for is not there."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"

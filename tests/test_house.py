@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -43,6 +44,27 @@ def test_one_module_makes_tables_in_markdown() -> None:
     files = (path for place in ("src", "benchmarks", "website") for path in (ROOT / place).rglob("*.py"))
     found = [path for path in files if re.search(r"---[|\"']", path.read_text(encoding="utf-8"))]
     assert [str(path.relative_to(ROOT)) for path in found] == ["src/localssl/markdown.py"]
+
+
+def training_loops(source: str) -> bool:
+    """Whether a source has a loop in which a learner's updates are made and an optimiser steps."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.For | ast.While):
+            calls = [
+                n.func.attr for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+            ]
+            if "step" in calls and {"updates", "accumulate_grads"} & set(calls):
+                return True
+    return False
+
+
+def test_training_loops_are_those_that_architecture_names() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text.partition("## Training loops")[2].partition("\n## ")[0]
+    named = re.findall(r"^- `([\w/]+\.py)`: ", section, re.M)
+    package = ROOT / "src" / "localssl"
+    found = [p.relative_to(package).as_posix() for p in package.rglob("*.py") if training_loops(p.read_text("utf-8"))]
+    assert sorted(found) == sorted(named)
 
 
 def test_every_folder_of_the_package_is_one() -> None:

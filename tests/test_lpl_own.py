@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from localssl import rules
+from localssl.encoders import vgg11
 from localssl.errors import RunError
 from localssl.experiments import lpl_own
 from localssl.experiments.cells import Settings
-from localssl.experiments.lpl_own import SCALES, Scale, parameter_groups, rate, verdict, vgg11
+from localssl.experiments.lpl_own import SCALES, Scale, parameter_groups, rate, verdict
 from localssl.learner import Learner
 
-from .sources_util import pictures
+from .sources_util import stl10
 from .train_util import folder
 
 PAPER = SCALES["paper"]
@@ -110,12 +111,7 @@ def test_stl10_learns_from_unlabelled_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """95 % of those without labels, and labels of other images for the probe."""
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    for part, count in (("unlabeled", 24), ("train", 20), ("test", 10)):
-        (folder / f"{part}_X.bin").write_bytes(pictures(count, 96, 96).tobytes())
-        if part != "unlabeled":
-            (folder / f"{part}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(count)))
+    stl10(tmp_path, 24, 20, 10)
     full = SCALES["stl10-paper"]
     assert (full.published, full.held_out, full.left_out, full.epochs, full.batch_size) == (
         "stl10",

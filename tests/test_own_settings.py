@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import localssl
 from localssl import cli, encoders
 from localssl.data.sources import Images, open_images
+from localssl.data.specs import Augmentation
+from localssl.data.views import Views, cropped
 from localssl.errors import UsageError
-from localssl.experiments import EXPERIMENTS, PAPER_SCALE, greedy, own_images, own_probe, own_settings
+from localssl.experiments import EXPERIMENTS, PAPER_SCALE, greedy, own_images, own_probe, own_recipes, own_settings
 from localssl.experiments.cells import Settings
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_probe import OwnProbe
@@ -125,27 +127,38 @@ def test_whitening(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_crops_and_flips() -> None:
     torch.manual_seed(0)
     x = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6) + 1
-    flipped = own_images.augmented(x, 0)
+    flipped = cropped(x, 0)
     assert all(torch.equal(one, own) or torch.equal(one, own.flip(2)) for one, own in zip(flipped, x, strict=True))
-    cropped = own_images.augmented(x.repeat(20, 1, 1, 1), 2)
-    assert cropped.shape == (40, 3, 6, 6)
-    assert (cropped == 0).any()  # the padding
-    inner = cropped[:, :, 2:4, 2:4]
+    parts = cropped(x.repeat(20, 1, 1, 1), 2)
+    assert parts.shape == (40, 3, 6, 6)
+    assert (parts == 0).any()  # the padding
+    inner = parts[:, :, 2:4, 2:4]
     assert (inner > 0).all()
     assert torch.equal((inner[:, 1] - inner[:, 0]).unique(), torch.tensor([36.0]))  # channels stay together
+
+
+def test_crops_are_views() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8)
+    still = Views(Augmentation(kind="crops"), [0.0], [1.0], 1, 6)(x)
+    assert all(torch.equal(view, x.float() / 255) for view in still)
+    a, b = Views(Augmentation(kind="crops", pad=2, flip=True), [0.5], [0.25], 1, 6)(torch.full_like(x, 255))
+    assert {float(v) for v in (*a.unique(), *b.unique())} == {-2.0, 2.0}  # black behind white
+    assert not torch.equal(a, b)
+    assert torch.equal(a[:, :, 2:4, 2:4], torch.full((40, 1, 2, 2), 2.0))
 
 
 def test_parts_of_images_and_black_borders() -> None:
     torch.manual_seed(0)
     x = torch.arange(6 * 6.0).view(1, 1, 6, 6).repeat(300, 1, 1, 1) + 1
-    parts = own_images.augmented(x, 0, crop=4)
+    parts = cropped(x, 0, side=4)
     assert parts.shape == (300, 1, 4, 4)
     corners = {int(min(part[0, 0, 0], part[0, 0, -1])) for part in parts}  # of those that were flipped, the right one
     assert corners == {1, 2, 3, 7, 8, 9, 13, 14, 15}
     assert torch.equal(own_images.centre(x, 4), x[:, :, 1:5, 1:5])
     assert own_images.centre(x, None) is x
     white = torch.full((200, 3, 8, 8), 255, dtype=torch.uint8)
-    recipe = own_settings.RECIPES["scff-stl10"]
+    recipe = own_recipes.RECIPES["scff-stl10"]
     normalise = own_settings._normalise(Settings(Path()), recipe)  # pyright: ignore[reportPrivateUsage]
     shown = own_settings._augmented(white, normalise, recipe)  # pyright: ignore[reportPrivateUsage]
     black = (0 - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
@@ -153,19 +166,19 @@ def test_parts_of_images_and_black_borders() -> None:
 
 
 def test_every_setting_is_a_command() -> None:
-    assert set(own_settings.RECIPES) <= set(EXPERIMENTS)
-    assert set(own_settings.RECIPES) <= PAPER_SCALE
+    assert set(own_recipes.RECIPES) <= set(EXPERIMENTS)
+    assert set(own_recipes.RECIPES) <= PAPER_SCALE
 
 
-@pytest.mark.parametrize("name", [n for n, r in own_settings.RECIPES.items() if r.data == "cifar10"])
+@pytest.mark.parametrize("name", [n for n, r in own_recipes.RECIPES.items() if r.data == "cifar10"])
 def test_runs_and_is_marked(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for key, value in (("WIDTH", 0.0625), ("IMAGES", 48), ("PROBE_EPOCHS", 1), ("TEST_IMAGES", 40)):
         monkeypatch.setattr(own_settings, key, value)
-    recipe = own_settings.RECIPES[name]
+    recipe = own_recipes.RECIPES[name]
     if "copies" in recipe.options:
-        monkeypatch.setitem(own_settings.RECIPES, name, replace(recipe, options={"copies": 3}))
+        monkeypatch.setitem(own_recipes.RECIPES, name, replace(recipe, options={"copies": 3}))
     command = f"reproduce {name} --threads 1 --out {tmp_path} --data-root {real_root('cifar10')}"
     assert cli.main(command.split()) == 0
     said = capsys.readouterr().out

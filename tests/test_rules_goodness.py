@@ -384,7 +384,13 @@ def small_study(monkeypatch: pytest.MonkeyPatch) -> None:
         x[torch.arange(600), 0, 7 * labels + 3] += 5.0
         return x, labels
 
-    for name, value in {"_load": load, "TRAINED_ON": 400, "WIDTHS": (30, 20, 20), "BATCH": 20}.items():
+    for name, value in {
+        "DATA": "digits",
+        "_load": load,
+        "TRAINED_ON": 400,
+        "WIDTHS": (30, 20, 20),
+        "BATCH": 20,
+    }.items():
         monkeypatch.setattr(ff_mnist, name, value)
     monkeypatch.setattr(ff_mnist, "EPOCHS", 6)
 

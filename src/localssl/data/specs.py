@@ -12,10 +12,10 @@ from localssl.errors import UsageError
 @dataclass(frozen=True)
 class Augmentation:
     """How a view is drawn. ``simclr``: paper Appendix B with recipe's constants. ``affine``: for digits (ours).
-    ``signal``: for vectors and series (ours).
+    ``signal``: for vectors and series (ours). ``crops``: flips and shifts by whole pixels, as some peers publish.
 
     Args:
-        kind: "simclr", "affine" or "signal".
+        kind: "simclr", "affine", "signal" or "crops".
         crop_scale: area of the random resized crop, as a share of the image (simclr).
         degrees: largest rotation, in degrees (affine).
         translate: largest shift, as a share of the side (affine) or of the time, round its end (signal).
@@ -23,6 +23,9 @@ class Augmentation:
         shear: largest shear, in degrees (affine).
         noise: standard deviation of what is added to standardised numbers (signal).
         mask: share of the features, or of the time in one piece, that is set to the mean (signal).
+        pad: pixels by which images are padded before a part of their own size is cut out of them (crops).
+        reflect: whether that padding reflects, else it is 0 (crops).
+        flip: whether half of the images are flipped (crops).
     """
 
     kind: str = "simclr"
@@ -33,6 +36,9 @@ class Augmentation:
     shear: float = 10.0
     noise: float = 0.2
     mask: float = 0.2
+    pad: int = 0
+    reflect: bool = False
+    flip: bool = False
 
     def scaled(self, strength: float | None) -> Augmentation:
         """Views that turn, shift, zoom and shear ``strength`` times as far (affine only); None leaves them.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import kornia.augmentation as K
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl import own
@@ -30,8 +31,10 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
     grayscale step. One difference: the order of the four jitter steps is drawn once a call, for all its images.
 
     Affine: every image is turned, shifted (by parts of a pixel too), zoomed and sheared along x; bilinear, the
-    outside is 0.
+    outside is 0. Crops: see ``cropped``.
     """
+    if augmentation.kind == "crops":
+        return nn.Sequential(Crops(augmentation.pad, augmentation.reflect, augmentation.flip))
     if augmentation.kind == "signal":
         return nn.Sequential(Signal(augmentation.noise, augmentation.mask, augmentation.translate))
     if augmentation.kind == "affine":
@@ -66,6 +69,44 @@ def check_shades(data: str, batches: Iterable[Tensor]) -> None:
                 f"{data}: x has numbers from {float(x.min()):g} to {float(x.max()):g}; square maps of 1 or 3 channels "
                 f"are seen as images, uint8 or floats from 0 to 1: scale them, or give --views of your own"
             )
+
+
+class Crops(nn.Module):
+    """``cropped`` as a view: flips, and shifts of at most ``pad`` pixels each way."""
+
+    def __init__(self, pad: int, reflect: bool, flip: bool):
+        super().__init__()
+        self.pad, self.reflect, self.flip = pad, reflect, flip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x`` (N, C, H, W); every image is drawn for itself."""
+        return cropped(x, self.pad, self.reflect, flip=self.flip)
+
+
+def cropped(x: Tensor, pad: int, reflect: bool = False, side: int | None = None, flip: bool = True) -> Tensor:
+    """Images (n, C, H, W), each flipped or not and cropped at random, by whole pixels.
+
+    Args:
+        x: the images.
+        pad: they are padded by this much first.
+        reflect: whether the padding reflects (else zeros).
+        side: of the crop; None: the images' own size.
+        flip: whether half of them are flipped.
+    """
+    n = len(x)
+    if flip:
+        x = torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
+    height, width = (side, side) if side else x.shape[2:]
+    if pad:
+        x = F.pad(x, (pad,) * 4, mode="reflect" if reflect else "constant")
+    room = x.shape[2] - height, x.shape[3] - width
+    if room == (0, 0):
+        return x
+    at = [torch.randint(more + 1, (n, 1), device=x.device) for more in room]
+    rows = at[0] + torch.arange(height, device=x.device)
+    columns = at[1] + torch.arange(width, device=x.device)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 class Signal(nn.Module):

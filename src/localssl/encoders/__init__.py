@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localssl.encoders.nets import cnn1d, conv_block, mlp, vgg5, vgg6
+from localssl.encoders.nets import cnn1d, conv_block, mlp, vgg5, vgg6, vgg11
 from localssl.encoders.options import Options
 from localssl.encoders.peers import published
 from localssl.encoders.registry import build, from_config, names
@@ -21,4 +21,5 @@ __all__ = [
     "run_block",
     "vgg5",
     "vgg6",
+    "vgg11",
 ]

@@ -13,6 +13,8 @@ from localssl.errors import UsageError
 
 VGG6_CHANNELS = (128, 256, 256, 512, 1024, 1024)  # paper, Table A1
 VGG6_POOLS = (False, True, False, True, True, True)
+VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)  # Halvagal & Zenke 2023
+VGG11_POOLS = (True, True, False, True, False, True, False, True)
 VGG5_CHANNELS = (16, 32, 32, 64, 64)  # ours, for 16x16 digits
 VGG5_POOLS = (False, True, False, True, True)
 
@@ -72,6 +74,20 @@ def vgg5(width: float | Sequence[int] = 1.0, in_channels: int = 1, **options: An
         UsageError: a width that leaves a block without channels, an unknown norm or activation.
     """
     return _vgg("vgg5", VGG5_CHANNELS, VGG5_POOLS, width, in_channels, options)
+
+
+def vgg11(width: float | Sequence[int] = 1.0, in_channels: int = 3, **options: Any) -> Encoder:
+    """LPL's net, VGG-11's convolutions: 64 M, 128 M, 256, 256 M, 512, 512 M, 512, 512 M channels (M: 2x2 max-pool).
+
+    Args:
+        width: factor on the channel numbers (rounded), or a list of eight channel numbers.
+        in_channels: channels of the images.
+        options: see ``Options``.
+
+    Raises:
+        UsageError: a width that leaves a block without channels, an unknown norm or activation.
+    """
+    return _vgg("vgg11", VGG11_CHANNELS, VGG11_POOLS, width, in_channels, options)
 
 
 def mlp(in_features: int = 784, widths: Sequence[int] = (512,) * 6, bias: bool = True, **options: Any) -> Encoder:

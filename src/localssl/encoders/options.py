@@ -32,7 +32,7 @@ class Options:
             inputs make of images (the mean of two says whether they are alike, noise how large it is) it would take
             that away. ``Encoder.entry`` holds it.
         init: weights start from N(0, init²/fan_in), biases from 0; None: PyTorch's own start.
-        pool: "max" or "avg", of vgg6 and vgg5.
+        pool: "max" or "avg", of vgg6, vgg5 and vgg11.
         bits: what enters and what leaves a layer is rounded to numbers of so many bits, see ``grids``; None: it is not.
     """
 

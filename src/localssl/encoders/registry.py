@@ -14,7 +14,7 @@ from torch import nn
 
 from localssl import own
 from localssl.encoders import networks
-from localssl.encoders.nets import cnn1d, mlp, vgg5, vgg6
+from localssl.encoders.nets import cnn1d, mlp, vgg5, vgg6, vgg11
 from localssl.encoders.options import Options
 from localssl.encoders.others import is_other_peoples, other_peoples, scaled_other
 from localssl.encoders.peers import published
@@ -25,6 +25,7 @@ from localssl.errors import UsageError, unknown
 _BUILDERS: dict[str, Callable[..., Encoder]] = {
     "vgg6": vgg6,
     "vgg5": vgg5,
+    "vgg11": vgg11,
     "mlp": mlp,
     "cnn1d": cnn1d,
     **{name: partial(published, name) for name in NETS},

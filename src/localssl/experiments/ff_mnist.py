@@ -17,18 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl import encoders, evaluate, rules
-from localssl.data.sources import open_images
+from localssl.data.sources import Images, open_images
 from localssl.encoders.layers import LengthNorm
+from localssl.experiments import left
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.inputs import LabelInImage
 from localssl.learner import Learner
 from localssl.report.tables import show
 from localssl.system.files import write_atomic
 
-WIDTHS, CLASSES, TRAINED_ON = (1000, 1000, 1000), 10, 50_000
+DATA, WIDTHS, CLASSES, TRAINED_ON = "mnist", (1000, 1000, 1000), 10, 50_000
 EPOCHS, BATCH, MOMENTUM = 100, 100, 0.9
 LR, DECAY, READOUT_LR, READOUT_DECAY = 1e-3, 3e-4, 1e-2, 3e-3
-PEER = 0.03
+RULE: dict[str, Any] = {"peer": 0.03, "views": 1, "classes": CLASSES}
 PUBLISHED = {"loeweX/Forward-Forward": 1.45, "Hinton 2022": 1.36}
 
 
@@ -51,7 +52,7 @@ def run(settings: Settings) -> None:
 
 
 def train(settings: Settings, seed: int, epochs: int) -> dict[str, Any]:
-    """One cell: train, with a checkpoint after every epoch, and classify by the readout."""
+    """One cell: train, with a checkpoint after every epoch, leave the network in ``runs/``, classify by the readout."""
     study = Study(settings.data_root, seed, epochs)
     file = settings.out / "runs" / f"ff-supervised-s{seed}-of-{epochs}.pt"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,20 @@ def train(settings: Settings, seed: int, epochs: int) -> dict[str, Any]:
         study.train_epoch()
         study.save(file)
         print(study.line(), flush=True)
+    left.leave(
+        settings,
+        f"s{seed}",
+        "ff-mnist",
+        study.learner,
+        _open("train", settings.data_root).subset(torch.arange(TRAINED_ON)),
+        seed,
+        rule_options=RULE,
+        batch_size=BATCH,
+        epochs=epochs,
+        lr=LR,
+        weight_decay=DECAY,
+        optimizer="sgd",
+    )
     errors = {part: study.error(part) for part in ("test", "held_out")}
     return {
         "epochs": epochs,
@@ -89,7 +104,7 @@ class Study:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.out_features))
                 nn.init.zeros_(module.bias)
-        rule = rules.get("ff-supervised", peer=PEER, views=1, classes=CLASSES)
+        rule = rules.get("ff-supervised", **RULE)
         self.learner = Learner(encoder, rule, self.images.shape[1:])
         self.readout = nn.Linear(sum(WIDTHS[1:]), CLASSES, bias=False)
         nn.init.zeros_(self.readout.weight)
@@ -170,8 +185,12 @@ class Study:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
+def _open(split: str, root: Path | None) -> Images:
+    return open_images(DATA, split, root=root, image_size=28)
+
+
 def _load(split: str, root: Path | None) -> tuple[Tensor, Tensor]:
     """All images as floats in [0, 1], (N, 1, 28, 28), and their labels."""
-    images = open_images("mnist", split, root=root, image_size=28)
+    images = _open(split, root)
     assert images.labels is not None
     return images.batch(torch.arange(len(images))).float() / 255, images.labels

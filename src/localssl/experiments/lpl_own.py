@@ -26,9 +26,9 @@ from localssl.data import order
 from localssl.data.sources import Images, drawn, open_images, stratified_holdout
 from localssl.data.specs import SPECS, Augmentation
 from localssl.data.views import Views
-from localssl.encoders import Encoder, conv_block
+from localssl.encoders import Encoder, vgg11
 from localssl.errors import RunError, UsageError
-from localssl.experiments import published
+from localssl.experiments import left, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.learner import Learner
 from localssl.probe.activity import frozen
@@ -40,10 +40,9 @@ from localssl.system.files import write_atomic
 from localssl.training.progress import Progress
 
 PUBLISHED = published.PEERS["lpl"]
-VGG11 = (64, 128, 256, 256, 512, 512, 512, 512)
-POOLS = (True, True, False, True, False, True, False, True)
 RATE, LAST_RATE, WEIGHT_DECAY = 1e-3, 1e-6, 1.5e-6
 PROBE_BATCH = 512
+AUGMENTATION = Augmentation(crop_scale=(0.08, 1.0))
 
 
 @dataclass(frozen=True)
@@ -151,14 +150,6 @@ def rate(epoch: int, scale: Scale) -> float:
     return LAST_RATE + (RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def vgg11(width: float) -> Encoder:
-    """The convolutions of VGG-11: 64 M 128 M 256 256 M 512 512 M 512 512 M (M: 2x2 max-pool), no batch norm."""
-    channels = [round(width * c) for c in VGG11]
-    return Encoder(
-        conv_block(c_in, c_out, pool) for c_in, c_out, pool in zip([3, *channels[:-1]], channels, POOLS, strict=True)
-    )
-
-
 def parameter_groups(learner: Learner) -> list[dict[str, Any]]:
     """Weights decay, biases do not."""
     everything = list(learner.parameters())
@@ -186,6 +177,23 @@ def _cell(settings: Settings, scale: Scale, seed: int, name: str) -> dict[str, A
     if name == "lpl":
         state = settings.out / "runs" / f"{settings.scale}-{name}-s{seed}.pt"
         loss = _train(learner, views, train, scale, seed, state, device)
+        left.leave(
+            settings,
+            state.stem,
+            f"lpl-{scale.published}",
+            learner,
+            train,
+            seed,
+            rule_options={},
+            mean=scale.mean,
+            std=scale.std,
+            augmentation=AUGMENTATION,
+            batch_size=scale.batch_size,
+            epochs=scale.epochs,
+            lr=RATE,
+            weight_decay=WEIGHT_DECAY,
+            optimizer="adam-l2",
+        )
     accuracy, features = _probe(learner.encoder, views, labelled, test, scale, seed, device)
     return {
         "name": name,
@@ -234,7 +242,7 @@ def _halves(images: Images, labels: NDArray[np.int64] | None, held_out: int) -> 
 
 
 def _views(scale: Scale) -> Views:
-    return Views(Augmentation(crop_scale=(0.08, 1.0)), scale.mean, scale.std, 3, scale.image_size)
+    return Views(AUGMENTATION, scale.mean, scale.std, 3, scale.image_size)
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""What the peers' own recipes do to images before their nets see them: crops, flips, whitening."""
+"""What the peers' own recipes do to images before their nets see them, besides crops and flips (``data.views``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from localssl.data.sources import Images
@@ -60,31 +59,6 @@ def _fitted(images: Images, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     rest = smoothing**-0.5  # outside of their span
     matrix = torch.eye(d) * rest + u * ((s.clamp_min(0) + smoothing).rsqrt() - rest) @ u.T
     return mean.float(), std.float(), matrix
-
-
-def augmented(x: Tensor, pad: int | None, reflect: bool = False, crop: int | None = None) -> Tensor:
-    """Images (n, C, H, W), each flipped or not and cropped at random.
-
-    Args:
-        x: the images.
-        pad: they are padded by this much first; None: neither padded nor flipped nor cropped.
-        reflect: whether the padding reflects (else zeros).
-        crop: side of the crop; None: the images' own.
-    """
-    if pad is None:
-        return x
-    n = len(x)
-    x = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(3), x)
-    height, width = (crop, crop) if crop else x.shape[2:]
-    if pad:
-        x = F.pad(x, (pad,) * 4, mode="reflect" if reflect else "constant")
-    room = x.shape[2] - height, x.shape[3] - width
-    if room == (0, 0):
-        return x
-    at = [torch.randint(more + 1, (n, 1)) for more in room]
-    rows, columns = at[0] + torch.arange(height), at[1] + torch.arange(width)
-    image = torch.arange(n)[:, None, None]
-    return x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 def centre(x: Tensor, crop: int | None) -> Tensor:

@@ -1,15 +1,16 @@
 """Peers in their own published settings, with their own probes, on colour images; at a CPU's scale unless asked.
 
-Each is a ``Recipe``: data, net, passes of training and probe, as its publication and code have them. What is left out
-is said in ``Recipe.lacks``. The passes are ``greedy``'s, the probe ``own_probe``'s, the updates the learner's.
+Each is a ``Recipe`` of ``own_recipes``: data, net, passes of training and probe, as its publication and code have them.
+What is left out is said in ``Recipe.lacks``. The passes are ``greedy``'s, or ``train``'s where that has all they need;
+the probe is ``own_probe``'s. Where a run's configuration can say how images enter, the trained net is left in
+``runs/``.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,159 +19,24 @@ from torch import Tensor
 
 from localssl import encoders, evaluate, readout, rules
 from localssl.data.sources import Images, open_images
-from localssl.data.specs import default_patches
+from localssl.data.specs import Augmentation, default_patches
+from localssl.data.views import cropped
 from localssl.encoders.layers import Standardise
-from localssl.experiments import greedy, own_images, own_probe, published
+from localssl.experiments import greedy, left, own_images, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
-from localssl.experiments.greedy import Pass
 from localssl.experiments.own_images import Normalise, whitening
-from localssl.experiments.own_probe import OwnProbe
+from localssl.experiments.own_recipes import RECIPES, Recipe
 from localssl.learner import Learner
 from localssl.probe.activity import few, frozen, settle
 from localssl.report.tables import show
-from localssl.runs.run import measure_mean_std, train_split
-from localssl.system.files import write_atomic
+from localssl.runs import metrics
+from localssl.runs.config import TrainConfig
+from localssl.runs.run import measure_mean_std, open_run, run_in, train_split
+from localssl.system.files import write_atomic, write_text
+from localssl.training import train as training
 
 WIDTH, IMAGES, EPOCHS, PROBE_EPOCHS = 0.25, 5_000, 1, 10  # at a CPU's scale; epochs of a pass: at most
 TEST_IMAGES = 2_000  # likewise
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A published setting.
-
-    Args:
-        rule, data: whose, on what.
-        options: of the rule.
-        encoder: its net.
-        passes, batch: its training.
-        probe: its probe.
-        channels, image_size: of the images; 1: grey.
-        crop: side of the part of each image that is shown: anywhere in training, the middle in testing; None: all.
-        mean, std: of the normalisation of pixels in [0, 1]; mean None: both measured on the training images.
-        pad: images are padded by this much and cropped at random, and flipped; 0: flipped alone; None: neither.
-        reflect: whether the padding reflects (else black).
-        whiten: ZCA instead of the normalisation, before images are cropped and flipped; the normalisation comes after.
-        blocks: those that the probe reads, from 1; none: all.
-        standardise: features of every block per image.
-        lacks: what differs from the publication at any scale; "": nothing that is known of.
-    """
-
-    rule: str
-    data: str
-    encoder: str
-    passes: tuple[Pass, ...]
-    batch: int
-    probe: OwnProbe
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    channels: int = 3
-    image_size: int | None = None
-    crop: int | None = None
-    mean: tuple[float, ...] | None = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    pad: int | None = None
-    reflect: bool = False
-    whiten: bool = False
-    blocks: tuple[int, ...] = ()
-    standardise: bool = False
-    lacks: str = ""
-
-
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-_SCFF = Recipe(
-    "scff",
-    "cifar10",
-    "scff3",
-    (
-        Pass(1, 0.01, 1e-4, 0.7, 1000, 6),
-        Pass(2, 0.002, 1e-4, 0.8, 100, 4),
-        Pass(3, 2e-4, 3e-4, epochs=21, repaired=True),
-    ),
-    100,
-    OwnProbe(dropout=0.2),
-    options={"pad": 2},
-    mean=_MEAN,
-    std=_STD,
-    pad=0,
-    standardise=True,
-)
-RECIPES = {
-    "scff-cifar10": _SCFF,
-    "scff-stl10": replace(
-        _SCFF,
-        data="stl10",
-        encoder="scff4",
-        options={
-            "theta1": (0.0, 5.0, 6.0, 5.0),
-            "theta2": (2.0, 8.0, 8.0, 10.0),
-            "penalty": (0.0, 0.0015, 0.005, 0.008),
-            "pad": 2,
-        },
-        passes=(
-            Pass(1, 0.026, 1e-3, 0.99, 1000, 4),
-            Pass(2, 0.003, 3e-4, 0.8, 200, 5),
-            Pass(3, 0.001, epochs=12),
-            Pass(4, 8e-5, 1e-3, epochs=12, repaired=True),
-        ),
-        probe=OwnProbe(dropout=0.6, epochs=100),
-        std=(0.2471, 0.2435, 0.2616),
-        pad=4,
-        blocks=(3, 4),
-        lacks="the last block is read through 3 x 3 means (there maxima)",
-    ),
-    "softhebb-cifar10": Recipe(
-        "softhebb",
-        "cifar10",
-        "softhebb3",
-        (Pass(None, 0.01, optimiser="plain-sgd"),),
-        10,
-        OwnProbe(dropout=0.5),
-        blocks=(3,),
-        lacks="layers learn together (as the code; greedily in the article)",
-    ),
-    "stochastic-ff-cifar10": Recipe(
-        "stochastic-ff",
-        "cifar10",
-        "stochastic-ff3",
-        tuple(
-            Pass(layer, 1e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2, 0.01)
-            for epoch in range(3)
-            for layer in (1, 2, 3)
-        ),
-        128,
-        OwnProbe(lr=2.5e-4, epochs=60, batch=128, dropout=0.5, schedule="cosine", decoupled=True, squared=True),
-        options={"copies": 20},
-        pad=4,
-        reflect=True,
-        whiten=True,
-        blocks=(3,),
-        lacks="the probe's batch is not stated, 128 here; the best epoch is judged on test images there and shown "
-        "beside the last here",
-    ),
-    "clapp-illing-stl10": Recipe(
-        "clapp-illing",
-        "stl10",
-        "vgg6",
-        (Pass(None, 2e-4, epochs=600, optimiser="adam"),),
-        32,
-        OwnProbe(epochs=300, batch=32, schedule="constant"),
-        channels=1,
-        crop=64,
-        mean=(0.4120,),
-        std=(0.2570,),
-        pad=0,
-        blocks=(6,),
-        lacks="batches of 32 images in all (there on each of up to 4 GPUs)",
-    ),
-}
-RECIPES["clapp-illing-cifar10"] = replace(
-    RECIPES["clapp-illing-stl10"],
-    data="cifar10",
-    image_size=32,
-    crop=None,
-    mean=None,
-    lacks="published on STL-10 alone: 3 x 3 patches here, 7 x 7 there",
-)
 
 
 def run(name: str, settings: Settings) -> None:
@@ -242,9 +108,14 @@ def _scale(recipe: Recipe) -> str:
 
 
 def train(settings: Settings, name: str, number: int, seed: int) -> dict[str, Any]:
-    """One pass on what the passes before it have trained; the learner goes to ``weights/``."""
+    """One pass on what the passes before it have trained, into ``weights/``; after the last the net goes to ``runs/``.
+
+    What ``train`` itself trains lies there alone.
+    """
     recipe, paper = RECIPES[name], settings.scale == "paper"
     images = _images(settings, recipe, train_split(recipe.data))
+    if recipe.by_train:
+        return _by_train(settings, recipe, seed, images)
     learner = _learner(settings, name, number, seed)
     how = recipe.passes[number]
     if not paper:
@@ -263,7 +134,47 @@ def train(settings: Settings, name: str, number: int, seed: int) -> dict[str, An
     path = _weights(settings, number + 1, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, functools.partial(torch.save, learner.state_dict()))
+    if number + 1 == len(recipe.passes) and not recipe.whiten:  # for which a run's configuration has no word
+        left.leave(settings, _run_name(settings, seed), name, learner, images, seed, **_given(settings, recipe, images))
     return {"losses": losses, "facts": list(images.facts)}
+
+
+def _by_train(settings: Settings, recipe: Recipe, seed: int, images: Images) -> dict[str, Any]:
+    learner = _drawn(settings, recipe, seed)
+    found = {"data": recipe.data, "image_size": images.shape[-1], "channels": images.shape[0], "seed": seed}
+    config = left.configuration(learner, **found, **_given(settings, recipe, images))
+    folder = settings.out / "runs" / _run_name(settings, seed)
+    file = folder.with_name(f"{folder.name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, config.to_yaml())
+    begun = run_in(folder) is not None
+    asked = TrainConfig(config=None if begun else file, out=folder, resume=begun, data_root=settings.data_root)
+    run = training.train(asked)
+    return {"losses": [float(metrics.read(run.path)[-1]["loss"])], "facts": list(images.facts)}
+
+
+def _given(settings: Settings, recipe: Recipe, images: Images) -> dict[str, Any]:
+    """What ``left.configuration`` is given of a recipe."""
+    paper, last = settings.scale == "paper", recipe.passes[-1]
+    mean, std = (recipe.mean, recipe.std) if recipe.mean else measure_mean_std(_images(settings, recipe, "train"))
+    moved = Augmentation(kind="crops", pad=recipe.pad or 0, reflect=recipe.reflect, flip=recipe.pad is not None)
+    return {
+        "rule_options": dict(recipe.options),
+        "mean": mean,
+        "std": std,
+        "augmentation": moved,
+        "limit_images": None if paper else IMAGES,
+        "patches": default_patches(recipe.encoder, images.shape[-1]),
+        "epochs": sum(p.epochs if paper else min(EPOCHS, p.epochs) for p in recipe.passes),
+        "batch_size": recipe.batch,
+        "lr": last.lr,
+        "weight_decay": last.weight_decay,
+        "optimizer": "plain-sgd" if last.optimiser == "plain-sgd" else "adam",
+    }
+
+
+def _run_name(settings: Settings, seed: int) -> str:
+    return f"{settings.scale}-s{seed}"
 
 
 def probe(settings: Settings, name: str, passes: int, seed: int) -> dict[str, Any]:
@@ -316,16 +227,22 @@ def _features(learner: Learner, recipe: Recipe) -> Callable[[Tensor], Tensor]:
 
 def _learner(settings: Settings, name: str, passes: int, seed: int) -> Learner:
     """The learner drawn from the seed, or as so many passes have left it."""
-    recipe = RECIPES[name]
+    learner = _drawn(settings, RECIPES[name], seed)
+    if passes and RECIPES[name].by_train:
+        trained, _ = open_run(settings.out / "runs" / _run_name(settings, seed)).trained_learner()
+        learner.load_state_dict(trained.state_dict())
+    elif passes:
+        learner.load_state_dict(torch.load(_weights(settings, passes, seed), weights_only=True))
+    return learner
+
+
+def _drawn(settings: Settings, recipe: Recipe, seed: int) -> Learner:
     rule = rules.get(recipe.rule, **recipe.options)
     shape = _shape(recipe)
     torch.manual_seed(seed)
     width = 1.0 if settings.scale == "paper" else WIDTH
     encoder = encoders.build(recipe.encoder, shape, width, rule.encoder_options)
-    learner = Learner(encoder, rule, shape, engine="autograd")
-    if passes:
-        learner.load_state_dict(torch.load(_weights(settings, passes, seed), weights_only=True))
-    return learner
+    return Learner(encoder, rule, shape, engine="autograd")
 
 
 def _shape(recipe: Recipe) -> tuple[int, int, int]:
@@ -362,6 +279,8 @@ def _normalise(settings: Settings, recipe: Recipe) -> Normalise:
 
 def _augmented(x: Tensor, normalise: Normalise, recipe: Recipe) -> Tensor:
     """What is trained on of uint8 images (n, C, H, W)."""
-    if recipe.whiten:  # which is fitted on whole images
-        return own_images.augmented(normalise(x), recipe.pad, recipe.reflect, recipe.crop)
-    return normalise(own_images.augmented(x, recipe.pad, recipe.reflect, recipe.crop))  # what is padded is black
+
+    def moved(x: Tensor) -> Tensor:
+        return x if recipe.pad is None else cropped(x, recipe.pad, recipe.reflect, recipe.crop)
+
+    return moved(normalise(x)) if recipe.whiten else normalise(moved(x))  # whitened whole; what is padded is black

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import Images, open_images
+from localssl.data.specs import Augmentation
+from localssl.experiments import left
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.learner import Learner
 from localssl.report.tables import show
-from localssl.rules import Rule
 
 # ipc steps its weights nine times a batch
 RATES = {"bp": (3e-4, 1e-3, 3e-3), "pc": (3e-4, 1e-3, 3e-3), "ipc": (3e-5, 1e-4, 3e-4)}
-WIDTHS = (256, 256, 256)
+DATA, WIDTHS = "mnist", (256, 256, 256)
 EPOCHS = 4
 BATCH = 64
 SHIFT = 2  # pixels; MNIST's digits have four empty ones around them
@@ -67,14 +68,19 @@ def run(settings: Settings) -> None:
 
 
 def train(settings: Settings, rule: str, lr: float, seed: int, search: bool) -> Record:
-    """One training run: accuracy on the held-out training images (``search``) or on the test images."""
+    """One training run: accuracy on the held-out training images (``search``) or on the test images.
+
+    The latter leaves its network in ``runs/``.
+    """
     images = _open(settings, "train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     used = order[HELD_OUT:] if search else order
     x, y = _tensors(images, used)
     other = _tensors(images, order[:HELD_OUT]) if search else _tensors(_open(settings, "test"))
     torch.manual_seed(seed)
-    learner = Learner(encoders.mlp(images.shape[1] * images.shape[2], WIDTHS), _rule(rule), images.shape)
+    options = {} if rule == "bp" else {"objective": "ce"}
+    encoder = encoders.mlp(images.shape[1] * images.shape[2], WIDTHS)
+    learner = Learner(encoder, rules.get(rule, **options), images.shape)
     optimizer = torch.optim.Adam(learner.parameters(), lr=lr)
     began = time.process_time()
     for _ in range(EPOCHS):
@@ -86,19 +92,28 @@ def train(settings: Settings, rule: str, lr: float, seed: int, search: bool) -> 
             for _ in learner.updates(view, view.roll(shift, (2, 3)), labels=y[index]):
                 optimizer.step()
                 optimizer.zero_grad()
-    return {
-        "accuracy": round(_accuracy(learner, *other), 3),
-        "images": len(x),
-        "seconds": round(time.process_time() - began, 1),
-    }
-
-
-def _rule(name: str) -> Rule:
-    return rules.get("bp") if name == "bp" else rules.get(name, objective="ce")
+    seconds = round(time.process_time() - began, 1)
+    if not search:
+        left.leave(
+            settings,
+            f"{rule}-lr{lr:g}-s{seed}",
+            "pc-mnist",
+            learner,
+            images,
+            seed,
+            rule_options=options,
+            mean=(MEAN,),
+            std=(STD,),
+            augmentation=Augmentation(kind="crops", pad=SHIFT),
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            lr=lr,
+        )
+    return {"accuracy": round(_accuracy(learner, *other), 3), "images": len(x), "seconds": seconds}
 
 
 def _open(settings: Settings, split: str) -> Images:
-    return open_images("mnist", split, root=settings.data_root, channels=1, image_size=28)
+    return open_images(DATA, split, root=settings.data_root, channels=1, image_size=28)
 
 
 def _tensors(images: Images, index: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from localssl import encoders, evaluate, rules
 from localssl.data.sources import Images, open_images
+from localssl.data.specs import Augmentation
 from localssl.encoders import Encoder
 from localssl.encoders.layers import Standardise
-from localssl.experiments import greedy, own_probe, published
+from localssl.experiments import greedy, left, own_probe, published
 from localssl.experiments.cells import Part, Settings, run_cells
 from localssl.experiments.greedy import Pass
 from localssl.experiments.own_probe import OwnProbe
@@ -23,7 +24,7 @@ from localssl.learner import Learner
 from localssl.system.files import write_atomic
 
 PUBLISHED = published.PEERS["scff"]["mnist"]  # Chen et al. 2025, table and repository
-PIXELS, WIDTH, BATCH, SHIFT = 28 * 28, 2000, 100, 2
+DATA, PIXELS, WIDTH, BATCH, SHIFT = "mnist", 28 * 28, 2000, 100, 2
 RULE: dict[str, Any] = {"theta1": (4.0, 1.0), "theta2": (6.0, 1.0), "penalty": (1e-4, 0.0), "halves": "views"}
 WEIGHT_DECAY = 1e-4
 LAYERS = ((0.003, 0.9, 1000, 20), (0.002, 0.6, 1500, 9))  # rate, its factor, batches between two, epochs
@@ -63,7 +64,7 @@ def run(settings: Settings) -> None:
 
 
 def train(settings: Settings, layer: int, seed: int) -> dict[str, Any]:
-    """Train one layer (1 or 2) on the frozen ones below; its weights go to ``weights/``."""
+    """Train one layer (1 or 2) on the frozen ones below, into ``weights/``; after the last to ``runs/``, too."""
     images = _images(settings, "train")
     learner = Learner(_encoder(settings, layer, layer - 1, seed), rules.get("scff", **RULE), (PIXELS,))
     rate, factor, period, epochs = LAYERS[layer - 1]
@@ -75,6 +76,21 @@ def train(settings: Settings, layer: int, seed: int) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach() for name, value in block.state_dict().items()}
     write_atomic(path, functools.partial(torch.save, state))
+    if layer == len(LAYERS):
+        left.leave(
+            settings,
+            f"s{seed}",
+            "scff-mnist",
+            learner,
+            images,
+            seed,
+            rule_options=RULE,
+            augmentation=Augmentation(kind="crops", pad=SHIFT),
+            batch_size=BATCH,
+            epochs=sum(epochs for *_, epochs in LAYERS),
+            lr=rate,
+            weight_decay=WEIGHT_DECAY,
+        )
     return {"data": images.name, "losses": losses}
 
 
@@ -101,7 +117,7 @@ def shifted(images: Tensor) -> Tensor:
 
 
 def _images(settings: Settings, split: str) -> Images:
-    return open_images("mnist", split, root=settings.data_root, image_size=28)
+    return open_images(DATA, split, root=settings.data_root, image_size=28)
 
 
 def _weights(settings: Settings, layer: int, seed: int) -> Path:

@@ -52,7 +52,7 @@ def paper_probe(
         train, test: labelled images.
         patches: one patch size per block, paper Table A2; None: the mean over all positions.
         normalise: maps a batch of images to what the encoder was trained on.
-        augmentation: of the pre-training; "affine" data is augmented by the same random affine map, other data by
+        augmentation: of the pre-training; "affine" and "crops" data are augmented alike, other data by a
             RandomResizedCrop of 8 to 100 % of the area and a flip.
         epochs: passes over the training images.
         batch_size: training images at a time.
@@ -130,7 +130,7 @@ def paper_probe(
 
 def _augmentation(augmentation: Augmentation, channels: int, size: int) -> nn.Module:
     """Random transforms of float images in [0, 1] while the classifier is trained."""
-    if augmentation.kind == "affine":
+    if augmentation.kind in ("affine", "crops"):
         return transform(augmentation, channels, size)
     options: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "align_corners": False}
     return nn.Sequential(K.RandomResizedCrop((size, size), **options), K.RandomHorizontalFlip(p=0.5))

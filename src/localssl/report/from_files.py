@@ -48,7 +48,10 @@ def losses(run: Run) -> page.Section:
     """Losses of every block, and the online monitors, over the epochs."""
     rows = measured.curves(run.path)
     if not rows:
-        return page.Section("losses", "Losses", [page.Missing("There is no metrics.csv with a finished step yet.")])
+        why = "There is no metrics.csv with a finished step yet."
+        if run.config.trained_by is not None:
+            why = f"{run.config.trained_by} trained this network and keeps its losses in its cells."
+        return page.Section("losses", "Losses", [page.Missing(why)])
     every = -(-len(rows) // charts.POINTS)
     caption = "From metrics.csv" + (f"; every point is the mean of {every} rows." if every > 1 else ".")
     parts = _curve(rows, "loss", "Loss by block", "loss", caption)
@@ -140,8 +143,8 @@ def cost(run: Run) -> page.Section:
     last = rows[-1] if rows else {}
     seconds, step = last.get("seconds") or 0.0, last.get("step") or 0.0
     facts: list[tuple[str, object]] = [
-        ("training steps", f"{step:,.0f}"),
-        ("time of the training steps", f"{seconds:,.1f} s"),
+        ("training steps", f"{step:,.0f}" if rows else None),
+        ("time of the training steps", f"{seconds:,.1f} s" if rows else None),
         ("images per second", f"{step * run.config.batch_size / seconds:,.0f}" if seconds else None),
     ]
     spent = _cost_file(run)

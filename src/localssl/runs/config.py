@@ -56,8 +56,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order, views and negatives."""
     encoder: str | None = None
-    """vgg6, mlp, torchvision:NAME, timm:NAME, PATH.py:NAME, and others. These are vgg5, cnn1d, scff3, scff4, softhebb3,
-    stochastic-ff3. Default: what suits the data."""
+    """vgg6, mlp, torchvision:NAME, timm:NAME, PATH.py:NAME, and others. These are vgg5, vgg11, cnn1d, scff3, scff4,
+    softhebb3, stochastic-ff3. Default: what suits the data."""
     patches: tuple[int, ...] | None = None
     """Side of the patches that share a projection, one per block. Default: Table A2's."""
     encoder_options: tuple[str, ...] = ()
@@ -210,7 +210,11 @@ def program() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines a run's numbers, resolved: no default is left open. Written as ``config.yaml``."""
+    """Everything that determines a run's numbers, resolved: no default is left open. Written as ``config.yaml``.
+
+    Where ``trained_by`` names the command of a study, the network was trained in that study's own way: rate, schedule,
+    optimiser and weight decay are those of its last pass, and nothing trains anew from this configuration.
+    """
 
     rule: str
     rule_options: dict[str, Any]
@@ -243,6 +247,7 @@ class RunConfig:
     weight_noise: float = 0.0
     dead: float = 0.0
     mismatch: float = 0.0
+    trained_by: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

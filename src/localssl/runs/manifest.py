@@ -18,7 +18,7 @@ import torch
 import localssl
 from localssl import own
 from localssl.data.sources import Images
-from localssl.runs.config import FORMAT, RunConfig, TrainConfig
+from localssl.runs.config import FORMAT, RunConfig
 from localssl.runs.run import manifest_of
 from localssl.system import devices
 from localssl.system.files import write_text
@@ -48,7 +48,8 @@ def write_manifest(
     config: RunConfig,
     images: Images,
     root: Path,
-    asked: TrainConfig,
+    command: str,
+    processes: int = 1,
     resumed: bool = False,
     failed_check: str | None = None,
 ) -> None:
@@ -59,13 +60,14 @@ def write_manifest(
         config: of the run, resolved.
         images: those trained on.
         root: folder that holds the data set.
-        asked: what the user asked for; kept as a command.
+        command: the one that was given.
+        processes: that trained.
         resumed: whether the run goes on: the commands before this one are kept, too.
         failed_check: which check a rule of the user's own fails; None: it fails none.
     """
     begun = manifest_of(run, "begun") if resumed else {}
     commands = list(begun.get("commands", ()))
-    if (command := asked.command() + (" --resume" if resumed else "")) not in commands:
+    if command not in commands:
         commands.append(command)
     files: dict[str, dict[str, str]] = {p: {"sha256": own.fingerprint(n)} for p, n in config.own_files().items()}
     if failed_check is not None:
@@ -81,7 +83,7 @@ def write_manifest(
             "notes": images.notes,
         },
         **files,
-        "processes": asked.devices * asked.nodes * (asked.pipeline or 1),
+        "processes": processes,
         "begun": {
             "date": begun.get("date") or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "commands": commands,

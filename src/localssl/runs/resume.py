@@ -49,10 +49,13 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
     state = stored = None
     if config.resume:
         state, stored = _last(out, report)
+        if stored is not None:
+            _check_trained_here(Run(out, stored))
     elif taken := run_in(out):
         raise UsageError(f"{out} holds a run already ({taken}); add --resume to go on with it, or choose another --out")
     if config.config is not None:
         begun = open_config(config.config)
+        _check_trained_here(begun)
         if config.bits not in (None, begun.config.bits):
             raise UsageError(
                 f"--bits {config.bits}: {config.config} is what other flags came to; give those, --config {begun.path}"
@@ -157,6 +160,15 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
         with registry.sketched(name):
             encoder = encoders.build(name, images.shape, typed.width, options, asked).config or {}
     return dataclasses.replace(config, encoder=encoder), images
+
+
+def _check_trained_here(run: Run) -> None:
+    """Refuse to repeat or go on with what a study has trained in its own way."""
+    if run.config.trained_by is not None:
+        raise UsageError(
+            f"{run.path} was trained by {run.config.trained_by}, in a way that train has no flags for; give that "
+            f"command again, or train with flags of your own into another --out"
+        )
 
 
 def _check_images(

@@ -137,8 +137,9 @@ def _train(
             sweep(out)
             write_text(out / "config.yaml", resolved.to_yaml())
             _keep_flags(config, out / flagfile.NAME)
-            root = data_folder(config.data_root)
-            write_manifest(out, resolved, images, root, config, resumed=state is not None, failed_check=failed)
+            command, root = config.command() + (" --resume" if state is not None else ""), data_folder(config.data_root)
+            processes = config.devices * config.nodes * (config.pipeline or 1)
+            write_manifest(out, resolved, images, root, command, processes, state is not None, failed)
         finished = loop.run()
         if loop.speaks:
             write_cost(out)
