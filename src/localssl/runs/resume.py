@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from localssl import encoders, own, rules
+from localssl import alignment, encoders, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.encoders import registry
@@ -85,6 +85,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         threads = manifest_of(out, "environment").get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
+    resolved = _alignable(config, resolved, report)
     check_memory(resolved)
     if stored is None and config.config is None and (line := about_rate(config, resolved)):
         report(line)
@@ -157,6 +158,17 @@ def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:
         with registry.sketched(name):
             encoder = encoders.build(name, images.shape, typed.width, options, asked).config or {}
     return dataclasses.replace(config, encoder=encoder), images
+
+
+def _alignable(typed: TrainConfig, resolved: RunConfig, report: Callable[[str], None]) -> RunConfig:
+    """Without --align-every where the rule has nothing to be held against: refused if typed, left out if stored."""
+    why = alignment.refusal(get_rule(resolved.rule, resolved.rule_options)) if resolved.align_every else None
+    if why is None:
+        return resolved
+    if typed.align_every:
+        raise UsageError(f"--align-every: {why}; leave it out, and `align --reference bp-clapp++` once it is trained")
+    report(f"no alignment while training: {why}")
+    return dataclasses.replace(resolved, align_every=0)
 
 
 def _check_images(
