@@ -17,7 +17,7 @@ from localssl import certificate, cli, rules
 from localssl.certificate import Certificate, certify, listing
 from localssl.certificate.reading import BATCH, ERROR, GRADIENT, INSIDE, LABELS, READS, SYNAPSE, TRANSPORT
 from localssl.certificate.worlds import Leaks, Worlds
-from localssl.credit import CREDITS, Step
+from localssl.credit import CREDITS, Step, predictive_coding
 from localssl.credit.local import Local
 from localssl.encoders import Encoder, run_block
 from localssl.learner import Learner
@@ -378,15 +378,31 @@ def test_blocks_of_several_layers() -> None:
     assert any("BatchNorm2d in block 1" in r.evidence for r in found.because(BATCH))
 
 
-def test_learnt_feedback_of_predictive_coding_transports_no_weights() -> None:
+@pytest.mark.parametrize("objective", ["clapp", "ce"])
+def test_learnt_feedback_of_predictive_coding_transports_no_weights(objective: str) -> None:
     """And its pairs, though their states settle together, are no statistics of the batch."""
-    rule = localssl.rules.get("pc", learnt_feedback=True)
+    rule = localssl.rules.get("pc", learnt_feedback=True, objective=objective)
     torch.manual_seed(0)
     found = certify(Learner(localssl.encoders.mlp(128, widths=(7, 6, 5)), rule, (2, 8, 8)))
     assert TRANSPORT not in found.reasons
+    assert any(r.source == "backward^3" for r in found.because(ERROR))
+    if objective == "ce":
+        assert {"head^3", "backward_head^3"} <= {r.source for r in found.because(ERROR)}
+        return
     assert GRADIENT in found.reasons
     assert BATCH not in found.reasons
     assert any("in a larger batch" in r.evidence for r in found.reads if r.what == "other samples")
+
+
+def test_a_head_above_that_sends_its_error_down_by_its_transpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found where no weight of a block is; a B whose prediction comes down is none."""
+    monkeypatch.setattr(predictive_coding, "_heads", lambda parts: {})  # pyright: ignore[reportUnknownLambdaType]
+    found = certify(localssl.rules.get("pc", learnt_feedback=True, objective="ce"))
+    assert {r.source for r in found.because(TRANSPORT)} == {"head^3"}
+    assert {r.layer for r in found.because(TRANSPORT)} == {1, 2}
+    assert "head^3" in {r.source for r in certify("bp").because(TRANSPORT)}
+    assert {r.source for r in certify("bp-clapp++").because(TRANSPORT)} == {"W^2", "W^3"}
+    assert TRANSPORT not in certify("dfa").reasons
 
 
 def test_costs_are_counted_from_the_products() -> None:

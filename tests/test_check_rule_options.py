@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,8 @@ def test_passes_under_other_options(case: str) -> None:
     nothing_held = options.get("variant") == "clapp-s" or name in ("pc", "ipc", "ff", "scff", "softhebb")
     assert (outcomes["references"] == "passed") == (not nothing_held)
     assert (outcomes["differentiation"] == "passed") == (name != "optimum")
-    assert (outcomes["transport"] == "passed") == (name in ("dfa", "fa", "sign-symmetric"))
+    learnt = options.get("learnt_feedback", False)
+    assert (outcomes["transport"] == "passed") == (learnt or name in ("dfa", "fa", "sign-symmetric"))
     assert outcomes["permutation"] == "passed"
 
 
@@ -68,6 +70,7 @@ ENERGY, TRANSPOSE, ADD = predictive_coding._energy, predictive_coding._transpose
 FA, DFA = feedback_alignment.FeedbackAlignment, feedback_alignment.DirectFeedbackAlignment
 SIGNS = feedback_alignment.SignSymmetric
 WAY = SIGNS.way
+LEARNT_CE: dict[str, Any] = {"learnt_feedback": True, "objective": "ce"}
 LEAKS: list[tuple[str, dict[str, Any], str, Any, str, Any]] = [
     ("fa", {}, "transport", FA, "way", lambda self, rule, forward, feedback: forward),
     ("fa", {}, "differentiation", FA, "way", lambda self, rule, forward, feedback: 1.001 * feedback),
@@ -77,6 +80,9 @@ LEAKS: list[tuple[str, dict[str, Any], str, Any, str, Any]] = [
     ("pc", {}, "differentiation", predictive_coding, "_energy", with_more_energy),
     ("ipc", {"objective": "ce"}, "differentiation", predictive_coding, "_energy", with_no_memory),
     ("pc", {"learnt_feedback": True}, "differentiation", predictive_coding, "_transpose", half),
+    ("pc", {"learnt_feedback": True}, "transport", predictive_coding, "rerouted", lambda *ways: nullcontext()),
+    ("pc", LEARNT_CE, "transport", predictive_coding, "_heads", lambda parts: {}),
+    ("ipc", LEARNT_CE, "transport", predictive_coding, "_heads", lambda parts: {}),
     ("softhebb", {}, "differentiation", hebbian, "add_grad", lambda p, g: ADD(p, -g)),
 ]
 

@@ -22,6 +22,7 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
     "lpl": {"objective": "lpl", "steps": 4, "momentum": 0.0},
     "ce": {"objective": "ce", "eta_h": 0.05, "steps": 5},
     "learnt": {"learnt_feedback": True, "steps": 5},
+    "learnt ce": {"learnt_feedback": True, "objective": "ce", "steps": 4},
 }
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import localssl
 from localssl import evaluate
 from localssl.learner import Learner
+from localssl.rules import Batch
 
 from .sources_util import pictures, write_files
 from .train_util import run_tiny
@@ -110,6 +112,28 @@ def test_simclr_by_the_articles_equation() -> None:
     expected = sum(of_pair(k, k + 1) + of_pair(k + 1, k) for k in range(0, 8, 2)) / 8
     stacked = torch.from_numpy(np.concatenate((p[0::2], p[1::2])))  # here: all first views, then all second ones
     assert localssl.losses.nt_xent(stacked, 0.3).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "temperature"), [(2, 0.5), (5, 0.5), (7, 0.07)])
+def test_simclr_is_the_loss_of_lightly(n: int, temperature: float) -> None:
+    """Value and gradient of the rule, head and readout in front, in float64."""
+    lightly = pytest.importorskip("lightly.loss", reason="no lightly here: pip install --no-deps lightly")
+    theirs = lightly.NTXentLoss(temperature=temperature)
+    torch.manual_seed(n)
+    rule = localssl.rules.get("bp-simclr", temperature=temperature, hidden=9, projection_dim=6)
+    parts = {key: [module.double() for module in modules] for key, modules in rule.build([8]).items()}
+    found: list[tuple[Tensor, ...]] = []
+    for ours in (True, False):
+        z = torch.randn(2 * n, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (first,), (second,) = parts["hidden"], parts["head"]
+        if ours:
+            loss = rule.losses(Batch([z], None, None), parts).sum()
+        else:
+            p = second(torch.relu(first(z)))
+            loss = theirs(p[:n], p[n:])
+        found.append((loss.detach(), *torch.autograd.grad(loss, [z, *first.parameters(), *second.parameters()])))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(

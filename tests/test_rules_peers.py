@@ -655,7 +655,8 @@ def test_losses_fall(rule: str) -> None:
 @pytest.mark.parametrize("rule", ENCODERS)
 def test_a_run(rule: str, tmp_path: Path) -> None:
     said: list[str] = []
-    run = run_tiny(tmp_path / "run", said, rule=rule, lr=None, align_every=1)
+    descends = alignment.refusal(localssl.rules.get(rule)) is None
+    run = run_tiny(tmp_path / "run", said, rule=rule, lr=None, align_every=int(descends))
     assert not [line for line in said if "diverging" in line or "dying" in line], said
     config = open_run(run.path).config
     assert config.optimizer == ("plain-sgd" if rule == "softhebb" else "adam")
@@ -663,8 +664,9 @@ def test_a_run(rule: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in run.trained_learner()[0].parameters())
     learner, _ = run.trained_learner()
     learner.eval()
-    (row, *_) = alignment.measure(learner.encoder, learner, [torch.randn(2, 8, 1, 16, 16).unbind()])
-    assert -1 <= row.mean <= 1
+    if descends:
+        (row, *_) = alignment.measure(learner.encoder, learner, [torch.randn(2, 8, 1, 16, 16).unbind()])
+        assert -1 <= row.mean <= 1
     probed = evaluate.probe_run(run, evaluate.ProbeOptions(labels=("all",)))
     assert rule in probed
 

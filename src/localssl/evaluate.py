@@ -18,7 +18,7 @@ from localssl.errors import RunError, UsageError, unknown
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
 from localssl.probe.activity import few, settle
 from localssl.probe.fast import of_both
-from localssl.runs.run import Run
+from localssl.runs.run import Run, get_rule
 from localssl.system import devices
 from localssl.system.files import write_text
 from localssl.system.slow import Slow
@@ -184,7 +184,8 @@ def align_run(
     """Alignment of a run's rule at its last checkpoint, on batches of test images.
 
     Raises:
-        UsageError: no checkpoint, fewer test images than one batch, an unknown reference.
+        UsageError: no checkpoint, fewer test images than one batch, an unknown reference, or "own" where the rule's
+            updates descend no loss.
     """
     learner, step = run.trained_learner()
     learner.eval()
@@ -218,6 +219,12 @@ def align_run(
         f"another"
     )
     return AlignResult(own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows)
+
+
+def first_reference(run: Run) -> str:
+    """What ``AlignOptions.reference`` to begin with: "own", where the run's rule has a loss to be held against."""
+    held = alignment.refusal(get_rule(run.config.rule, run.config.rule_options)) is None
+    return alignment.REFERENCES[0 if held else 1]
 
 
 def view_batches(run: Run, images: Images, batches: int, n: int, seed: int) -> list[alignment.Pair]:

@@ -11,7 +11,7 @@ from localssl.alignment.fitting import fit_projections, mean_losses
 from localssl.alignment.measurement import measure
 from localssl.alignment.optimum import optimal_feedback
 from localssl.alignment.quantities import OVER_BATCHES, QUANTITIES, LayerAlignment, compare
-from localssl.alignment.references import REFERENCES
+from localssl.alignment.references import REFERENCES, refusal
 from localssl.alignment.signals import Pair, Signals, block_gradients, shared_negatives
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "mean_losses",
     "measure",
     "optimal_feedback",
+    "refusal",
     "shared_negatives",
 ]

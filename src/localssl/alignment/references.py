@@ -32,9 +32,13 @@ def choose(
     """The reference of one learner. ``memo`` keeps what was fitted, to be shared by learners of one encoder.
 
     Raises:
-        UsageError: unknown reference, or one that must be fitted and nothing to fit it on.
+        UsageError: unknown reference, one that must be fitted and nothing to fit it on, or a loss that no update
+            descends.
     """
     rule, called = learner.rule, name_of(learner.rule)
+    whose = reference.rule if isinstance(reference, Learner) else rule
+    if (reference == "own" or whose is not rule) and (why := refusal(whose)):
+        raise UsageError(f"{why}; choose the reference {' or '.join(REFERENCES[1:])}")
     if isinstance(reference, Learner):
         if reference.encoder is not learner.encoder:
             raise UsageError("the reference learner has another encoder than the rule; build both on one encoder")
@@ -55,6 +59,13 @@ def choose(
     if key not in memo:
         memo[key] = _fitted(learner, reference, fit)
     return memo[key]
+
+
+def refusal(rule: Rule) -> str | None:
+    """Why a rule's own loss is no reference, in words; None where it is one."""
+    if rule.credit != "hebbian":
+        return None
+    return f"{name_of(rule)}'s updates descend no loss whose backpropagation they could be held against"
 
 
 def name_of(rule: Rule) -> str:

@@ -32,8 +32,9 @@ class World:
     """What differs.
 
     Args:
-        kind: "weight" (a parameter of a block), "part" (one of a projection, or a buffer of it), "activity" (z^l, or
-            the encoder's input for layer 0), "gate" (the drive of one layer with weights, as its own block reads it),
+        kind: "weight" (a parameter of a block), "part" (one of a projection, or a buffer of it), "way down" (a part
+            once more, past what the part itself puts out), "activity" (z^l, or the encoder's input for layer 0), "gate"
+            (the drive of one layer with weights, as its own block reads it),
             "modulator" (all numbers that are one a sample), "labels", "sample" (some rows of the encoder's input).
         layer: of the block, from 1.
         name: of the parameter or module.
@@ -67,6 +68,8 @@ class Cuts(Worlds):
         self.activities: list[World] = []
         self.modulator = World("modulator")
         self.halves: list[World] = []  # of parts: cut at their outputs, too, to see what a part reads of itself
+        self.ways: list[World] = []  # likewise, to see who reads a part by another way than what it puts out
+        self.putting_out: set[str] = set()  # parts that put something out
 
     def start(self) -> None:
         """Open the worlds of weights and labels."""
@@ -81,6 +84,10 @@ class Cuts(Worlds):
                 self.fixed.append(world)
                 if rows is not None and kind == "part":
                     self.halves.append(world)
+                if rows is None and kind == "part":
+                    self.ways.append(way := World("way down", world.layer, name))
+                    self.put(way, tensor, value)
+                    self.fixed.append(way)
             self.used[memory(tensor)] = set()
         self.put(World("labels"), self.labels, self.labels.roll(1))
 
@@ -109,10 +116,16 @@ class Cuts(Worlds):
             self.put(world, copy, self.moved(copy))
         return copy
 
-    def leave(self, prediction: Tensor, _world: None) -> None:
-        """What leaves a part: the worlds that tell its own rows apart take it from this one."""
+    def leave(self, prediction: Tensor, name: str) -> None:
+        """What leaves a part: the worlds that tell its own rows apart, or its ways, take it from this one."""
+        self.putting_out.add(name)
         with _disable_current_modes():
-            self.hold(prediction, self.halves)
+            self.hold(prediction, [*self.halves, *self.ways])
+
+    def told(self) -> list[World]:
+        """The worlds of weights that can be named: a part that puts nothing out, feedback, has no other way."""
+        silent = [way for way in self.ways if way.name.rpartition(".")[0] not in self.putting_out]
+        return [world for world in self.fixed if world not in silent]
 
     def enter(self, x: Tensor) -> None:
         """The encoder's input, at its first arrival: other samples, other activity; labels come this far."""
@@ -149,9 +162,9 @@ class Cuts(Worlds):
                 handles.append(block.register_forward_hook(partial(_passed, self.cut, world)))
             first = self.learner.encoder.blocks[0]
             handles.append(first.register_forward_pre_hook(partial(entered, self)))
-            for module in self.learner.projections.modules():
+            for name, module in self.learner.projections.named_modules(prefix="projections"):
                 if dict(module.named_parameters(recurse=False)):
-                    handles.append(module.register_forward_hook(partial(_passed, self.leave, None)))
+                    handles.append(module.register_forward_hook(partial(_passed, self.leave, name)))
             yield
         finally:
             for handle in handles:
@@ -175,9 +188,9 @@ class Cuts(Worlds):
         return [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]
 
 
-def _passed(cut: Callable[..., Tensor | None], world: World | None, module: Any, args: Any, output: Any) -> Any:
+def _passed(cut: Callable[..., Tensor | None], what: World | str, module: Any, args: Any, output: Any) -> Any:
     """A forward hook that hands the output to a cut."""
-    return cut(output, world)
+    return cut(output, what)
 
 
 def entered(worlds: Cuts, module: Any, args: Any) -> None:

@@ -58,7 +58,7 @@ def read(trace: Trace, learner: Learner) -> list[Read]:
 
 def _of(target: str, trace: Trace, learner: Learner) -> list[Read]:
     place = _Place(target, trace, learner)
-    found: dict[tuple[str, str], Read] = {}
+    found: dict[tuple[str, str, str], Read] = {}
     for world, elsewhere in trace.changed[target].items():
         named = place.name(world, elsewhere)
         if named is None:
@@ -69,10 +69,12 @@ def _of(target: str, trace: Trace, learner: Learner) -> list[Read]:
         evidence = Read.evidence + _uses(world, trace)
         if world in trace.escaped:
             evidence = f"left torch as a number ({trace.escaped[world]}), not followed further"
-        found.setdefault((what, source), Read(target, place.layer, place.of, what, source, away, reason, evidence))
+        found.setdefault(
+            (what, source, reason), Read(target, place.layer, place.of, what, source, away, reason, evidence)
+        )
         if what == "W above" and any(backward for _, backward in trace.used.get(world.name, ())):
             down = Read(target, place.layer, place.of, what, source, away, GRADIENT, evidence)
-            found.setdefault((GRADIENT, source), down)  # also where there is no derivative to be read
+            found.setdefault((what, source, GRADIENT), down)  # also where there is no derivative to be read
     share = trace.interacting[target]
     if share > 0:
         reason = BATCH if min(share, trace.far.get(target, 1.0)) > MANY else ""
@@ -81,7 +83,7 @@ def _of(target: str, trace: Trace, learner: Learner) -> list[Read]:
         evidence += f", {trace.far[target]:.0%} in a larger batch" if target in trace.far else ""
         evidence += f"; {mixers}" if mixers else ""
         what = "batch" if reason else "other samples"
-        found[what, what] = Read(target, place.layer, place.of, what, what, 0, reason, evidence)
+        found[what, what, reason] = Read(target, place.layer, place.of, what, what, 0, reason, evidence)
     return list(found.values())
 
 
@@ -105,6 +107,8 @@ class _Place:
             return self._activity(world.layer), ""
         if world.kind == "gate":
             return self._gate(world)
+        if world.kind == "way down":  # a head's transpose
+            return ("B above", TRANSPORT) if self.of == "ΔW" and world.layer > self.layer else None
         return self._weight(world, elsewhere)
 
     def _activity(self, layer: int) -> str:

@@ -108,7 +108,7 @@ def _update(worlds: Cuts, a: Tensor, b: Tensor, seed: int) -> None:
 def _changed(worlds: Cuts, name: str, update: Tensor) -> dict[World, bool]:
     """The worlds, but those of samples, in which an update differs, and whether in rows that are not the world's."""
     found: dict[World, bool] = {}
-    for world in [*worlds.fixed, *worlds.activities, worlds.modulator, World("labels")]:
+    for world in [*worlds.told(), *worlds.activities, worlds.modulator, World("labels")]:
         value = worlds.see(world, update)
         if value is None and world not in worlds.escaped:
             continue

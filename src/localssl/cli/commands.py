@@ -60,8 +60,10 @@ def _train(command: flags.Train) -> None:
     named = f" --own {in_shell(files)}" if (files := command.own_files()) else ""
     if not finished.config.epochs:
         print("no epoch was run: the encoder is as its seed drew it")
-    advice = ", ".join(f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
-    print(f"done: {path}; next: {advice}")
+    reference = evaluate.first_reference(finished)
+    against = "" if reference == "own" else f" --reference {reference}"
+    probe, align, report = (f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
+    print(f"done: {path}; next: {probe}, {align}{against}, {report}")
     if command.expect is not None:
         expect(finished.path, command.expect)
 

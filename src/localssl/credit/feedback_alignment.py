@@ -8,7 +8,7 @@ reaches the last block alone; the whole update is that of ``accumulate_grads``.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ class FeedbackAlignment(Local):
     def build(
         self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
     ) -> dict[str, list[nn.Module]]:
-        return {"backward": backward_weights(encoder)}
+        return {"backward": backward_weights(weighted(encoder))}
 
     def way(self, rule: Rule, forward: Tensor, feedback: Tensor) -> Tensor:
         """The weights that an error goes down through, for a layer's forward and backward ones."""
@@ -84,11 +84,12 @@ class FeedbackAlignment(Local):
 
     @override
     def updates(self, step: Step) -> Iterator[Tensor]:
+        modules = weighted(step.encoder)
         ways = [
             self.way(step.rule, module.weight.detach(), matrix.weight)  # pyright: ignore[reportArgumentType]
-            for module, matrix in zip(weighted(step.encoder), step.projections["backward"], strict=True)
+            for module, matrix in zip(modules, step.projections["backward"], strict=True)
         ]
-        with rerouted(step.encoder, ways):
+        with rerouted(modules, ways):
             losses = step.losses(step.encoder(step.x))
         losses.sum().backward()
         yield losses.detach()
@@ -112,10 +113,10 @@ def weighted(encoder: Encoder) -> list[Weighted]:
     return [module for module in encoder.blocks.modules() if isinstance(module, Weighted)]
 
 
-def backward_weights(encoder: Encoder, learnt: bool = False) -> list[nn.Module]:
+def backward_weights(modules: Iterable[Weighted], learnt: bool = False) -> list[nn.Module]:
     """Weights of the shapes of the forward ones, drawn as PyTorch draws those of a new layer."""
     found: list[nn.Module] = []
-    for module in weighted(encoder):
+    for module in modules:
         weight = torch.empty(module.weight.shape)
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         found.append(Feedback(weight, learnt))
@@ -123,8 +124,8 @@ def backward_weights(encoder: Encoder, learnt: bool = False) -> list[nn.Module]:
 
 
 @contextmanager
-def rerouted(encoder: Encoder, ways: Sequence[Tensor]) -> Generator[None]:
-    """Within, errors go down through ``ways``, one for each of ``weighted(encoder)``; values and own gradients stay.
+def rerouted(modules: Sequence[Weighted], ways: Sequence[Tensor]) -> Generator[None]:
+    """Within, errors go down through ``ways``, one for each of the modules; values and own gradients stay.
 
     Every such layer sees its input cut off, for the gradient of its own weights; its output gets v − sg(v) on top,
     exactly zero, with v the same layer with other weights: that hands the error to its input.
@@ -147,7 +148,7 @@ def rerouted(encoder: Encoder, ways: Sequence[Tensor]) -> Generator[None]:
 
     handles: list[Any] = []
     try:
-        for module, way in zip(weighted(encoder), ways, strict=True):
+        for module, way in zip(modules, ways, strict=True):
             handles += [module.register_forward_pre_hook(cut), module.register_forward_hook(join(way.detach()))]
         yield
     finally:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl.credit.base import Step
-from localssl.credit.feedback_alignment import backward_weights, rerouted, weighted
+from localssl.credit.feedback_alignment import Weighted, backward_weights, rerouted, weighted
 from localssl.credit.local import Local
 from localssl.encoders import Encoder, run_block
 from localssl.errors import UsageError
 from localssl.optimizer import add_grad
+from localssl.projections import Dense
 from localssl.rules.base import Rule
 from localssl.rules.predictive_coding import PredictiveCoding as Options
 
@@ -28,7 +29,8 @@ class PredictiveCoding(Local):
 
     With learnt feedback, dF/dh^(l−1) takes its way from h^l − μ^l down through backward weights W_fb^l of their own
     (part "backward"), whose update is that of W^l, transposed: Hebbian of the same two activities (Millidge et al.
-    2020, arXiv:2010.01047). With weight decay on both, W − W_fb decays (Kolen & Pollack 1994); without it stays.
+    2020, arXiv:2010.01047). A head on μ^L is a layer like the others (part "backward_head"). With weight decay on both,
+    W − W_fb decays (Kolen & Pollack 1994); without it stays.
 
     ``activities`` are cut before every block, so that ``Learner.losses(...).backward()`` reaches the last block alone.
     """
@@ -40,7 +42,10 @@ class PredictiveCoding(Local):
     def build(
         self, encoder: Encoder, rule: Rule, dims: Sequence[int], parts: Mapping[str, Sequence[nn.Module]]
     ) -> dict[str, list[nn.Module]]:
-        return {"backward": backward_weights(encoder, learnt=True)} if _options(rule).learnt_feedback else {}
+        if not _options(rule).learnt_feedback:
+            return {}
+        layers = {"backward": weighted(encoder)} | {f"backward_{key}": layers for key, layers in _heads(parts).items()}
+        return {key: backward_weights(modules, learnt=True) for key, modules in layers.items()}
 
     @override
     def updates(self, step: Step) -> Iterator[Tensor]:
@@ -90,18 +95,40 @@ def _options(rule: Rule) -> Options:
 
 def _own(step: Step) -> list[nn.Parameter]:
     """The rule's own trainable parts, without backward weights."""
-    parts = [m for key, modules in step.projections.items() if key != "backward" for m in modules]
+    parts = [m for key, modules in step.projections.items() if not key.startswith("backward") for m in modules]
     return [p for module in parts for p in module.parameters()]
+
+
+def _heads(parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[Weighted]]:
+    """By key, the layers of the rule's own that the loss sends its error down through.
+
+    B of a score is none of them: it predicts from a constant, and z is told B c.
+    """
+    found: dict[str, list[Weighted]] = {}
+    for key, modules in parts.items():
+        within = [m for part in modules for m in part.modules()]
+        layers = [m for m in within if isinstance(m, Weighted) and not isinstance(m, Dense)]
+        if layers and not key.startswith("backward"):
+            found[key] = layers
+    return found
+
+
+def _both_ways(step: Step) -> tuple[list[Weighted], list[Tensor]]:
+    """Every layer, heads included, and its backward weights."""
+    layers, feedback = weighted(step.encoder), [*step.projections["backward"]]
+    for key, head in _heads(step.projections).items():
+        layers += head
+        feedback += step.projections[f"backward_{key}"]
+    return layers, [cast(Tensor, m.weight) for m in feedback]
 
 
 def _energy(step: Step, states: Sequence[Tensor], learnt_feedback: bool) -> tuple[Tensor, Tensor]:
     """F, a scalar, and the losses at μ^L."""
-    ways = [cast(Tensor, m.weight) for m in step.projections["backward"]] if learnt_feedback else []
     predictions: list[Tensor] = []
-    with rerouted(step.encoder, ways) if learnt_feedback else nullcontext():
+    with rerouted(*_both_ways(step)) if learnt_feedback else nullcontext():
         for number, (block, h) in enumerate(zip(step.encoder.blocks, [step.x, *states], strict=True), start=1):
             predictions.append(run_block(block, h, number))
-    losses = step.losses(predictions)
+        losses = step.losses(predictions)
     errors = [(h - mu).square().sum() / 2 for h, mu in zip(states, predictions, strict=False)]
     return torch.stack([*errors, len(step.x) * losses.sum()]).sum(), losses
 
@@ -114,9 +141,9 @@ def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> No
 
 def _transpose(step: Step, gradients: dict[Tensor, Tensor | None]) -> None:
     """The forward weights' gradients for the backward weights, which are kept in the forward ones' shape."""
-    modules = [cast(Tensor, m.weight) for m in step.projections["backward"]]
-    found = [gradients.get(module.weight) for module in weighted(step.encoder)]
-    _add(modules, [None if g is None else g / len(step.x) for g in found])
+    layers, feedback = _both_ways(step)
+    found = [gradients.get(module.weight) for module in layers]
+    _add(feedback, [None if g is None else g / len(step.x) for g in found])
 
 
 CREDITS = {"predictive-coding": PredictiveCoding(), "incremental-predictive-coding": Incremental()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from localssl import rules
+from localssl import alignment, rules
 from localssl.encoders import registry
 from localssl.runs.config import parse_options
 from localssl.runs.run import get_rule, train_split
@@ -130,7 +130,7 @@ def encoder_options(row: Row, study: Study) -> tuple[str, ...]:
 
 def descends(row: Row) -> bool:
     """Whether the updates descend a loss, whose backpropagation they can be held against; Hebbian ones do not."""
-    return get_rule(row.rule, dict(row.options)).credit != "hebbian"
+    return alignment.refusal(get_rule(row.rule, dict(row.options))) is None
 
 
 def untrained_row(options: Sequence[str], plain: bool = True) -> Row:

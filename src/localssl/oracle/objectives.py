@@ -10,7 +10,8 @@ lpl: with m the batch means, v the variances and C the covariances of one view (
 
 with 1/2 from the average over views; the means are constants (their derivatives would sum to 0 anyway).
 
-ce: −1/2n Σ_i log softmax(H z_i) at the image's label: (P_ic − [c = label]) / 2n on the logits.
+ce: −1/2n Σ_i log softmax(H z_i) at the image's label: (P_ic − [c = label]) / 2n on the logits, and from there down by
+Hᵀ, or by the transpose of backward weights where there are some, whose update is H's.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def cross_entropy(task: Task, z: list[Array]) -> Top:
     if task.labels is None:
         raise ValueError("cross-entropy needs labels")
     head = task.projections["head"][0]
+    feedback = task.projections.get("backward_head")
+    way = head if feedback is None else feedback[0]
     loss, change = 0.0, np.zeros_like(head)
     signals: list[Array] = []
     for i, v in enumerate(z):
@@ -90,8 +93,9 @@ def cross_entropy(task: Task, z: list[Array]) -> Top:
         error[label] -= 1 / len(z)
         for c, e in enumerate(error):
             change[c] += e * v
-        signals.append(np.array([float(column @ error) for column in head.T]))
-    return Top(loss, signals, {"head": [change]})
+        signals.append(np.array([float(column @ error) for column in way.T]))
+    parts = {"head": [change]} | ({} if feedback is None else {"backward_head": [change.copy()]})
+    return Top(loss, signals, parts)
 
 
 OBJECTIVES = {"clapp": clapp, "lpl": lpl, "ce": cross_entropy}

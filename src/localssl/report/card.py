@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import vl_convert
 
-from localssl import own
+from localssl import evaluate, own
 from localssl.report import charts, from_files, measured, page
 from localssl.runs.run import Run
 
@@ -29,7 +29,9 @@ def html(run: Run) -> str:
                 of = "all labels" if row["labels"] == "all" else f"{row['labels']} a class"
                 shown.append([f"{row['encoder']}, {of}", f"{row['accuracy']} % ({probe.name})"])
     made = (run.path / "report.html").is_file()
-    todo = [f"open {run.path / 'report.html'}"] if made else ["run.probe()", "run.align()", "run.report()"]
+    reference = evaluate.first_reference(run)
+    align = "run.align()" if reference == "own" else f"run.align(reference={reference!r})"
+    todo = [f"open {run.path / 'report.html'}"] if made else ["run.probe()", align, "run.report()"]
     return page.template("card.html").render(
         title=f"{own.short_name(run.config.rule)} on {run.config.data}",
         path=str(run.path),

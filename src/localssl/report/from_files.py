@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from localssl import evaluate, own
+from localssl.alignment import refusal
 from localssl.errors import in_shell
 from localssl.report import charts, measured, page
 from localssl.report.measured import number
 from localssl.runs.checkpoint import existing
 from localssl.runs.config import program
-from localssl.runs.run import Run, build, manifest_of
+from localssl.runs.run import Run, build, get_rule, manifest_of
 
 IN_TABLE = 10  # measurements of a curve
 QUANTITIES = ("cosine", "relative_error", "norm_ratio", "sign_agreement", "bias", "noise")
@@ -102,14 +103,19 @@ def accuracy(run: Run) -> page.Section:
 
 def alignment(run: Run) -> page.Section:
     """Cosine with backpropagation over the epochs, where training measured it, and every measurement afterwards."""
+    why = refusal(get_rule(run.config.rule, run.config.rule_options))
     rows = [row for row in measured.curves(run.path) if row.get("align_1") is not None]
+    files = measured.found(run.path, measured.ALIGNMENTS)
     parts: list[page.Part] = []
-    if rows:
+    if why:  # earlier versions measured it all the same
+        parts.append(page.Missing(f"No cosine with backpropagation of its own loss: {why}."))
+        files = [a for a in files if not any(r["reference"].endswith("own last-layer loss") for r in a.rows)]
+    elif rows:
         note = "Cosine of the update with backpropagation's, on four fixed batches of training images."
         parts += _curve(rows, "align", "Alignment while training", "cosine", note)
     else:
         parts.append(page.Missing("Alignment was not measured while training: train --align-every N does it."))
-    for align in measured.found(run.path, measured.ALIGNMENTS):
+    for align in files:
         whole = [row for row in align.rows if row["parameter"] == "weights" and row["quantity"] == "cosine"]
         shown = [
             {"block": r["block"], "cosine": number(r["mean"]), "against": r["reference"], **_ends(r)}
@@ -130,8 +136,10 @@ def alignment(run: Run) -> page.Section:
         ]
         header = ["block", "quantity", "mean", "low", "high", "batches", "null"]
         parts.append(page.Table(f"More quantities of {align.name}", header, table))
-    if not measured.found(run.path, measured.ALIGNMENTS):
-        parts.append(page.Missing(f"Not measured at the last checkpoint yet: {_command(run, 'align')}"))
+    if not files:
+        reference = evaluate.first_reference(run)
+        against = [] if reference == "own" else ["--reference", reference]
+        parts.append(page.Missing(f"Not measured at the last checkpoint yet: {_command(run, 'align', *against)}"))
     return page.Section("alignment", "Alignment with backpropagation", parts)
 
 
@@ -215,7 +223,7 @@ def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _command(run: Run, name: str) -> str:
+def _command(run: Run, name: str, *flags: str) -> str:
     """A command on the run's folder that names the user's own files, too: without them it is refused."""
     files = list(dict.fromkeys(own.file_of(named) for named in run.config.own_files().values()))
-    return f"{program()} {in_shell([name, str(run.path), *(['--own', *files] if files else [])])}"
+    return f"{program()} {in_shell([name, str(run.path), *flags, *(['--own', *files] if files else [])])}"

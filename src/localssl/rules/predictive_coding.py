@@ -37,8 +37,8 @@ class PredictiveCoding(Rule):
         steps: T.
         eta_h: rate of the states.
         momentum: of the states' gradient descent.
-        learnt_feedback: errors descend through backward weights that learn beside the forward ones; no weight is
-            transported.
+        learnt_feedback: errors descend through backward weights that learn beside the forward ones, the head's among
+            them; no weight is transported.
         classes: of the labels, for "ce".
     """
 

@@ -41,8 +41,8 @@ class SoftHebb(HebbianRule):
     the optimiser is plain SGD.
 
     The loss that is shown is none that the rule descends: it is the mean entropy, in nats, of softmax(t u) over the
-    channels, log(channels) where all win alike, 0 where one does. Measure its alignment against another reference
-    than "own"; ``compare`` shows none.
+    channels, log(channels) where all win alike, 0 where one does. Alignment with backpropagation is measured
+    against another reference than "own" alone; ``compare`` shows none.
 
     As published (article and code): the update, batch normalisation without trained part before every layer,
     N(0, 1) · 25/sqrt(fan-in) at the start, t and rates of CIFAR-10's three layers (rate × lr: .08, .005, .01; batches

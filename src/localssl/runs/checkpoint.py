@@ -117,7 +117,9 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: st
     for name in sorted(own.keys() | weights.keys()):
         if name not in weights or name not in own:
             where = "lacks" if name not in weights else "has an unexpected"
-            raise UsageError(f"{source} {where} {name}: it was written for another rule or encoder")
+            raise UsageError(
+                f"{source} {where} {name}: it was written for another rule or encoder, or by another version"
+            )
         if own[name].shape != weights[name].shape:
             shapes = f"is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
             raise UsageError(f"{source}: {name} {shapes}: it was written at another width or for another data set")

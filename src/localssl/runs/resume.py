@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from localssl import encoders, own, rules
+from localssl import alignment, encoders, own, rules
 from localssl.data.sources import Images
 from localssl.data.specs import spec_for
 from localssl.encoders import registry
@@ -88,6 +88,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         threads = manifest_of(out, "environment").get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
+    resolved = _alignable(config, resolved, report)
     check_memory(resolved)
     if stored is None and config.config is None and (line := about_rate(config, resolved)):
         report(line)
@@ -169,6 +170,17 @@ def _check_trained_here(run: Run) -> None:
             f"{run.path} was trained by {run.config.trained_by}, in a way that train has no flags for; give that "
             f"command again, or train with flags of your own into another --out"
         )
+
+
+def _alignable(typed: TrainConfig, resolved: RunConfig, report: Callable[[str], None]) -> RunConfig:
+    """Without --align-every where the rule has nothing to be held against: refused if typed, left out if stored."""
+    why = alignment.refusal(get_rule(resolved.rule, resolved.rule_options)) if resolved.align_every else None
+    if why is None:
+        return resolved
+    if typed.align_every:
+        raise UsageError(f"--align-every: {why}; leave it out, and `align --reference bp-clapp++` once it is trained")
+    report(f"no alignment while training: {why}")
+    return dataclasses.replace(resolved, align_every=0)
 
 
 def _check_images(

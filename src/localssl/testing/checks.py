@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import PER_LAYER
+from localssl.rules.predictive_coding import PredictiveCoding
 from localssl.testing import dependence, derivation, numbers, repetition
 from localssl.testing.bench import Bench
 from localssl.testing.descent import DESCENDED
@@ -40,6 +41,8 @@ def _no_layers(rule: Rule) -> str:
 
 
 def _transported(rule: Rule) -> str:
+    if isinstance(rule, PredictiveCoding):
+        return "" if rule.learnt_feedback else "without learnt_feedback its errors come down through forward weights"
     return "" if rule.credit in FEEDBACK else f"credit {rule.credit!r} has no feedback of its own"
 
 
@@ -70,7 +73,11 @@ CHECKS: Mapping[str, Check] = {
     "locality": Check(
         dependence.locality, "rules with one loss per layer; `dfa`, whose last output is held", _no_layers
     ),
-    "transport": Check(dependence.transport, "feedback alignment: direct, random, sign-symmetric", _transported),
+    "transport": Check(
+        dependence.transport,
+        "feedback alignment: direct, random, sign-symmetric; predictive coding with `learnt_feedback`",
+        _transported,
+    ),
     "references": Check(dependence.references, "rules that declare `references` or `constants`", _no_references),
     "permutation": Check(repetition.permutation, "all, but losses that draw at random whatever `no_draws` says"),
     "mean": Check(repetition.mean, "all, but credit `hebbian`", _divided),

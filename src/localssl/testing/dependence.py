@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from localssl import encoders
 from localssl.inputs import Inputs
 from localssl.learner import Learner
+from localssl.projections import Dense
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
+from localssl.rules.predictive_coding import PredictiveCoding
 from localssl.testing.bench import Bench, Feed, Skip, of_layer, require, same, update
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
+from localssl.testing.descent import Weighted
 
 TOLD_ALONE = ("direct-feedback-alignment",)  # one loss for all blocks, of which only its error at the top comes down
 
@@ -63,8 +66,13 @@ def _hold(kept: set[int], before: Learner, after: Learner, feed: Feed) -> None:
 def transport(bench: Bench) -> None:
     """No error comes through forward weights: those above, four times as large, change no update, to the last bit.
 
-    Biases grow so that every drive does and every gate and maximum stays; the last output keeps its value.
+    Biases grow so that every drive does and every gate and maximum stays; the last output keeps its value. Predictive
+    coding is told of drives, by the errors of the layers above: there all of them keep their values instead, the head's
+    too, which is a layer above the last block.
     """
+    if isinstance(bench.rule, PredictiveCoding):
+        _transport_to_states(bench)
+        return
     options = encoders.Options(**bench.rule.encoder_options)
     if options.norm is not None or options.activation not in ("relu", "relu-ste", "triangle"):
         raise Skip("its encoder has norms or an activation whose slope changes with the drive's size")
@@ -85,6 +93,40 @@ def transport(bench: Bench) -> None:
                 f"larger weights above block {layer + 1} change the update of block {lower + 1} ({listed(changed)}), "
                 f"though all gates and the last output stay",
             )
+
+
+def _transport_to_states(bench: Bench) -> None:
+    count = len(bench.learner().encoder.blocks)
+    for layer in range(count):
+        before, feed = bench.learner(), bench.feed()
+        after = copy.deepcopy(before)
+        for learner, factor in ((before, 1.0), (after, 4.0)):
+            places = [*learner.encoder.blocks[layer + 1 :], *learner.projections.values()]
+            for module in (m for place in places for m in place.modules()):
+                if isinstance(module, Weighted) and not isinstance(module, Dense):
+                    _keep_drive(module, factor)
+        one, other = update(before, feed), update(after, feed)
+        for lower in range(layer + 1):
+            changed = one.differences(other, of_layer(before, lower))
+            require(
+                not changed,
+                f"larger weights above block {layer + 1} change the update of block {lower + 1} "
+                f"({listed(changed)}), though all that leaves those layers stays",
+            )
+
+
+@torch.no_grad()
+def _keep_drive(module: Weighted, factor: float) -> None:
+    """Multiply a layer's weights; its drive keeps its value, and its graph goes through the new weights."""
+    as_it_was = copy.deepcopy(module)
+    module.weight.mul_(factor)
+
+    def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        with torch.no_grad():
+            value = as_it_was(*args)
+        return value + (output - output.detach())  # exactly 0
+
+    module.register_forward_hook(hook)
 
 
 def _no_part_in_common(bench: Bench) -> None:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -88,14 +88,23 @@ def _mirrored(bench: Bench) -> None:
     require_slopes(learner, grads, _held(lambda moved: moved.end_to_end_loss(*_arguments(feed))))
 
 
-def _layers(encoder: nn.Module) -> list[Weighted]:
-    return [module for module in encoder.modules() if isinstance(module, Weighted)]
+def _layers(place: nn.Module) -> list[Weighted]:
+    return [module for module in place.modules() if isinstance(module, Weighted)]
+
+
+def _both_ways(learner: Learner) -> Iterator[tuple[Weighted, nn.Module]]:
+    """Every layer that has backward weights, and those; heads among them."""
+    yield from zip(_layers(learner.encoder.blocks), learner.parts["backward"], strict=True)
+    for key in learner.parts:
+        if key.startswith("backward_"):
+            heads = _layers(learner.projections.get_submodule(key.removeprefix("backward_")))
+            yield from zip(heads, learner.parts[key], strict=True)
 
 
 @torch.no_grad()
 def _mirror(learner: Learner, uniform: bool = False) -> None:
     """Make every backward weight the forward one; ``uniform``: of one size, which a mean of sizes leaves alone."""
-    for module, part in zip(_layers(learner.encoder.blocks), learner.parts["backward"], strict=True):
+    for module, part in _both_ways(learner):
         if uniform:
             module.weight.copy_(module.weight.sign() * module.weight.abs().mean())
         cast(Tensor, part.weight).copy_(module.weight)
@@ -118,7 +127,7 @@ def _energy(bench: Bench) -> None:
     require_slopes(learner, grads, _held(total), lambda part: not part.startswith("projections.backward"))
     if rule.learnt_feedback:
         names = {id(parameter): name for name, parameter in learner.named_parameters()}
-        for module, part in zip(_layers(learner.encoder.blocks), learner.parts["backward"], strict=True):
+        for module, part in _both_ways(learner):
             forward, backward = names[id(module.weight)], names[id(part.weight)]
             require(same(grads[forward], grads[backward]), f"{backward} does not get the update of {forward}")
 
