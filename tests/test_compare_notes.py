@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -111,3 +112,16 @@ def test_what_the_comparisons_took() -> None:
     assert (
         f"took {took[0]:.2f} core-hours on MNIST and {took[1]:.2f} on CIFAR-10, the longest {longest / 60:.1f} " in text
     )
+
+
+def test_what_figure_5_says() -> None:
+    """The list in docs/compare.md against the table: every number of it stands there, and all steps are counted."""
+    page = (RESULTS.parent / "compare.md").read_text(encoding="utf-8")
+    said = re.sub(r"\s+", " ", page.partition("What its four\nseeds say")[2].partition("\n\nWithout more flags")[0])
+    text = (RESULTS / "fig5" / "fig5.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", said)
+    assert len(numbers) == 13
+    assert [number for number in numbers if number not in text] == []
+    lines = (RESULTS / "fig5" / "fig5.csv").read_text(encoding="utf-8").splitlines()[1:]
+    steps = [row for row in csv.DictReader(lines) if row["step (points)"]]
+    assert f"These are {len(steps)} intervals" in said

@@ -50,9 +50,9 @@ ENTRIES = (
     Entry(
         "Figure 1E",
         "a summary: on STL-10 the theory's changes improve local SSL; `fig5` draws of it what Figure 5 has",
-        "reproduce fig5 --scale kept",
+        "reproduce fig5 --scale kept --seeds 4",
         "",
-        "2026-11-29",
+        "2026-11-30",
         "fig5",
         findings.fig1e,
         f"`localssl reproduce fig5 --scale paper`: {GPU}",
@@ -108,9 +108,9 @@ ENTRIES = (
     Entry(
         "Figure 5",
         "from CLAPP to CLAPP++, change by change, on STL-10",
-        "reproduce fig5 --scale kept",
+        "reproduce fig5 --scale kept --seeds 4",
         "",
-        "2026-11-29",
+        "2026-11-30",
         "fig5",
         findings.fig5,
         f"`localssl reproduce fig5 --scale paper`: {GPU}",
