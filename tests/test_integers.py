@@ -408,7 +408,8 @@ def test_a_run_stays_on_its_grids_and_goes_on_bit_for_bit(rule: str, tmp_path: P
     assert changed > 100
     table = metrics.read(run.path)
     assert all(float(row["saturated_1"]) >= 0 for row in table)
-    aligned = evaluate.align_run(run, evaluate.AlignOptions(batches=2)).rows
+    reference = "bp-clapp++" if rule == "softhebb" else "own"  # whose updates descend no loss
+    aligned = evaluate.align_run(run, evaluate.AlignOptions(batches=2, reference=reference)).rows
     cosines = [r.mean for r in aligned if r.quantity == "cosine" and r.batches]
     assert cosines
     assert all(abs(c) <= 1.0001 for c in cosines)
