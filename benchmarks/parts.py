@@ -2,22 +2,22 @@
 
     python benchmarks/parts.py --out benchmarks/results/parts.json
 
-"parts": milliseconds of every ATen operation of steps of a rule, by torch.profiler, grouped by what they are for.
-"variants": the step's time against ``bp-clapp++`` (median of ratios, in turn, one process) with other bytes of drive a
-chunk, and with ΔB as a whole ("dense") or in tiles ("tiled").
+"parts": milliseconds of every ATen operation of steps of a rule, by torch.profiler, grouped by what they are for, and
+what of the step lies outside of them (Python, the profiler itself). "variants": the step's time against ``bp-clapp++``
+(median of ratios with its interval, in turn, one process) with other bytes of drive a chunk, and with ΔB as a whole
+("dense") or in tiles ("tiled").
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import BASE, LOCAL, MIB, Made, make, random_views, write
+from shared import BASE, LOCAL, MIB, Made, interval, make, random_views, write
 from torch.profiler import ProfilerActivity, profile
 
 from localssl import encoders
@@ -63,7 +63,9 @@ def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
         purpose = next((p for p, names in PURPOSES.items() if name in names), "other")
         if event.key.startswith("aten::"):
             found[purpose] += event.self_cpu_time_total / 1e3 / repeats
-    return {k: round(v, 1) for k, v in {**found, "step": 1e3 * total / repeats}.items()}
+    whole = 1e3 * total / repeats
+    found |= {"outside": whole - sum(found.values()), "step": whole}
+    return {k: round(v, 1) for k, v in found.items()}
 
 
 def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -79,24 +81,32 @@ def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str
             if repeat:
                 found.append(seconds / against)
     passes.CHUNK = usual
-    return [
-        {"rule": rule, "chunk_mib": chunk, "b": "tiled" if tiled else "dense", "ratio": round(statistics.median(r), 3)}
-        for (chunk, tiled), r in zip(tried, ratios, strict=True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for (chunk, tiled), r in zip(tried, ratios, strict=True):
+        row = {"rule": rule, "width": width, "chunk_mib": chunk, "b": "tiled" if tiled else "dense", "n": len(r)}
+        values = dict(zip(("ratio", "low", "high"), (statistics.median(r), *interval(r)), strict=True))
+        rows.append(row | {k: round(v, 3) for k, v in values.items()})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, nargs="+", default=[15, 6], help="for every width")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(2)
-    found = {rule: parts(built(rule, a.width), a.batch, a.repeats) for rule in (BASE, *LOCAL)}
-    tried = [row for rule in (LOCAL[0], LOCAL[2]) for row in variants(rule, a.width, a.batch, a.repeats)]
-    print(json.dumps({"parts": found, "variants": tried}, indent=1))
-    write(a.out, 2, width=a.width, batch=a.batch, parts=found, variants=tried)
+    found: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
+    for width, repeats in zip(a.widths, a.repeats, strict=True):
+        for rule in (BASE, *LOCAL):
+            found.append({"rule": rule, "width": width, **parts(built(rule, width), a.batch, repeats)})
+            print(found[-1], flush=True)
+        for rule in (LOCAL[0], LOCAL[2]):
+            tried += variants(rule, width, a.batch, repeats)
+            print(*tried[-8:], sep="\n", flush=True)
+    write(a.out, 2, batch=a.batch, parts=found, variants=tried)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ other; a row has the median of their ratios, the distribution-free 95 % interval
 milliseconds, and the load average before it. A load of more than the benchmark's own is warned of. A step: losses,
 update and the optimiser (fused AdamW, channels-last for all but "published"). "published" is the layout of the
 published code: one graph over detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and the two
-beside it include the views. "pool first": backpropagation through blocks that pool before ReLU, as the engine does.
+beside it include the views. "pool first": backpropagation through blocks that pool before ReLU, as the engine does; the
+rules are held against it, too.
 
 State: "start", noise and weights as drawn, where nearly every sample is active. The engine skips no inactive sample, so
 that its time should be the same later on. ``--trained STEPS`` measures that: both networks first learn from that many
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from loops import cifar10
-from shared import BASE, LOCAL, RANK, SHAPE, Made, interval, load, make, write
+from shared import BASE, LOCAL, RANK, SHAPE, Made, commit, interval, load, make, write
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -190,6 +191,8 @@ def rows(
             "milliseconds": round(1e3 * statistics.median(mine), 1),
             "milliseconds_against": round(1e3 * statistics.median(base), 1),
             "load": busy,
+            "torch": torch.__version__,
+            "commit": commit(),
         }
         found.append(row)
         print(f"{case.name:34s} {engine:13s} {case.layout:9s} {row['ratio']:.3f} [{low:.3f} {high:.3f}]", flush=True)
@@ -227,6 +230,8 @@ def main() -> None:
                 found += rows(Case(BASE), both, width, arguments.batch, repeats, arguments.trained, batches)
                 continue
             found += rows(Case(BASE), cases, width, arguments.batch, repeats, 0, batches)
+            local = [Case(rule) for rule in LOCAL]
+            found += rows(Case(BASE, pool_first=True), local, width, arguments.batch, repeats, 0, batches)
             few = max(3, repeats // 2)
             found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, few, 0, batches)
     write(arguments.out, arguments.threads, data=data, rows=found)

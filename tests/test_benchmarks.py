@@ -219,6 +219,7 @@ def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     base, case = module.Case("bp-clapp++"), module.Case("clapp++dfb")
     (row,) = module.rows(base, [case], 0.02, 2, 2, 0, iter(()))
     assert (row["state"], row["n"], row["load"]) == ("start", 2, round(torch.get_num_threads() + 0.6, 2))
+    assert (row["torch"], row["commit"]) == (torch.__version__, shared.commit())
     assert "the machine is busy" in capsys.readouterr().err
     batches, name = module.photographs(tmp_path / "nothing", tmp_path, 2)
     (row,) = module.rows(base, [case], 0.02, 2, 2, 3, batches)

@@ -13,6 +13,7 @@ from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_
 
 STEP: dict[str, Any] = {
     "rule": "clapp++",
+    "against": "bp-clapp++",
     "engine": "hebbian",
     "layout": "ours",
     "views": False,
@@ -100,7 +101,7 @@ def test_crossovers_of_both_kinds_of_b(results: Path) -> None:
     write(results, "growth", rows=[*places, *dense], low_rank=low_rank)
     text = memory_tables.crossovers()
     assert "| batch | clapp++ | low-rank-frozen | 8: 0.50 | everywhere measured |" in text
-    assert "commit def; along depth: memory.json. Not measured with it: batch 16." in text
+    assert "commit def; along depth and width: memory.json. Not measured with it: batch 16." in text
 
 
 def test_shares_are_those_of_the_study() -> None:
@@ -131,7 +132,7 @@ def test_the_page_begins_with_what_was_measured() -> None:
     step = {
         (row["rule"], row["width"]): f"{row['ratio']:.3f}"
         for row in rows("step")
-        if (row["engine"], row["layout"], row["views"]) == ("hebbian", "ours", False)
+        if (row["engine"], row["layout"], row["views"], row["against"]) == ("hebbian", "ours", False, "bp-clapp++")
     }
     narrow, wide = step["clapp++dfb", 0.25], step["clapp++dfb", 1.0]
     assert f"`clapp++dfb` takes {narrow} of backpropagation's at width 0.25 and {wide} at width 1" in short

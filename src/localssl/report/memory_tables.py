@@ -44,7 +44,7 @@ def crossovers() -> str:
         return missing("growth")
     base = {(r["axis"], r["x"]): r for r in found["rows"] if r["rule"] == BASE}
     kinds = {"dense": found["rows"], CHEAP: found.get("low_rank", {}).get("rows", [])}
-    kinds[CHEAP] = [*kinds[CHEAP], *_depths()]
+    kinds[CHEAP] = [*kinds[CHEAP], *_of_memory()]
     lines: list[list[str]] = []
     for axis in dict.fromkeys(r["axis"] for r in found["rows"]):
         for kind, measured in kinds.items():
@@ -57,10 +57,29 @@ def crossovers() -> str:
     if commit := found.get("low_rank", {}).get("commit"):
         there = {(r["axis"], r["x"]) for r in kinds[CHEAP]}
         absent = ", ".join(f"{axis} {x:g}" for axis, x in base if (axis, x) not in there)
-        said += f" Low-rank rows: `--low-rank-only`, commit {commit}; along depth: memory.json."
+        said += f" Low-rank rows: `--low-rank-only`, commit {commit}; along depth and width: memory.json."
         said += f" Not measured with it: {absent}." if absent else ""
     head = ["axis", "rule", "B", "total / backpropagation's at each place", "below it"]
+    said = "\n\n".join(filter(None, [said, _two_runs(base, found["rows"])]))
     return "\n\n".join([markdown.table(head, lines), said, _at_full_width()])
+
+
+def _two_runs(base: Mapping[tuple[str, float], Row], grown: Sequence[Row]) -> str:
+    """How far two measurements of the same totals are apart."""
+    plain = (6, "dense", "hebbian")
+    of = {(r["rule"], r["width"]): r for r in rows("memory") if (r["depth"], r["projection"], r["engine"]) == plain}
+    there = {r["rule"]: _ratio(r, base) for r in grown if (r["axis"], r["x"]) == ("width", 0.25)}
+    pairs = [
+        f"`{rule}` {of[rule, 0.25]['total_ratio']:.2f} and {there[rule]:.2f}"
+        for rule in LOCAL
+        if (rule, 0.25) in of and rule in there
+    ]
+    if not pairs:
+        return ""
+    return (
+        "A total is the peak of one process, and this table and the one above are of different ones: at width 0.25, "
+        f"six blocks and batches of 32 they say {', '.join(pairs)} of the same cases."
+    )
 
 
 def below(ratios: Mapping[float, float]) -> str:
@@ -74,10 +93,11 @@ def below(ratios: Mapping[float, float]) -> str:
     return f"up to {under[-1]:g}" if under == places[: len(under)] else ", ".join(f"{x:g}" for x in under)
 
 
-def _depths() -> list[dict[str, Any]]:
-    """memory.json's rows with the low-rank B, as places of the axis depth."""
-    mine = [r for r in rows("memory") if r["projection"] == CHEAP and r["width"] == 0.25]
-    return [{"axis": "depth", "x": float(r["depth"]), **r} for r in mine]
+def _of_memory() -> list[dict[str, Any]]:
+    """memory.json's rows with the low-rank B, as places of the axes depth and width."""
+    mine = [r for r in rows("memory") if r["projection"] == CHEAP]
+    depths = [{"axis": "depth", "x": float(r["depth"]), **r} for r in mine if r["width"] == 0.25]
+    return [*depths, *({"axis": "width", "x": r["width"], **r} for r in mine if r["depth"] == 6)]
 
 
 def _ratio(r: Row, base: Mapping[tuple[str, float], Row]) -> float:

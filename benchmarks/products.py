@@ -1,0 +1,81 @@
+"""The two products that B takes in a step: by what is behind ``torch.mm``, and by oneDNN, which has the convolutions.
+
+    python benchmarks/products.py --out benchmarks/results/products.json
+
+g = c Bᵀ, and ΔB in tiles as the optimiser makes them; float32, one lateral B of d × d and the 2n samples of a batch.
+Median milliseconds with the distribution-free 95 % interval, and billions of multiply-adds a second. oneDNN's product
+is the one that compiled programs call; localssl does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shared import MIB, interval, load, write
+from torch import Tensor
+
+
+def onednn(x: Tensor, w: Tensor) -> Tensor:
+    """x wᵀ."""
+    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")  # pyright: ignore[reportPrivateUsage]
+
+
+def ways(d: int, samples: int) -> dict[tuple[str, str], Callable[[], object]]:
+    """Each product by both libraries."""
+    c, delta, b = torch.randn(samples, d), torch.randn(samples, d), torch.randn(d, d)
+    rows = max(1, 4 * MIB // (4 * d))
+    tile, across, along = torch.empty(rows, d), delta.T.contiguous(), c.T.contiguous()
+    starts = range(0, d, rows)
+    return {
+        ("g = cBᵀ", "torch.mm"): lambda: torch.mm(c, b.T),
+        ("g = cBᵀ", "oneDNN"): lambda: onednn(c, b),
+        ("ΔB in tiles", "torch.mm"): lambda: [torch.mm(delta[:, i : i + rows].T, c, out=tile) for i in starts],
+        ("ΔB in tiles", "oneDNN"): lambda: [onednn(across[i : i + rows], along) for i in starts],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 8192], help="d of vgg6's widest B, by width")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    found: list[dict[str, Any]] = []
+    for d in a.sizes:
+        made, busy = ways(d, a.samples), load()
+        took: dict[tuple[str, str], list[float]] = {way: [] for way in made}
+        for repeat in range(a.repeats + 1):
+            for way, product in made.items():
+                began = time.perf_counter()
+                product()
+                if repeat:
+                    took[way].append(time.perf_counter() - began)
+        for (product, library), seconds in took.items():
+            low, high = interval(seconds)
+            row = {
+                "product": product,
+                "library": library,
+                "d": d,
+                "samples": a.samples,
+                "n": len(seconds),
+                "load": busy,
+            }
+            row |= {k: round(1e3 * v, 3) for k, v in (("ms", statistics.median(seconds)), ("low", low), ("high", high))}
+            row["billion_a_second"] = round(a.samples * d * d / statistics.median(seconds) / 1e9, 1)
+            found.append(row)
+            print(row, flush=True)
+    write(a.out, a.threads, rows=found)
+
+
+if __name__ == "__main__":
+    main()
