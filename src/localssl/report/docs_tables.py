@@ -45,6 +45,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "step-trained": ("engine.md", step_tables.trained),
     "step-goals": ("engine.md", step_tables.goals),
     "parts": ("engine.md", step_tables.parts),
+    "products": ("engine.md", step_tables.products),
     "engines": ("engine.md", step_tables.engines),
     "gpu": ("engine.md", step_tables.gpu),
     "memory": ("engine.md", benchmark_tables.memory),
