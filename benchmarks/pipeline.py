@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor
 from localssl import encoders
 from localssl.data.specs import spec_for
 from localssl.runs.config import RunConfig, TrainConfig
+from localssl.runs.manifest import processor
 from localssl.runs.run import make_views
 from localssl.system.files import write_text
 from localssl.training import pipeline
@@ -169,7 +169,7 @@ def main() -> None:
     record = {
         "torch": torch.__version__,
         "threads": 1,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "commit": commit(),
         "rows": found,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import localssl
 from localssl import encoders, rules
 from localssl.encoders import Encoder, nets
 from localssl.optimizer import FactoredAdamW
+from localssl.runs.manifest import processor
 from localssl.system.files import write_text
 from localssl.training.prepared import parameter_groups
 
@@ -147,7 +147,7 @@ def write(path: Path, threads: int, **found: Any) -> None:
     made_by = {
         "torch": torch.__version__,
         "threads": threads,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "commit": commit(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

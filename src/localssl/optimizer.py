@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 from typing_extensions import override
 
 from localssl.errors import UsageError
+from localssl.products import product
 
 TILE = 4 * 2**20  # bytes of a gradient that are there at a time
 
@@ -116,7 +117,7 @@ class FactoredAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
-            gradient = torch.mm(signal[:, part].T, c, out=buffer[: part.stop - first])
+            gradient = product(signal[:, part].T, c.T, buffer[: part.stop - first])
             adamw(
                 [p[part]],
                 [gradient],
@@ -168,7 +169,7 @@ class FactoredAdamW(torch.optim.AdamW):
         rows = max(1, TILE // (p.shape[1] * p.element_size()))
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
-            gradient = signal[:, part].T @ c if dense is None else dense[part]
+            gradient = product(signal[:, part].T, c.T) if dense is None else dense[part]
             moment = state["exp_avg"][part].lerp_(gradient, 1 - beta1)
             scale = torch.outer(left[part], right).add_(group["eps"]).mul_(corrected)
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)

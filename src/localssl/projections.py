@@ -70,11 +70,7 @@ class Sharded(nn.Module):
     @override
     def forward(self, c: Tensor) -> Tensor:
         """g, (N, d_z), of references c (N, d_c), which must be the same in all processes."""
-        return self.processes.beside(self.part(c), self.d_z)
-
-    def part(self, c: Tensor) -> Tensor:
-        """The columns of g that are made here, (N, rows)."""
-        return F.linear(c, self.weight)
+        return self.processes.beside(F.linear(c, self.weight), self.d_z)
 
     def total(self, *sums: Tensor) -> list[Tensor]:
         """Sums over the columns that are here, (N,) each, as sums over all columns."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from localssl import losses
 from localssl.optimizer import add_grad, leave_factors
+from localssl.products import product
 from localssl.projections import Dense, Sharded
 from localssl.references import take
 from localssl.rules.base import Batch, Projections, ScoreRule
@@ -146,10 +147,9 @@ def parameters(rule: ScoreRule, projections: Projections, layer: int) -> list[nn
 
 def predict(projection: nn.Module, c: Tensor) -> Tensor:
     """g = Bc, (2n, d_z), of a sharded B the columns that are here; with a graph as far as B where it is no matrix."""
-    if type(projection) is Dense:
-        return c @ projection.weight.detach().T.to(c.dtype)
-    if type(projection) is Sharded:
-        return projection.part(c).detach()
+    weight = _matrix(projection)
+    if weight is not None:
+        return product(c, weight.detach().to(c.dtype))
     with torch.enable_grad():
         return projection(c)
 
@@ -161,7 +161,7 @@ def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
         if g.requires_grad:
             g.backward(signal)  # pyright: ignore[reportUnknownMemberType]
     elif weight.requires_grad:
-        add_grad(weight, signal.T @ c)
+        add_grad(weight, product(signal.T, c.T))
 
 
 def _matrix(projection: nn.Module) -> Tensor | None:

@@ -168,16 +168,18 @@ def parts() -> str:
 
 
 def products() -> str:
-    """The two products of B by two libraries."""
-    found = rows("products")
-    if not found:
+    """The two products of B by two libraries, on two processors."""
+    names = [name for name in ("products", "products-epyc") if rows(name)]
+    if not names:
         return missing("products")
     lines: list[list[str]] = []
-    for r in found:
-        line = [r["product"], f"{r['d']:,}", r["library"], f"{r['ms']:.1f}", f"{r['low']:.1f} to {r['high']:.1f}"]
-        lines.append([*line, f"{r['billion_a_second']:.0f}", str(r["n"])])
-    head = ["product", "d", "library", "ms", "95 %", "billion multiply-adds a second", "repeats"]
-    return f"{markdown.table(head, lines)}\n\n{source('products')}"
+    for name in names:
+        for r in rows(name):
+            line = [f"{name}.json", r["product"], f"{r['d']:,}", r["library"], f"{r['ms']:.1f}"]
+            lines.append([*line, f"{r['low']:.1f} to {r['high']:.1f}", f"{r['billion_a_second']:.0f}", str(r["n"])])
+    head = ["record", "product", "d", "library", "ms", "95 %", "billion multiply-adds a second", "repeats"]
+    said = ", ".join(f"{name}.json commit {found['commit']}" for name in names if (found := record(name)))
+    return f"{markdown.table(head, lines)}\n\n{source(names[0])} {said}."
 
 
 def engines() -> str:

@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         **_versions(),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git(),
@@ -111,7 +111,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name, as far as the system says it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,0 +1,88 @@
+"""The flat products of B by either library: equal, wherever the engine takes the one or the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from localssl import products, rules
+from localssl.optimizer import FactoredAdamW
+from localssl.products import by_onednn, product
+
+from .engine_util import RULES, batch, learner, sizes, update
+from .test_engine_float32 import assert_near
+
+onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+
+
+def pair(n: int, d: int, e: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(n, e, generator=generator), torch.randn(d, e, generator=generator)
+
+
+@onednn
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("n", "d", "e"), [(64, 1024, 1024), (33, 1030, 1001), (700, 900, 64), (1, 6000, 6000)])
+def test_both_libraries_make_the_same(n: int, d: int, e: int, strided: bool) -> None:
+    x, w = pair(n, d, e)
+    if strided:
+        x, w = x.T.contiguous().T, w.T.contiguous().T
+    assert by_onednn(x, w)
+    found = product(x, w)
+    assert found.is_contiguous()  # as a weight is: fused optimisers read both in the order of their memory
+    exact = x.double() @ w.double().T
+    assert float((found - exact).norm()) < 1e-6 * float(exact.norm())
+
+
+@onednn
+def test_where_it_is_not_onednns() -> None:
+    x, w = pair(64, 1024, 1024)
+    assert by_onednn(x, w)
+    assert not by_onednn(x[:16], w)  # too little to do
+    assert not by_onednn(x.double(), w.double())
+    assert not by_onednn(x.bfloat16(), w.bfloat16())
+    assert not by_onednn(x.to("meta"), w.to("meta"))
+    with torch.backends.mkldnn.flags(enabled=False):  # pyright: ignore[reportUnknownMemberType]
+        assert not by_onednn(x, w)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not by_onednn(x, w)
+        assert product(x, w).dtype == torch.bfloat16
+
+
+def test_room_is_taken() -> None:
+    x, w = pair(3, 4, 5)
+    room = torch.zeros(3, 4)
+    assert product(x, w, room) is room
+    torch.testing.assert_close(room, x @ w.T)
+
+
+def test_no_graph() -> None:
+    x, w = pair(64, 1024, 1024)
+    for n in (64, 1):
+        assert not product(x[:n].requires_grad_(), w.requires_grad_()).requires_grad
+
+
+@onednn
+@pytest.mark.parametrize("kind", ["linear", "max"])
+@pytest.mark.parametrize("name", RULES)
+def test_the_engine_is_equal_to_autograd_by_it(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, views = rules.get(name), batch(kind, 0)
+    least = sizes(learner(kind, rules.get(name, f="linear"), "auto", torch.float64, None, 0), views)
+    exact = update(learner(kind, rule, "autograd", torch.float32, None, 0), views)
+    monkeypatch.setattr(products, "WORTH", 0)
+    assert_near(update(learner(kind, rule, "hebbian", torch.float32, None, 0), views), exact, least, rule.f)
+
+
+@onednn
+def test_a_step_by_factors_is_equal_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+    for worth in (products.WORTH, 0):
+        monkeypatch.setattr(products, "WORTH", worth)
+        made = learner("max", rules.get("clapp++both"), "hebbian", torch.float32, None, 0)
+        optimiser = FactoredAdamW(made.parameters(), lr=1e-3, eps=1e-3)
+        for _ in made.updates(*batch("max", 0).float(), factored=True):
+            optimiser.step()
+            optimiser.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
