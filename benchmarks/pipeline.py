@@ -26,8 +26,8 @@ from torch import Tensor
 from localssl import encoders
 from localssl.data.specs import spec_for
 from localssl.runs.config import RunConfig, TrainConfig
-from localssl.runs.manifest import processor
 from localssl.runs.run import make_views
+from localssl.system.devices import processor
 from localssl.system.files import write_text
 from localssl.training import pipeline
 from localssl.training.prepared import Prepared, prepare

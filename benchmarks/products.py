@@ -4,7 +4,7 @@
 
 g = c Bᵀ, and ΔB in tiles as the optimiser makes them; float32, one lateral B of d × d and the 2n samples of a batch.
 Median milliseconds with the distribution-free 95 % interval, and billions of multiply-adds a second. Which library is
-the quicker one differs between processors; ``localssl.products`` takes oneDNN's for large ones.
+the quicker one differs between processors: ``localssl.products`` chooses.
 """
 
 from __future__ import annotations

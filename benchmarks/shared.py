@@ -21,7 +21,7 @@ import localssl
 from localssl import encoders, rules
 from localssl.encoders import Encoder, nets
 from localssl.optimizer import FactoredAdamW
-from localssl.runs.manifest import processor
+from localssl.system.devices import processor
 from localssl.system.files import write_text
 from localssl.training.prepared import parameter_groups
 

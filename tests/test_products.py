@@ -50,6 +50,15 @@ def test_where_it_is_not_onednns() -> None:
         assert product(x, w).dtype == torch.bfloat16
 
 
+@onednn
+def test_tiles_on_intels_processors_are_mkls(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = pair(64, 1024, 1024)
+    for name, by in (("Intel(R) Xeon(R) Processor", False), ("AMD EPYC", True)):
+        monkeypatch.setattr(products, "processor", lambda name=name: name)
+        assert by_onednn(x, w, tile=True) == by
+        assert by_onednn(x, w)
+
+
 def test_room_is_taken() -> None:
     x, w = pair(3, 4, 5)
     room = torch.zeros(3, 4)
@@ -76,6 +85,7 @@ def test_the_engine_is_equal_to_autograd_by_it(name: str, kind: str, monkeypatch
 
 @onednn
 def test_a_step_by_factors_is_equal_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "processor", lambda: "AMD EPYC")
     found: list[Tensor] = []
     for worth in (products.WORTH, 0):
         monkeypatch.setattr(products, "WORTH", worth)

@@ -1,7 +1,8 @@
 """The product x wᵀ of few rows with a large matrix, by the faster of the two libraries that PyTorch has on a CPU.
 
 Behind ``torch.mm`` is MKL, which makes such products on an AMD EPYC at less than half of the rate of oneDNN, the
-library of PyTorch's convolutions; on a Xeon neither is far ahead (``benchmarks/products.py``).
+library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, and MKL with the tiles of a large product
+(``benchmarks/products.py``).
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from localssl.system.devices import processor
+
 WORTH = 2**25  # multiply-adds; below it oneDNN's way in costs more than it saves
 
 
 def product(x: Tensor, w: Tensor, room: Tensor | None = None) -> Tensor:
-    """x wᵀ, (N, d), of x (N, e) and w (d, e), without a graph; ``room``: memory that it may take, (N, d)."""
+    """x wᵀ, (N, d), of x (N, e) and w (d, e), without a graph.
+
+    Args:
+        x, w: of one dtype.
+        room: where this is a tile of a larger product, memory that it may take, (N, d).
+    """
     x, w = x.detach(), w.detach()
-    if by_onednn(x, w):
+    if by_onednn(x, w, room is not None):
         return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")  # pyright: ignore[reportPrivateUsage]
     return x @ w.T if room is None else torch.mm(x, w.T, out=room)
 
 
-def by_onednn(x: Tensor, w: Tensor) -> bool:
+def by_onednn(x: Tensor, w: Tensor, tile: bool = False) -> bool:
     """Whether ``product`` is oneDNN's: of large float32 matrices on a CPU, where it is there and not forbidden."""
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, w)) or len(x) * w.numel() < WORTH:
         return False
     forbidden = torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled
-    return not forbidden and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    slower = tile and "Intel" in processor()
+    return not forbidden and not slower and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         **_versions(),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": processor(),
+        "cpu": devices.processor(),
         "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git(),
@@ -109,15 +109,6 @@ def _versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def processor() -> str:
-    """The processor's name, as far as the system says it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _git() -> str | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -81,3 +84,13 @@ def peak_memory() -> float:
 def peak_gpu_memory() -> float:
     """Largest memory of tensors on the GPU in this process so far, in MiB; 0 without one."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+
+@cache
+def processor() -> str:
+    """The processor's name, as far as the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
