@@ -25,7 +25,7 @@ from localssl.engine import passes
 
 PURPOSES = {  # of operations that do work themselves
     "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d", "thnn_conv2d"),
-    "g and ΔB": ("mm", "addmm"),
+    "g and ΔB": ("mm", "addmm", "_linear_pointwise"),
     "optimiser": ("_fused_adamw_",),
     "pool, gate, spreading": (
         "relu_",
@@ -59,9 +59,9 @@ def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
         total = sum(step(made, batch) for _ in range(repeats))
     found = dict.fromkeys([*PURPOSES, "other"], 0.0)
     for event in profiled.key_averages():
-        name = event.key.removeprefix("aten::")
+        library, _, name = event.key.partition("::")
         purpose = next((p for p, names in PURPOSES.items() if name in names), "other")
-        if event.key.startswith("aten::"):
+        if library in ("aten", "mkldnn"):
             found[purpose] += event.self_cpu_time_total / 1e3 / repeats
     whole = 1e3 * total / repeats
     found |= {"outside": whole - sum(found.values()), "step": whole}
