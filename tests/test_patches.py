@@ -122,7 +122,9 @@ def test_from_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     assert run.config.own_files() == {}
     assert isinstance(run.views().transform, Patches)
     assert status(f"probe {run.path} --threads 1") == 0
+    capsys.readouterr()
     assert status(f"align {run.path} --batches 2 --threads 1") == 0
+    assert "two patches each" in " ".join(capsys.readouterr().out.split())
     others = run_tiny(tmp_path / "others", rule="clapp", lr=None)
     assert encoder_bytes(others.path) != encoder_bytes(run.path)
     for name, config in (("flags", run.path), ("resolved", run.path / "config.yaml")):

@@ -12,7 +12,7 @@ import torch
 
 from localssl import alignment, own
 from localssl.data.sources import Images
-from localssl.data.views import Normalise
+from localssl.data.views import PATCHES, Normalise
 from localssl.encoders import Encoder
 from localssl.errors import RunError, UsageError, unknown
 from localssl.probe import ProbeResult, budgets, fast_probe, features, paper_probe
@@ -213,12 +213,19 @@ def align_run(
     count = f"{len(pairs)} batches" if len(pairs) > 1 else "1 batch (so no interval, no null: lower --batch-size)"
     fewer = f" (not {options.batches}: there are no more test images)" if 1 < len(pairs) < options.batches else ""
     protocol = (
-        f"weight gradients on {count}{fewer} of {n} test images of {images.name}, two augmented views each; "
+        f"weight gradients on {count}{fewer} of {n} test images of {images.name}, {_views_of(run)} each; "
         f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
         f"jackknife, which may leave -1 to 1); null: the rule's gradient of one batch against the reference's of "
         f"another"
     )
     return AlignResult(own.short_name(run.config.rule), rows[0].reference, step, with_facts(protocol, images), rows)
+
+
+def _views_of(run: Run) -> str:
+    made_by = run.config.views
+    if made_by is None:
+        return "two augmented views"
+    return "two patches" if made_by == PATCHES else f"two views by {own.short_name(made_by)}"
 
 
 def first_reference(run: Run) -> str:

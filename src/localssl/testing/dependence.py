@@ -16,7 +16,7 @@ from localssl.projections import Dense
 from localssl.references import Reference
 from localssl.rules import Batch, Rule, ScoreRule
 from localssl.rules.predictive_coding import PredictiveCoding
-from localssl.testing.bench import Bench, Feed, Skip, of_layer, require, same, update
+from localssl.testing.bench import Bench, Feed, Skip, Update, of_layer, require, same, update
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
 from localssl.testing.descent import Weighted
 
@@ -39,18 +39,24 @@ def locality(bench: Bench) -> None:
         kept = {count - 1} if told else _sources(bench.rule, range(layer + 1), count) - set(range(layer + 1))
         _hold(kept, before, after, feed)
         one, other = update(before, feed), update(after, feed)
+        held = f", though the references (blocks {sorted(s + 1 for s in kept)}) kept their values" if kept else ""
+        _same_below(layer, before, one, other, "other", held)
         for lower in range(layer + 1):
-            changed = one.differences(other, of_layer(before, lower))
-            held = f", though the references (blocks {sorted(s + 1 for s in kept)}) kept their values" if kept else ""
-            require(
-                not changed,
-                f"other weights above block {layer + 1} change the update of block {lower + 1} "
-                f"({listed(changed)}){held}",
-            )
             require(
                 same(*(u.losses[0 if told else lower] for u in (one, other))),
                 f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}",
             )
+
+
+def _same_below(layer: int, learner: Learner, one: Update, other: Update, weights: str, held: str) -> None:
+    """Require that other weights above ``layer`` change no update up to it."""
+    for lower in range(layer + 1):
+        changed = one.differences(other, of_layer(learner, lower))
+        require(
+            not changed,
+            f"{weights} weights above block {layer + 1} change the update of block {lower + 1} "
+            f"({listed(changed)}){held}",
+        )
 
 
 def _hold(kept: set[int], before: Learner, after: Learner, feed: Feed) -> None:
@@ -86,13 +92,7 @@ def transport(bench: Bench) -> None:
                     parameter.mul_(4.0 ** (above - layer) if name.endswith("bias") else 4.0)
         _hold({count - 1}, before, after, feed)
         one, other = update(before, feed), update(after, feed)
-        for lower in range(layer + 1):
-            changed = one.differences(other, of_layer(before, lower))
-            require(
-                not changed,
-                f"larger weights above block {layer + 1} change the update of block {lower + 1} ({listed(changed)}), "
-                f"though all gates and the last output stay",
-            )
+        _same_below(layer, before, one, other, "larger", ", though all gates and the last output stay")
 
 
 def _transport_to_states(bench: Bench) -> None:
@@ -106,13 +106,7 @@ def _transport_to_states(bench: Bench) -> None:
                 if isinstance(module, Weighted) and not isinstance(module, Dense):
                     _keep_drive(module, factor)
         one, other = update(before, feed), update(after, feed)
-        for lower in range(layer + 1):
-            changed = one.differences(other, of_layer(before, lower))
-            require(
-                not changed,
-                f"larger weights above block {layer + 1} change the update of block {lower + 1} "
-                f"({listed(changed)}), though all that leaves those layers stays",
-            )
+        _same_below(layer, before, one, other, "larger", ", though all that leaves those layers stays")
 
 
 @torch.no_grad()
