@@ -23,6 +23,7 @@ from shared import BASE, interval, make, random_views, write
 
 from localssl import encoders
 from localssl.engine import passes, three_factor
+from localssl.system.allocator import keep_freed
 
 PARTS = ((BASE, "encoder"), ("clapp++dfb", "run"), ("clapp++dfb", "signal"), ("clapp++", "signal"))
 
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed()  # as the commands do
     torch.set_num_threads(arguments.threads)
     found: list[dict[str, object]] = []
     for width, repeats in zip(arguments.widths, arguments.repeats, strict=True):

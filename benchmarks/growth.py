@@ -38,6 +38,7 @@ from shared import BASE, LOCAL, MIB, activity, commit, deep, in_process, make, r
 from localssl import rules
 from localssl.report import growth_figure
 from localssl.report.arithmetic import Cost, step
+from localssl.system.allocator import keep_freed
 from localssl.system.files import write_text
 
 RULES = (BASE, *LOCAL)
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
+    keep_freed()  # as the commands do
     if a.one:
         torch.set_num_threads(a.one["threads"])
         print(json.dumps(one(a.one, a.one["steps"], a.one["seconds"])))

@@ -25,6 +25,7 @@ from localssl.engine.factors import modulators
 from localssl.learner import Learner
 from localssl.references import take
 from localssl.rules import Batch, ScoreRule
+from localssl.system.allocator import keep_freed
 
 
 @torch.no_grad()
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
+    keep_freed()  # as the commands do
     steps = max(*a.at, a.batches)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

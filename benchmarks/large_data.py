@@ -38,6 +38,7 @@ from shared import MIB, interval, status, write
 from localssl.data.sources import open_images
 from localssl.runs.config import TrainConfig
 from localssl.runs.resume import begin
+from localssl.system.allocator import keep_freed
 from localssl.training.loop import Loop
 from localssl.training.train import train
 
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
+    keep_freed()  # as the commands do
     if a.one:
         Path(a.one["file"]).write_text(json.dumps(part(a.one)), encoding="utf-8")
         return

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from localssl.encoders import Encoder
+from localssl.system.allocator import keep_freed
 
 
 class Again(nn.Module):
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    keep_freed()  # as the commands do
     if arguments.one:
         print(json.dumps(one(arguments.one)))
         return

@@ -32,6 +32,7 @@ from typing_extensions import override
 from localssl import encoders, traffic
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
+from localssl.system.allocator import keep_freed
 from localssl.training import sharding
 from localssl.training.prepared import parameter_groups
 
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed()  # as the commands do
     os.environ["OMP_NUM_THREADS"] = "1"
     cases = [Case(rule, arguments.width, arguments.batch) for rule in arguments.rules]
     cases += [Case(LOCAL[0], arguments.small_width, batch) for batch in arguments.batches]

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from localssl import encoders
 from localssl.engine import passes
+from localssl.system.allocator import keep_freed
 
 PURPOSES = {  # of operations that do work themselves
     "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d", "thnn_conv2d"),
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, nargs="+", default=[15, 6], help="for every width")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
+    keep_freed()  # as the commands do
     torch.set_num_threads(2)
     found: list[dict[str, Any]] = []
     tried: list[dict[str, Any]] = []

@@ -27,6 +27,7 @@ from localssl import encoders
 from localssl.data.specs import spec_for
 from localssl.runs.config import RunConfig, TrainConfig
 from localssl.runs.run import make_views
+from localssl.system.allocator import keep_freed
 from localssl.system.devices import processor
 from localssl.system.files import write_text
 from localssl.training import pipeline
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed()  # as the commands do
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
     torch.set_num_threads(1)
     found = [row(rule, staleness, arguments) for rule, staleness in CASES]

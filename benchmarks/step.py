@@ -40,6 +40,7 @@ from localssl.data.sources import open_images
 from localssl.data.specs import spec_for
 from localssl.data.views import Views, blur_kernel
 from localssl.encoders import Encoder
+from localssl.system.allocator import keep_freed
 
 AT_START = "start"
 Batches = Iterator[Tensor]
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed()  # as the commands do
     torch.set_num_threads(arguments.threads)
     cases = [Case(BASE, pool_first=True), *(Case(rule) for rule in LOCAL)]
     cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]

@@ -25,6 +25,8 @@ import torch
 from loops import cifar10, prepare
 from shared import BASE, LOCAL, interval, write
 
+from localssl.system.allocator import keep_freed
+
 Times = dict[str, float]
 
 
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
+    keep_freed()  # as the commands do
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

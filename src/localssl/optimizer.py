@@ -8,7 +8,7 @@ only the means over rows and columns are kept, R (d_z) and C (d_c), and R_i C_j 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,24 +77,24 @@ class FactoredAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of everything that has a gradient or factors."""
         loss = evaluated(closure)
-        for p in (p for group in self.param_groups for p in group["params"]):
-            if p.grad is not None and (left := p.__dict__.pop("factors", None)) is not None:  # one step, of their sum
-                p.grad.addmm_(left[0].T.to(p.dtype), left[1].to(p.dtype))
-        apart = [group for group in self.param_groups if group.get("factored_moment")]
-        whole: dict[Tensor, Tensor | None] = {p: p.grad for group in apart for p in group["params"]}
-        for p in whole:
-            p.grad = None  # not AdamW's business
-        super().step()
         for group in self.param_groups:
+            dense: list[tuple[Tensor, dict[str, Tensor]]] = []
             for p in group["params"]:
                 factors = factors_of(p)
-                if p in whole and (factors is not None or whole[p] is not None):
-                    self._by_rows_and_columns(p, factors, whole[p], group)
+                p.__dict__.pop("factors", None)
+                if factors is not None and p.grad is not None:  # one step, of their sum
+                    p.grad.addmm_(factors[0].T.to(p.dtype), factors[1].to(p.dtype))
+                    factors = None
+                if factors is None and p.grad is None:
+                    continue
+                if group.get("factored_moment"):
+                    self._by_rows_and_columns(p, factors, p.grad, group)
                 elif factors is not None:
                     self._by_tiles(p, *factors, group)
-                p.__dict__.pop("factors", None)
-        for p, gradient in whole.items():
-            p.grad = gradient
+                else:
+                    dense.append((p, self._moments(p)))
+            if dense:
+                self._as_adamw([p for p, _ in dense], [p.grad for p, _ in dense], [s for _, s in dense], group)
         return loss
 
     @override
@@ -105,35 +105,51 @@ class FactoredAdamW(torch.optim.AdamW):
             for p in group["params"]:
                 p.__dict__.pop("factors", None)
 
-    def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
+    def _moments(self, p: Tensor) -> dict[str, Tensor]:
+        """The state of ``p``, which begins as AdamW's does."""
         state = self.state[p]
-        if not state:  # as AdamW begins
+        if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
+        return state
+
+    def _as_adamw(
+        self, ps: list[Tensor], gradients: list[Any], states: Sequence[Mapping[str, Tensor]], group: dict[str, Any]
+    ) -> None:
+        """PyTorch's own step, of tensors or parts of such; AdamW's ``step`` around it costs small blocks dearly."""
+        beta1, beta2 = group["betas"]
+        adamw(
+            ps,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            grad_scale=getattr(self, "grad_scale", None),  # a gradient scaler's
+            found_inf=getattr(self, "found_inf", None),
+        )
+
+    def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
+        state = self._moments(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)
         rows = max(1, TILE // (p.shape[1] * p.element_size()))
         buffer = p.new_empty(min(rows, len(p)), p.shape[1])
-        beta1, beta2 = group["betas"]
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
             gradient = product(signal[:, part].T, c.T, buffer[: part.stop - first])
-            adamw(
-                [p[part]],
-                [gradient],
-                [state["exp_avg"][part]],
-                [state["exp_avg_sq"][part]],
-                [],
-                [state["step"].clone()],  # it is counted up for every tile
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
+            moments = {key: state[key][part] for key in ("exp_avg", "exp_avg_sq")}
+            self._as_adamw(
+                [p[part]], [gradient], [moments | {"step": state["step"].clone()}], group
+            )  # counted per tile
         state["step"] += 1
 
     def _by_rows_and_columns(

@@ -11,7 +11,7 @@ import warnings
 
 import localssl
 from localssl.errors import RunError, UsageError, one_line
-from localssl.system import interrupts
+from localssl.system import allocator, interrupts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,6 +54,7 @@ def _main(arguments: list[str]) -> int:
                 print(page)
                 return 0
             usage.refuse_unknown(arguments)
+            allocator.keep_freed()
             command = flags.parse(arguments)
         except UsageError as error:
             return _say(str(error), 2)

@@ -172,7 +172,7 @@ def source(name: str) -> str:
     assert found is not None
     first = found["rows"][0]
     batch = first["batch"] if "batch" in first else f"{first['batch_of_each']} a process"
-    processor = "" if found["processor"] == "x86_64" else f"{found['processor']}, "  # which says nothing
+    processor = "" if found.get("processor", "x86_64") == "x86_64" else f"{found['processor']}, "  # which says nothing
     return (
         f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {found['torch']}, "
         f"{found['threads']} threads, {processor}batches of {batch}, commit {found['commit']}."
