@@ -19,6 +19,7 @@ from typing import Any
 from localssl.runs import metrics
 from localssl.runs.config import TrainConfig
 from localssl.runs.manifest import environment
+from localssl.system.allocator import keep_freed
 from localssl.system.files import write_text
 from localssl.training import rehearsal
 from localssl.training.train import train
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--what", choices=("estimate", "train"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    keep_freed()  # as the commands do
     if given.what:
         print(json.dumps(measure(given.cases[0], given.what, given.data_root)))
         return
