@@ -258,6 +258,21 @@ def test_memory_with_a_low_rank_b(growth: ModuleType, monkeypatch: pytest.Monkey
     assert all(r["activity"] > 0 and "seconds" not in r for r in found["rows"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_steps_with_memory_that_is_kept_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the two is faster, and how many pages it fetches, is ``test_allocator``'s."""
+    module = benchmark("allocator", monkeypatch)
+    flags = ["--widths", "0.02", "--repeats", "2", "--threads", "1", "--out", str(tmp_path / "x.json")]
+    monkeypatch.setattr(module, "LOCAL", ("clapp++",))
+    monkeypatch.setattr(sys, "argv", ["allocator", *flags])
+    module.main()
+    found = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(r["rule"], r["kept"]) for r in found] == [
+        (rule, kept) for rule in ("bp-clapp++", "clapp++") for kept in (False, True)
+    ]
+    assert all(0 < r["low"] <= r["milliseconds"] <= r["high"] and r["peak_mib"] > 50 for r in found)
+
+
 @pytest.mark.parametrize("name", ["gpu", "engines"])
 def test_tiny_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark(name, monkeypatch)

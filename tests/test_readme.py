@@ -47,7 +47,10 @@ def test_three_claims_with_their_commands() -> None:
 
 def test_a_step_is_as_fast_and_as_small_as_measured() -> None:
     rule = {"rule": "clapp++dfb", "width": 0.25, "engine": "hebbian"}
-    assert f"takes {with_interval(only('step', **rule, layout='ours', views=False))} of the time" in CLAIMS
+    against = {"layout": "ours", "views": False, "against": "bp-clapp++"}
+    wide = only("step", **rule | {"width": 1.0}, **against)
+    assert f"takes {with_interval(wide)} of the time of end-to-end backpropagation at width 1" in CLAIMS
+    assert f"but {with_interval(only('step', **rule, **against))} at width 0.25" in CLAIMS
     small = only("memory", **rule, depth=6, projection="low-rank-frozen")["total_ratio"]
     dense = only("memory", **rule, depth=6, projection="dense")["total_ratio"]
     assert f"and {dense:.2f} of its whole memory" in CLAIMS

@@ -47,6 +47,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "parts": ("engine.md", step_tables.parts),
     "products": ("engine.md", step_tables.products),
     "engines": ("engine.md", step_tables.engines),
+    "allocator": ("engine.md", step_tables.allocator),
     "gpu": ("engine.md", step_tables.gpu),
     "memory": ("engine.md", benchmark_tables.memory),
     "memory-goals": ("engine.md", memory_tables.memory_goals),

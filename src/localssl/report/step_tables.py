@@ -185,6 +185,22 @@ def products() -> str:
     return f"{markdown.table(head, lines)}\n\n{source(names[0])} {said}."
 
 
+def allocator() -> str:
+    """Steps with the C library's allocator as it is, and told to keep what is freed."""
+    found = rows("allocator")
+    if not found:
+        return missing("allocator")
+    lines: list[list[str]] = []
+    for before, after in zip(found[::2], found[1::2], strict=True):
+        assert (before["kept"], after["kept"]) == (False, True)
+        line = [before["rule"], f"{before['width']:g}"]
+        for r in (before, after):
+            line += [f"{r['milliseconds']:,.0f} ({r['low']:,.0f} to {r['high']:,.0f})", f"{r['faults']:,}"]
+        lines.append([*line, f"{before['peak_mib']:,}", f"{after['peak_mib']:,}", str(after["n"])])
+    head = ["rule", "width", "ms", "page faults", "ms, kept", "page faults", "peak, MiB", "peak, kept", "repeats"]
+    return f"{markdown.table(head, lines)}\n\n{source('allocator')}"
+
+
 def engines() -> str:
     """The engine without autograd against autograd by network and rule."""
     found = rows("engines")
