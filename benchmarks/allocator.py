@@ -58,7 +58,7 @@ def main() -> None:
     if a.out is None:
         parser.error("--out is required")
     rows: list[dict[str, Any]] = []
-    for width, repeats in zip(a.widths, a.repeats, strict=False):
+    for width, repeats in zip(a.widths, a.repeats, strict=True):
         for rule in (BASE, *LOCAL):
             for kept in (False, True):
                 case = {"rule": rule, "width": width, "kept": kept}

@@ -49,6 +49,23 @@ def test_equal_to_adamw_on_the_whole_gradient(decay: float, monkeypatch: pytest.
         torch.testing.assert_close(mine[key], value, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("overflow", [0.0, 1.0])
+def test_what_a_gradient_scaler_left_is_taken(overflow: float) -> None:
+    """Dense gradients are divided by its scale, and stay unused where some number overflowed; as under AdamW."""
+    found: list[Tensor] = []
+    for kind in (torch.optim.AdamW, FactoredAdamW):
+        p = nn.Parameter(torch.ones(9, 5))
+        options = {"fused": True} if kind is torch.optim.AdamW else {}
+        stepped = kind([p], lr=0.01, eps=1.0, **options)
+        stepped.grad_scale, stepped.found_inf = torch.tensor(4.0), torch.tensor(overflow)
+        for _ in range(2):
+            p.grad = torch.full((9, 5), 8.0)
+            stepped.step()
+        found.append(p.detach())
+    assert torch.equal(*found)
+    assert bool((found[0] == 1).all()) == bool(overflow)
+
+
 def test_factors_and_a_gradient_beside_them_are_one_step() -> None:
     """Whichever came first: AdamW's step of their sum, not two."""
     start = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

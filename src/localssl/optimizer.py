@@ -94,7 +94,9 @@ class FactoredAdamW(torch.optim.AdamW):
                 else:
                     dense.append((p, self._moments(p)))
             if dense:
-                self._as_adamw([p for p, _ in dense], [p.grad for p, _ in dense], [s for _, s in dense], group)
+                scaler = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+                gradients = [p.grad for p, _ in dense]
+                self._as_adamw([p for p, _ in dense], gradients, [state for _, state in dense], group, **scaler)
         return loss
 
     @override
@@ -115,9 +117,17 @@ class FactoredAdamW(torch.optim.AdamW):
         return state
 
     def _as_adamw(
-        self, ps: list[Tensor], gradients: list[Any], states: Sequence[Mapping[str, Tensor]], group: dict[str, Any]
+        self,
+        ps: list[Tensor],
+        gradients: list[Any],
+        states: Sequence[Mapping[str, Tensor]],
+        group: dict[str, Any],
+        **scaler: Tensor | None,
     ) -> None:
-        """PyTorch's own step, of tensors or parts of such; AdamW's ``step`` around it costs small blocks dearly."""
+        """PyTorch's own step, of tensors or parts of such; AdamW's ``step`` around it costs small blocks dearly.
+
+        ``scaler``: what a gradient scaler left at the optimiser. Factors, which no backward pass made, are not scaled.
+        """
         beta1, beta2 = group["betas"]
         adamw(
             ps,
@@ -134,8 +144,8 @@ class FactoredAdamW(torch.optim.AdamW):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
-            grad_scale=getattr(self, "grad_scale", None),  # a gradient scaler's
-            found_inf=getattr(self, "found_inf", None),
+            grad_scale=scaler.get("grad_scale"),
+            found_inf=scaler.get("found_inf"),
         )
 
     def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:

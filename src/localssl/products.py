@@ -2,10 +2,13 @@
 
 Behind ``torch.mm`` is MKL, which makes such products on an AMD EPYC at less than half of the rate of oneDNN, the
 library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, and MKL with the tiles of a large product
-(``benchmarks/products.py``).
+(``benchmarks/products.py``, d of 2,048 and 8,192; other processors were not measured, and those that are no x86 have
+something else behind ``torch.mm``: there nothing is chosen).
 """
 
 from __future__ import annotations
+
+import platform
 
 import torch
 from torch import Tensor
@@ -32,6 +35,7 @@ def by_onednn(x: Tensor, w: Tensor, tile: bool = False) -> bool:
     """Whether ``product`` is oneDNN's: of large float32 matrices on a CPU, where it is there and not forbidden."""
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, w)) or len(x) * w.numel() < WORTH:
         return False
+    known = platform.machine() in ("x86_64", "AMD64")
     forbidden = torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled
     slower = tile and "Intel" in processor()
-    return not forbidden and not slower and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return known and not forbidden and not slower and hasattr(torch.ops.mkldnn, "_linear_pointwise")

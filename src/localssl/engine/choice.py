@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
 from localssl import credit
 from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
@@ -16,7 +14,6 @@ from localssl.engine.three_factor import ThreeFactor
 from localssl.errors import UsageError, unknown
 from localssl.rules.base import Rule, ScoreRule
 
-WIDE = 1024  # units of a layer without maps from which on the engine is as fast as autograd, and leaner
 ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean", "integer")
 
 
@@ -29,7 +26,7 @@ class Chosen(NamedTuple):
 
 
 def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) -> Chosen:
-    """The engine of that name; "auto" takes "hebbian" where it can do the rule and the encoder and is not slower.
+    """The engine of that name; "auto" takes "hebbian" where it can do the rule and the encoder.
 
     An encoder with grids takes "integer" where that can, else "autograd": gradients go straight through grids.
 
@@ -47,29 +44,14 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
             raise UsageError(f"{what} cannot learn in integers: {why}")
         return Chosen(credit.of(rule.credit), "autograd", why)
     why = None if engine == "autograd" else refusal(encoder, rule)
-    faster = why or slower(encoder) if engine == "auto" else None
-    if engine == "autograd" or faster:
-        return Chosen(credit.of(rule.credit), "autograd", faster)
+    if engine == "autograd" or (engine == "auto" and why):
+        return Chosen(credit.of(rule.credit), "autograd", why)
     if engine == "hebbian-lean" and (boxes := black_boxes(encoder.blocks)):
         number, box = boxes[0]
         why = f"it runs blocks twice, and black box {box.name!r} in block {number} may answer otherwise then"
     if why:
         raise UsageError(f"engine {engine!r}: {why}; use engine 'auto' or 'autograd'")
     return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)
-
-
-def slower(encoder: Encoder) -> str | None:
-    """Why autograd is the faster one, though the three factors can train this encoder; None where it is not.
-
-    What they save is memory traffic, of maps and of large B; on small layers every operation is what it costs to call.
-    Black boxes are for hardware, which learns by the three factors.
-    """
-    if black_boxes(encoder.blocks):
-        return None
-    for module in encoder.blocks.modules():
-        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and module.out_features >= WIDE):
-            return None
-    return f"without maps, or {WIDE:,} units in a layer, autograd is the faster one"
 
 
 def refusal(encoder: Encoder, rule: Rule) -> str | None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from localssl import encoders, rules
 from localssl.encoders import Encoder
-from localssl.engine import choice
 from localssl.errors import UsageError
 from localssl.learner import Learner
 from localssl.rules import Rule
@@ -108,7 +107,7 @@ class Bench:
     seed: int = 0
 
     def learner(self, dtype: torch.dtype = torch.float64, other: int = 0, engine: str = "auto") -> Learner:
-        """A fresh learner, the same every time; ``other``: of other weights; "auto": without autograd where possible.
+        """A fresh learner, the same every time; ``other``: of other weights.
 
         A copy of the rule, so that what it keeps beside the learner is not shared.
         """
@@ -117,8 +116,6 @@ class Bench:
         encoder = _encoder(self.network, rule.inputs().shape(self.shape), rule).to(dtype)
         shapes = encoder.output_shapes(rule.inputs().shape(self.shape))
         patches = [s[1] // 2 if len(s) > 1 and s[1] % 2 == 0 and s[1] == s[2] else None for s in shapes]
-        if engine == "auto" and choice.refusal(encoder, rule) is None:  # however small these networks are
-            engine = "hebbian"
         learner = Learner(encoder, rule, self.shape, patches, engine)
         with torch.no_grad():
             for parameter in learner.parameters():

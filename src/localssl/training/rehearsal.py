@@ -103,8 +103,8 @@ def _measured(loop: Loop, images: int) -> Estimate:
         for index in itertools.islice(batches, warm):
             loop.train_step(loop.own(index))
         several = config.epochs > 1
-        # At the end of the first epoch the allocator learns to keep the memory that it is given back: the steps after
-        # it are faster, by up to a quarter, and most of such a run.
+        # Called from Python, where memory is not kept (system.allocator), the allocator learns to keep it at the end
+        # of the first epoch: the steps after it are faster, by up to a quarter, and most of such a run.
         besides = _besides(loop, epochs) if left and several else 0.0
         times = _timed(loop, batches)
         besides = _besides(loop, epochs) if left and not several else besides
