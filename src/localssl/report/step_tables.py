@@ -191,13 +191,16 @@ def allocator() -> str:
     if not found:
         return missing("allocator")
     lines: list[list[str]] = []
+    base = {(r["width"], r["kept"]): r["milliseconds"] for r in found if r["rule"] == BASE}
     for before, after in zip(found[::2], found[1::2], strict=True):
         assert (before["kept"], after["kept"]) == (False, True)
         line = [before["rule"], f"{before['width']:g}"]
         for r in (before, after):
             line += [f"{r['milliseconds']:,.0f} ({r['low']:,.0f} to {r['high']:,.0f})", f"{r['faults']:,}"]
-        lines.append([*line, f"{before['peak_mib']:,}", f"{after['peak_mib']:,}", str(after["n"])])
-    head = ["rule", "width", "ms", "page faults", "ms, kept", "page faults", "peak, MiB", "peak, kept", "repeats"]
+        ratio = after["milliseconds"] / base[after["width"], True]
+        lines.append([*line, f"{ratio:.2f}", f"{before['peak_mib']:,}", f"{after['peak_mib']:,}", str(after["n"])])
+    head = ["rule", "width", "ms", "page faults", "ms, kept", "page faults", "of BP's, kept", "peak, MiB", "peak, kept"]
+    head.append("repeats")
     return f"{markdown.table(head, lines)}\n\n{source('allocator')}"
 
 
