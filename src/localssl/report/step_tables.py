@@ -69,7 +69,10 @@ def _about(found: Sequence[Row]) -> list[str]:
 
 
 def _elsewhere(width: float) -> str:
-    others = [r for r in rows("growth") if r["axis"] == "width" and r["rule"] == BASE and r["width"] == width]
+    """The same step in another record, where that is of the same processor."""
+    one, other = ((record(name) or {}).get("processor") for name in ("step", "growth"))
+    same = rows("growth") if one == other else []
+    others = [r for r in same if r["axis"] == "width" and r["rule"] == BASE and r["width"] == width]
     return f"; in growth.json {1e3 * others[0]['seconds']:,.0f} ms" if others else ""
 
 
