@@ -2,11 +2,10 @@
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
-``--engine auto`` takes ``hebbian`` wherever it can do the rule and the blocks, whatever they cost.
-Here a step of each, on the same random views, now the one first, now the other; a row has
-the median of the ratios hebbian / autograd and its distribution-free 95 % interval. Networks: vgg6 at width 0.25 on
-3 x 32 x 32, vgg5 on 16 x 16, mlp (six layers of 512) on 784, cnn1d on series of 128. Fused AdamW; under autograd it
-gets dense gradients of B.
+``--engine auto`` takes ``hebbian`` wherever it can do the rule and the blocks, whatever they cost. Here a step of each,
+on the same random views, now the one first, now the other; a row has the median of the ratios hebbian / autograd and
+its distribution-free 95 % interval. Networks: vgg6 at width 0.25 on 3 x 32 x 32, vgg5 on 16 x 16, mlp (six layers of
+512) on 784, cnn1d on series of 128. Fused AdamW; under autograd it gets dense gradients of B.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,10 @@ from localssl.products import by_onednn, product
 from .engine_util import RULES, batch, learner, sizes, update
 from .test_engine_float32 import assert_near
 
-onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise") or platform.machine() not in ("x86_64", "AMD64"),
+    reason="no oneDNN in this PyTorch, or a processor on which nothing is chosen",
+)
 
 
 def pair(n: int, d: int, e: int) -> tuple[Tensor, Tensor]:
