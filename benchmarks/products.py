@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import MIB, interval, load, write
+from shared import interval, load, write
 from torch import Tensor
+
+from localssl.optimizer import TILE
+from localssl.system.allocator import keep_freed
 
 
 def onednn(x: Tensor, w: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def onednn(x: Tensor, w: Tensor) -> Tensor:
 def ways(d: int, samples: int) -> dict[tuple[str, str], Callable[[], object]]:
     """Each product by both libraries; a tile is gone before the next is made."""
     c, delta, b = torch.randn(samples, d), torch.randn(samples, d), torch.randn(d, d)
-    rows = max(1, 4 * MIB // (4 * d))
+    rows = max(1, TILE // (4 * d))
     tile, across, along = torch.empty(rows, d), delta.T.contiguous(), c.T.contiguous()
 
     def tiles(one: Callable[[int], Tensor]) -> None:
@@ -39,6 +42,7 @@ def ways(d: int, samples: int) -> dict[tuple[str, str], Callable[[], object]]:
     return {
         ("g = cBᵀ", "torch.mm"): lambda: torch.mm(c, b.T),
         ("g = cBᵀ", "oneDNN"): lambda: onednn(c, b),
+        ("g = (B cᵀ)ᵀ", "oneDNN"): lambda: onednn(b, c).T.contiguous(),
         ("ΔB in tiles", "torch.mm"): lambda: tiles(lambda i: torch.mm(delta[:, i : i + rows].T, c, out=tile)),
         ("ΔB in tiles", "oneDNN"): lambda: tiles(lambda i: onednn(across[i : i + rows], along)),
     }
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
+    keep_freed()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     found: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
 """The product x wᵀ of few rows with a large matrix, by the faster of the two libraries that PyTorch has on a CPU.
 
 Behind ``torch.mm`` is MKL, which makes such products on an AMD EPYC at less than half of the rate of oneDNN, the
-library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, and MKL with the tiles of a large product
-(``benchmarks/products.py``, d of 2,048 and 8,192; other processors were not measured, and those that are no x86 have
-something else behind ``torch.mm``: there nothing is chosen).
+library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, most as (w xᵀ)ᵀ, and MKL with the tiles of
+a large product (``benchmarks/products.py``, d of 2,048 and 8,192; other processors were not measured, and those that
+are no x86 have something else behind ``torch.mm``: there nothing is chosen).
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def product(x: Tensor, w: Tensor, room: Tensor | None = None) -> Tensor:
     """
     x, w = x.detach(), w.detach()
     if by_onednn(x, w, room is not None):
-        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")  # pyright: ignore[reportPrivateUsage]
+        onednn = torch.ops.mkldnn._linear_pointwise  # pyright: ignore[reportPrivateUsage]
+        if on_intel() and len(x) < len(w):  # the many rows in the place of the samples
+            return onednn(w, x, None, "none", [], "").T.contiguous()
+        return onednn(x, w, None, "none", [], "")
     return x @ w.T if room is None else torch.mm(x, w.T, out=room)
 
 
@@ -37,5 +40,10 @@ def by_onednn(x: Tensor, w: Tensor, tile: bool = False) -> bool:
         return False
     known = platform.machine() in ("x86_64", "AMD64")
     forbidden = torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled
-    slower = tile and "Intel" in processor()
+    slower = tile and on_intel()
     return known and not forbidden and not slower and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def on_intel() -> bool:
+    """Whether the processor is Intel's."""
+    return "Intel" in processor()
