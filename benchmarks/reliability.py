@@ -138,7 +138,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     yield ("a checkpoint that has changed on the disk is noticed, and the one before taken; an encoder too",
            "20 bytes of a weight or of the random numbers' state flipped", "3 files", SUITE,
            pytest("test_damage.py"))  # fmt: skip
-    yield ("NaN and explosion: found in the step, block and images named, state before it kept, batch left out",
+    yield ("NaN and explosion: found in the step, block and images named, batch left out, state before it kept "
+           "(below: where that is the last checkpoint)",
            "an infinite activity in a chosen block and step; rates at which weights explode",
            "`--on-nan` stop, skip, rollback; 4 rules", SUITE, pytest("test_divergence.py"))  # fmt: skip
     yield ("two runs into one folder: the second is refused and has read and changed nothing, the owner named; a stale "
@@ -173,7 +174,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            "settings, versions, data, machine, numbers", SUITE, pytest("test_repeat.py"))  # fmt: skip
     yield ("files of format 1 are read for ever",
            "run folders of the first commit that trained and of a later one, a rule as data: opened, probed, aligned, "
-           "reported, exported, gone on with to the same weights", "2 runs, 1 rule.json", SUITE,
+           "reported, exported, gone on with to the same weights within 0.001", "2 runs, 1 rule.json", SUITE,
            pytest("test_format_1.py"))  # fmt: skip
     yield ("the wheel is whole, and works where the repository is not",
            "wheel and sdist built, `twine check --strict`, every file of the package looked for; installed into an "

@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from shared import status, write
+from shared import commit, status, write
 
 from localssl.runs import metrics
 from localssl.runs.config import TrainConfig
+from localssl.system.allocator import keep_freed
 from localssl.training.loop import Loop
 from localssl.training.train import train
 
@@ -124,6 +125,7 @@ def rows(out: Path) -> dict[str, Any]:
 def lone_piece(minutes: float, kill_minutes: float, seed: int) -> dict[str, Any]:
     """A piece in a folder of its own, in a process of the pool."""
     torch.set_num_threads(1)
+    keep_freed()  # as the commands do
     with tempfile.TemporaryDirectory() as folder:
         return piece(Path(folder) / "x", minutes, kill_minutes, seed)
 
@@ -155,7 +157,7 @@ def main() -> None:
             if error := done.exception():
                 print(error, file=sys.stderr, flush=True)
                 continue
-            pieces.append(done.result())
+            pieces.append({"commit": commit(), **done.result()})
             print(json.dumps(pieces[-1]), flush=True)
             write(arguments.out, 1, pieces=pieces)
     failed = any(w.exception() for w in work)

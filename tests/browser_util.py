@@ -63,9 +63,11 @@ def loaded_in(driver: Any) -> float:
     from selenium.webdriver.support.wait import WebDriverWait
 
     driver.get(driver.current_url)
-    # The driver may return within the load event, whose end the page has not noted then: 0.
-    end = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
-    return WebDriverWait(driver, 20).until(lambda page: page.execute_script(end))
+    drawn = (  # Vega draws after the load event, chart by chart
+        "const charts = [...document.querySelectorAll('.chart')];"
+        "return charts.length > 0 && charts.every(chart => chart.querySelector('svg')) && performance.now()"
+    )
+    return WebDriverWait(driver, 20, poll_frequency=0.02).until(lambda page: page.execute_script(drawn))
 
 
 def keep_screenshot(driver: Any, name: str) -> None:

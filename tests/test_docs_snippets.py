@@ -225,6 +225,31 @@ def test_the_first_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert rows[:4] == ["untrained", "clapp++", "clapp++dfb", "bp-clapp++"]  # each with its accuracy
 
 
+def test_readmes_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_page(ROOT / "README.md") >= 2
+    assert Path("runs/x/report.html").is_file()
+
+
+def test_ones_own_rule_from_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", "examples", ignore=shutil.ignore_patterns("notebooks"))
+    lines = [line for line in _fenced(DOCS / "your-own-rule.md").splitlines() if line.startswith("localssl ")]
+    assert len(lines) == 4
+    for line in lines:
+        run(line.replace("--epochs 80", ""))  # the smaller number is given by ``run``
+    own._LOADED.pop(tmp_path / "examples" / "my_rule.py", None)
+
+
+def test_the_engines_commands_on_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
+    lines = [line for line in _fenced(DOCS / "engine.md").splitlines() if line.startswith("localssl train")]
+    assert len(lines) == 9
+    for line in lines[:5]:  # the other four are these with more processes: tests/test_pipeline.py
+        run(line.replace("cifar10", "digits"))
+
+
 def test_the_theory_on_one_case_each() -> None:
     assert "`localssl theory`" in (DOCS / "theory.md").read_text(encoding="utf-8")
     run("localssl theory")

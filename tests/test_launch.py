@@ -101,8 +101,11 @@ def test_ctrl_c_while_they_start(tmp_path: Path) -> None:
 @proc
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     process = begun(tmp_path / "x")
-    os.kill(started(process)[-1], signal.SIGKILL)
+    processes = started(process)
+    killed = time.monotonic()
+    os.kill(processes[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 20  # seconds; a second or two where nothing else runs
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1, errors
     assert "process 1, counted from 0 on this machine, was ended by SIGKILL (out of memory?); the last chec" in errors

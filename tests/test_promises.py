@@ -40,6 +40,8 @@ CALLS: list[tuple[Any, str]] = [
     (localssl.trust, "files"),
     (localssl.testing.check_rule, "rule"),
     (localssl.certificate.certify, "subject seed"),
+    (localssl.system.allocator.keep_freed, ""),
+    (localssl.report.arithmetic.layers, "encoder shape patches"),
     (localssl.represent.activities, "encoder images patches whole"),
     (localssl.represent.similarity, "x y measure permutations seed"),
     (localssl.represent.layers, "one other measure permutations seed"),

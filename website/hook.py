@@ -41,6 +41,7 @@ API = {  # titles and modules
     "Checks of a rule": ["localssl.testing"],
     "Activities and their similarity": ["localssl.represent"],
     "Rules as data, encoders as graphs": ["localssl.rulefile.document", "localssl.nir_graph"],
+    "Memory of a step, and its arithmetic": ["localssl.system.allocator", "localssl.report.arithmetic"],
     "Errors": ["localssl.errors"],
 }
 
