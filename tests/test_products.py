@@ -101,3 +101,23 @@ def test_a_step_by_factors_is_equal_by_it(monkeypatch: pytest.MonkeyPatch) -> No
             optimiser.zero_grad()
         found.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+@onednn
+@pytest.mark.parametrize("name", ["Intel(R) Xeon(R) Processor", "AMD EPYC"])
+def test_the_same_bits_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a product and of training steps, from memory that lies elsewhere; runs on digits are too small for it."""
+    monkeypatch.setattr(products, "processor", lambda: name)
+    x, w = pair(64, 1024, 1024)
+    assert torch.equal(product(x, w), product(x.clone(), w.clone()))
+    monkeypatch.setattr(products, "WORTH", 0)
+    found: list[Tensor] = []
+    for _ in range(2):
+        made = learner("max", rules.get("clapp++both"), "hebbian", torch.float32, None, 0)
+        optimiser = FactoredAdamW(made.parameters(), lr=1e-3)
+        for seed in range(3):
+            for _ in made.updates(*batch("max", seed).float(), factored=True):
+                optimiser.step()
+                optimiser.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
+    assert torch.equal(*found)
