@@ -2,7 +2,8 @@
 
     python benchmarks/products.py --out benchmarks/results/products.json
 
-g = c Bᵀ, and ΔB in tiles as the optimiser makes them; float32, one lateral B of d × d and the 2n samples of a batch.
+g = c Bᵀ, and ΔB in tiles as the optimiser makes them, by itself and with the step of AdamW that takes each ("into
+AdamW", by tiles of several sizes); float32, one lateral B of d × d and the 2n samples of a batch.
 Median milliseconds with the distribution-free 95 % interval, and billions of multiply-adds a second. Which library is
 the quicker one differs between processors: ``localssl.products`` chooses.
 """
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import interval, load, write
-from torch import Tensor
+from shared import MIB, interval, load, write
+from torch import Tensor, nn
 
-from localssl.optimizer import TILE
+from localssl import optimizer
+from localssl.optimizer import TILE, FactoredAdamW, leave_factors
 from localssl.system.allocator import keep_freed
+
+TRIED = (4, 8, 16)  # MiB of a tile
 
 
 def onednn(x: Tensor, w: Tensor) -> Tensor:
@@ -39,12 +43,22 @@ def ways(d: int, samples: int) -> dict[tuple[str, str], Callable[[], object]]:
         for start in range(0, d, rows):
             one(start)
 
+    learnt = nn.Parameter(b.clone())
+    adam = FactoredAdamW([learnt], lr=1e-4)
+
+    def into_adam(mib: int) -> None:
+        optimizer.TILE = mib * MIB
+        leave_factors(learnt, delta, c)
+        adam.step()
+
+    by_size = {(f"ΔB into AdamW, {mib} MiB", "as chosen"): lambda mib=mib: into_adam(mib) for mib in TRIED}
     return {
         ("g = cBᵀ", "torch.mm"): lambda: torch.mm(c, b.T),
         ("g = cBᵀ", "oneDNN"): lambda: onednn(c, b),
         ("g = (B cᵀ)ᵀ", "oneDNN"): lambda: onednn(b, c).T.contiguous(),
         ("ΔB in tiles", "torch.mm"): lambda: tiles(lambda i: torch.mm(delta[:, i : i + rows].T, c, out=tile)),
         ("ΔB in tiles", "oneDNN"): lambda: tiles(lambda i: onednn(across[i : i + rows], along)),
+        **by_size,
     }
 
 

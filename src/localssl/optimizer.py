@@ -19,7 +19,7 @@ from typing_extensions import override
 from localssl.errors import UsageError
 from localssl.products import product
 
-TILE = 8 * 2**20  # bytes of a gradient that are there at a time; half of it takes a tenth longer on a Xeon
+TILE = 8 * 2**20  # bytes of a gradient that are there at a time
 
 
 def add_grad(p: Tensor, gradient: Tensor) -> None:

@@ -75,8 +75,8 @@ def table2(settings: Settings) -> None:
 def table_a3(settings: Settings) -> None:
     """Table A3: backpropagation and predictive coding of three objectives, beside the published accuracies.
 
-    T and eta_h are the rule's own (of LPL's objective eta_h 0.01, of Table A4's grid), or those that tableA4 found best,
-    where its grid lies in the folder beside.
+    T and eta_h are the rule's own (of LPL's objective eta_h 0.01, of Table A4's grid), or those that tableA4 found
+    best, where its grid lies in the folder beside.
     """
     paper, best = settings.scale == "paper", table_a4.winners(settings.out.parent / "tableA4")
     rows: dict[str, Row] = {}

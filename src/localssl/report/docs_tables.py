@@ -12,7 +12,15 @@ from typing import Any
 from localssl import markdown, rules, testing
 from localssl.certificate import listing
 from localssl.inputs import Inputs
-from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables, study_tables, what_it_takes
+from localssl.report import (
+    benchmark_tables,
+    cheap_tables,
+    memory_tables,
+    scaling,
+    step_tables,
+    study_tables,
+    what_it_takes,
+)
 from localssl.rulefile import ops
 from localssl.rules import Rule, ScoreRule
 from localssl.rules.base import Form
@@ -56,6 +64,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "cheap-b": ("engine.md", cheap_tables.cheap_b),
     "pipeline": ("engine.md", benchmark_tables.pipeline),
     "parallel": ("many-machines.md", benchmark_tables.parallel),
+    "scaling": ("many-machines.md", scaling.table),
     "large-data": ("many-machines.md", benchmark_tables.large_data),
     "growth": ("engine.md", benchmark_tables.growth),
     "throughput": ("engine.md", step_tables.throughput),
