@@ -62,11 +62,11 @@ test-lower: $(LOWER)/installed
 	@echo "== tests with the lowest versions"
 	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist worksteal
 
-$(LOWER)/installed: pyproject.toml tests/lower_bounds.py
+$(LOWER)/installed: pyproject.toml
 	@echo "== installing the lowest versions that pyproject.toml allows into $(LOWER) (minutes)"
 	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
-	$(LOWER)/bin/python tests/lower_bounds.py > $(LOWER)/constraints.txt
-	$(LOWER)/bin/python -m pip install --disable-pip-version-check -q -c $(LOWER)/constraints.txt -e '.[test]'
+	$(LOWER)/bin/python -m pip install --disable-pip-version-check -q uv
+	$(LOWER)/bin/uv pip install -q --python $(LOWER)/bin/python --resolution lowest-direct -e '.[test]'
 	@touch $@
 
 lint: .venv/installed-test
