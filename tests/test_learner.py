@@ -294,6 +294,20 @@ def test_float32_and_bfloat16_follow_float64(name: str) -> None:
         assert F.cosine_similarity(grad.double().flatten(), gradient[key].flatten(), dim=0) > 0.98, key
 
 
+@pytest.mark.parametrize("name", localssl.rules.names())
+def test_what_learns_in_float32_learns_under_autocast(name: str) -> None:
+    """A weight cast without a graph and kept would have no gradient, without a word: so it was with PyTorch 2.9."""
+    rule, x = localssl.rules.get(name), torch.rand(8, 1, 16, 16)
+    labels = torch.arange(8) if rule.uses_labels else None
+    found: list[list[str]] = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            learner = localssl.Learner(localssl.encoders.vgg5(width=0.125), rule, (1, 16, 16), (2, 2, 2, 1, 1))
+            learner.accumulate_grads(x, x.flip(3), None, labels)
+        found.append([key for key, p in learner.named_parameters() if p.grad is not None])
+    assert found[0] == found[1] != []
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_dead_network_gives_zeros_not_nans(name: str) -> None:
     learner = small_learner("vgg", localssl.rules.get(name))

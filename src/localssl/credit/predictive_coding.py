@@ -52,6 +52,7 @@ class PredictiveCoding(Local):
         rule = _options(step.rule)
         with torch.no_grad():
             states = [h.to(step.x.dtype) for h in step.encoder(step.x)[:-1]]
+        torch.clear_autocast_cache()  # PyTorch 2.9 would go on with the weights that it has cast there, without a graph
         velocities = [torch.zeros_like(h) for h in states]
         weights = [p for p in (*step.encoder.parameters(), *_own(step)) if p.requires_grad]
         first: Tensor | None = None

@@ -120,6 +120,7 @@ class Encoder(nn.Module):
             raise UsageError(f"the encoder does not accept inputs of shape {tuple(input_shape)}: {reason}") from error
         finally:
             self.train(was_training)
+            torch.clear_autocast_cache()  # PyTorch 2.9 would go on with weights that were cast here, without a graph
 
     def _mismatch(self, shape: Sequence[int]) -> str:
         """How inputs differ from what the first layer takes; "" where that is not what is wrong."""
