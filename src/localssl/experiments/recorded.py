@@ -75,7 +75,7 @@ def _longest(results: Path, row: str, data: str, number: Number) -> Finding | No
     kept = [findings.record(cell) for cell in cells if cell.stem.endswith(f"-e{last}")]
     ours = [cell["linear"]["all"] for cell in kept]
     found = published.differences(number, kept[0]["config"], "fast", kept[0]["notes"])
-    return f"{sum(ours) / len(ours):.2f} ({len(ours)} seeds)", published.mark(number, ours, found)
+    return plus_minus(t_interval(ours)), published.mark(number, ours, found)
 
 
 def _compared(results: Path, row: str, data: str, number: Number) -> Finding | None:
