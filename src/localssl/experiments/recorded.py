@@ -21,7 +21,7 @@ RUN_ON: dict[str, str] = {
     "scff-mnist": "2026-11-25",
     "lpl-cifar10": "2026-11-29",
     "scff-cifar10": "2026-11-29",
-    "stochastic-ff-cifar10": "2026-11-29",
+    "stochastic-ff-cifar10": "2026-11-30",
 }
 OTHERS = ("lpl-cifar10", "lpl-stl10", *own_settings.RECIPES)  # experiments of a CPU's scale and of the paper's
 
