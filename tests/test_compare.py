@@ -425,7 +425,7 @@ def test_table2_goes_on_with_the_cells_of_compare(
     shown = {row["published as"]: row for row in rows_of(settings.out / "table2.csv")}
     assert shown["CLAPP++"]["mark"] == (
         "not comparable: vgg5 for vgg6; epochs 1 for 300; batch size 16 for 32; lr 0.002 for 0.0002; 64 images; "
-        "fast probe"
+        "fast probe; probe fitted on 200 of 1,297 labels"
     )
     assert shown["BP-CLAPP++"]["mark"] == "no published number on these data"
     assert (shown[""]["rule"], shown[""]["mark"]) == ("untrained", "control")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from localssl import cli
-from localssl.experiments import precision, summary
+from localssl.experiments import precision, published, summary
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import compare
 from localssl.experiments.rows import Study, descends, row
@@ -97,6 +97,33 @@ def test_no_cosine_where_no_loss_is_descended(inline: list[str], tmp_path: Path)
         rule: {r["quantity"] for r in csv.DictReader(lines) if r["rule"] == rule} for rule in ("softhebb", "clapp++")
     }
     assert quantities["clapp++"] - quantities["softhebb"] == {"cosine"}
+
+
+def test_a_quoted_number_stands_beside_what_ours_is() -> None:
+    """Of a committed cell: its network, training, images, and how many labels its probe saw."""
+    cell = json.loads((RESULTS / "compare-cifar10" / "cells" / "lpl-s0.json").read_text(encoding="utf-8"))
+    number = published.TABLE2["LPL"]["cifar10"]
+    ours = published.differences(number, cell["config"], "fast", cell["facts"])
+    said = published.mark(number, [45.0, 46.0], ours)
+    assert said.startswith("not comparable: quoted; Halvagal & Zenke 2023: VGG-11, 800 epochs; ")
+    assert said.endswith(
+        "; ours: vgg6, width 0.125, epochs 4, 10,000 images, fast probe, CIFAR-10 (JPEG), probe fitted on 5,000 of "
+        "50,000 labels"
+    )
+    whole = {**cell["config"], "limit_images": None, "encoder": {"name": "vgg11", "width": [64]}}
+    assert published.differences(number, whole, "paper", []) == ["ours: vgg11, epochs 4, all images, paper probe"]
+
+
+def test_the_page_has_every_mark() -> None:
+    """docs/compare.md lists what ``published.mark`` says, numbers left out."""
+    page = " ".join((RESULTS.parent / "compare.md").read_text(encoding="utf-8").split())
+    number = published.Number(80.5, 0.3)
+    for ours, differences in (([80.4, 80.5, 80.6], []), ([80.5], []), ([79.0, 83.0], []), ([80.5], ["width 0.25"])):
+        said = published.mark(number, ours, differences).partition(": width")[0]
+        said = re.sub(r"\d+ seeds", "N seeds", re.sub(r"\d+\.\d+", "…", said))
+        assert f"- **{said}**: " in page
+    assert published.mark(number, [90.0, 90.01, 90.02], []).startswith("off by ")
+    assert "- **off by** so many points: " in page
 
 
 def test_what_the_comparisons_took() -> None:

@@ -154,6 +154,19 @@ def test_the_page_from_paper_to_code_says_what_was_run(tmp_path: Path) -> None:
     assert reproduction.in_paper(run, tmp_path / "some") == unrun
 
 
+def test_the_longest_runs_have_an_interval(tmp_path: Path) -> None:
+    """The t interval over seeds, as all others; of one seed none."""
+    folder = DOCS / "results" / "cifar10" / "cells"
+    cells = [json.loads((folder / f"clapp++-s{seed}-e04.json").read_text(encoding="utf-8")) for seed in (0, 1)]
+    values = [cell["linear"]["all"] for cell in cells]
+    assert values == [65.37, 63.79]
+    line = "| Table 2 | CLAPP++ | cifar10 | 80.51 ± 0.27 | {} | not comparable: width 0.25; epochs 4 for 300; "
+    assert line.format(plus_minus(t_interval(values))) in recorded.accuracies(DOCS / "results")
+    (tmp_path / "cifar10" / "cells").mkdir(parents=True)
+    shutil.copy(folder / "clapp++-s0-e04.json", tmp_path / "cifar10" / "cells")
+    assert line.format("65.37") in recorded.accuracies(tmp_path)
+
+
 def test_tiny_imagenet_stands_beside_table_2_where_a_rule_was_run(tmp_path: Path) -> None:
     cells = tmp_path / "compare-tiny-imagenet" / "cells"
     cells.mkdir(parents=True)

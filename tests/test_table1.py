@@ -1,8 +1,8 @@
 """Table 1 of the paper: each row's rule has the gradient of the common formula with that row's f, type, B and c.
 
 The formula is written here anew; its references are constants. Forward-Forward and SCFF compare z with itself and let
-the gradient through both, which is twice the formula's. What the rule declares, from which the table of docs/rules.md
-is made, stands beside the formula whose gradient it has.
+the gradient through both, which is twice the formula's. What the rule declares, from which the tables of docs/rules.md
+are made, stands beside the formula whose gradient it has.
 """
 
 from __future__ import annotations
@@ -56,10 +56,37 @@ def equal(found: Tensor, expected: Tensor, what: str) -> None:
     assert_close_report(numpy(found), numpy(expected), 1e-12, what)
 
 
-def declares(rule: Rule, form: Form, samples: type[Inputs]) -> None:
-    """The rule's columns of Table 1, and what makes its positives and negatives."""
+def declares(rule: Rule, form: Form, samples: type[Inputs], norm: str | None) -> None:
+    """The rule's columns of Table 1, and what makes its positives and negatives.
+
+    ``norm``: of every block's input, as declared; whether there is one is seen in the network that train builds, too.
+    """
     assert docs_tables._form(rule) == form  # pyright: ignore[reportPrivateUsage]
     assert type(rule.inputs()) is samples
+    assert rule.encoder_options.get("norm") == norm
+    block = localssl.encoders.mlp(D, (D, D), **rule.encoder_options).double().blocks[1]
+    z = leaf(M, D) + 0.1
+    assert torch.allclose(block(3 * z), block(z)) == (norm is not None)
+
+
+def test_the_table_is_the_papers() -> None:
+    """Its rows, columns and answers; how ours differ in f and B is tested below, each beside what it declares."""
+    head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in docs_tables.table1().splitlines()]
+    assert head == ["learning rule", "c_neg", "c_pos", "B", "normalisation", "decreasing function f(x)", "loss type"]
+    assert [[line[0].partition(",")[0], *line[1:3], line[4].partition(":")[0], line[6]] for line in lines] == [
+        ["Forward-Forward", "z_neg", "z_pos", "yes", "2"],
+        ["PhyLL", "ξ", "ξ", "yes", "1"],
+        ["SCFF", "z_neg", "z_pos", "yes", "2"],
+        ["CLAPP", "z′", "z′", "no", "2"],
+    ]
+    for line in lines:
+        form = docs_tables._form(localssl.rules.get(line[0].split("`")[1]))  # pyright: ignore[reportPrivateUsage]
+        assert (line[3], line[5]) == (form.projection, form.f)
+    assert [line[4] for line in lines[:3]] == [
+        "yes: every block's input (length)",
+        "yes: z of length one, in the loss",
+        "yes: every block's input (standardise)",
+    ]
 
 
 def trained(rule: Rule) -> list[str]:
@@ -75,7 +102,8 @@ def test_forward_forward() -> None:
     The rule's mean is over positives and negatives together, half of the formula's; its gradient runs through both z.
     """
     z, rule = leaf(2 * M, D), localssl.rules.get("ff", threshold=0.4)
-    declares(rule, Form("softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I"), Hybrids)
+    form = Form("softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I", ("z_pos", "z_neg"))
+    declares(rule, form, Hybrids, "length")
     assert not trained(rule)
     found = slope(rule.layer_loss(Batch([z], maps=[z]), 0, {}), z)
     c, eye = z.detach(), torch.eye(D, dtype=torch.float64)
@@ -98,7 +126,8 @@ def test_forward_forward() -> None:
 def test_phyll() -> None:
     """f(x) = softplus(-theta x), type 1, B = I, c = xi, z divided by its length."""
     z, rule = leaf(2 * M, D), localssl.rules.get("phyll", theta=3.0)
-    declares(rule, Form("softplus(−θx), z of length one", 1, "ξ, fixed and random", "I"), Hybrids)
+    form = Form("softplus(−θx)", 1, "ξ, fixed and random", "I", ("ξ", "ξ"), "z of length one")
+    declares(rule, form, Hybrids, None)
     assert not trained(rule)
     direction = Direction(D).double()
     found = slope(rule.layer_loss(Batch([z], maps=[z]), 0, {"direction": [direction]}), z)
@@ -113,7 +142,8 @@ def test_scff() -> None:
     """f(x) = -log sigmoid(x - theta1), for negatives with -theta2 in its place; B = I / channels, c = z; positions."""
     a = torch.randn(2 * M, D, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     rule = localssl.rules.get("scff", theta1=0.3, theta2=0.8, penalty=0.0)
-    declares(rule, Form("softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width"), Pairs)
+    form = Form("softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width", ("z_pos", "z_neg"))
+    declares(rule, form, Pairs, "standardise")
     assert not trained(rule)
     found = slope(rule.layer_loss(Batch([a, a], maps=[a, a]), 1, {}), a)
     z = torch.relu(a).movedim(1, -1)
@@ -136,7 +166,7 @@ def hinge(x: Tensor) -> Tensor:
 def test_clapp() -> None:
     """f(x) = max(0, 1 - x), type 2, B = W_pred, c = z' of the other view; gradients of z and of W."""
     z, rule = leaf(2 * M, D), localssl.rules.get("clapp")
-    declares(rule, Form("hinge", 2, "lateral: own layer", "trained"), Inputs)
+    declares(rule, Form("hinge", 2, "lateral: own layer", "trained", ("z′", "z′")), Inputs, None)
     assert trained(rule) == ["lateral"]
     (w,) = rule.build([D])["lateral"]
     w.double()
@@ -156,7 +186,7 @@ def test_clapp_as_first_published() -> None:
     z = leaf(images * rows * columns, D)
     rule = localssl.rules.get("clapp-illing", coin=False, rows=rows, columns=columns)
     form = Form("hinge", 2, "the patch k + 1 rows above, and below", "trained, one a k and side")
-    declares(rule, form, PatchGrid)
+    declares(rule, form, PatchGrid, None)
     assert trained(rule) == ["predict_1", "retrodict_1"]
     made = {key: [m.double() for m in parts] for key, parts in rule.build([D]).items()}
     assert set(made) == {"predict_1", "retrodict_1"}

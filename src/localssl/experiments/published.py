@@ -8,7 +8,7 @@ views, labels and probe; it is comparable with no number of a common probe.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -170,7 +170,8 @@ def mark(number: Number, ours: Sequence[float], differences: Sequence[str]) -> s
         differences: how our runs differ from those that gave the number.
     """
     if number.never or differences:
-        return f"not comparable: {'; '.join(filter(None, (*differences, number.never)))}"
+        why = (number.never, *differences) if number.recipe is None else (*differences, number.never)
+        return f"not comparable: {'; '.join(filter(None, why))}"
     mean, low, high = t_interval(ours)
     if math.isnan(low):
         return "not comparable: one seed, no interval"
@@ -206,22 +207,23 @@ def _off(mean: float, number: Number) -> str:
 
 
 def differences(number: Number, config: dict[str, Any], protocol: str, facts: Sequence[str]) -> list[str]:
-    """How a run and its probe differ from those behind a number of the paper's own, each in a few words.
+    """How a run and its probe differ from those behind a number, each in a few words.
 
     Args:
-        number: the published one; nothing is said of a quoted one, which differs in everything.
+        number: the published one. A quoted one differs in everything, and says itself what was done; of it, what is
+            ours.
         config: the run's resolved configuration, as a cell keeps it.
         protocol: of the probe, "fast" or "paper".
         facts: of the images, see ``Images.facts``.
     """
     if number.recipe is None:
-        return []
+        return [f"ours: {', '.join(_ours(config, protocol, facts))}"]
     encoder = config["encoder"]
     found: list[str] = []
     if encoder["name"] != "vgg6":
         found.append(f"{own.short_name(encoder['name'])} for vgg6")
     elif encoder["width"] != list(VGG6_CHANNELS):
-        found.append(f"width {encoder['width'][0] / VGG6_CHANNELS[0]:g}")
+        found.append(_width(encoder))
     for key, theirs in zip(("epochs", "batch_size", "lr"), number.recipe, strict=True):
         if config[key] != theirs:
             found.append(f"{key.replace('_', ' ')} {config[key]:g} for {theirs:g}")
@@ -246,4 +248,30 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
         found.append(f"{config['limit_images']:,} images")
     if protocol != "paper":
         found.append(f"{protocol} probe")
-    return found + [fact for fact in facts if "JPEG" in fact or "not the full set" in fact]
+    return [*found, *_of_images(facts)]
+
+
+def _width(encoder: dict[str, Any]) -> str:
+    return f"width {encoder['width'][0] / VGG6_CHANNELS[0]:g}"
+
+
+def _ours(config: dict[str, Any], protocol: str, facts: Sequence[str]) -> Iterator[str]:
+    """What our run and its probe were, in a few words."""
+    encoder, limit = config["encoder"], config["limit_images"]
+    yield own.short_name(encoder["name"])
+    if encoder["name"] == "vgg6":
+        yield _width(encoder)
+    yield f"epochs {config['epochs']}"
+    yield f"{limit:,} images" if limit else "all images"
+    yield f"{protocol} probe"
+    yield from _of_images(facts)
+
+
+def _of_images(facts: Sequence[str]) -> Iterator[str]:
+    """What of the images' facts sets a number apart: how many labels the probe saw, of which files, of how many."""
+    for fact in facts:
+        part, drawn, _ = fact.partition(" images, drawn at random")
+        if drawn:
+            yield f"probe fitted on {part} labels"
+        elif "JPEG" in fact or "not the full set" in fact:
+            yield fact

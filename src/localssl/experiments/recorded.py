@@ -21,7 +21,7 @@ RUN_ON: dict[str, str] = {
     "scff-mnist": "2026-11-25",
     "lpl-cifar10": "2026-11-29",
     "scff-cifar10": "2026-11-29",
-    "stochastic-ff-cifar10": "2026-11-29",
+    "stochastic-ff-cifar10": "2026-11-30",
 }
 OTHERS = ("lpl-cifar10", "lpl-stl10", *own_settings.RECIPES)  # experiments of a CPU's scale and of the paper's
 
@@ -75,7 +75,7 @@ def _longest(results: Path, row: str, data: str, number: Number) -> Finding | No
     kept = [findings.record(cell) for cell in cells if cell.stem.endswith(f"-e{last}")]
     ours = [cell["linear"]["all"] for cell in kept]
     found = published.differences(number, kept[0]["config"], "fast", kept[0]["notes"])
-    return f"{sum(ours) / len(ours):.2f} ({len(ours)} seeds)", published.mark(number, ours, found)
+    return plus_minus(t_interval(ours)), published.mark(number, ours, found)
 
 
 def _compared(results: Path, row: str, data: str, number: Number) -> Finding | None:

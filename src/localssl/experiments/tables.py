@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localssl import evaluate
+from localssl.data.sources import open_images
 from localssl.data.specs import default_patches, spec_for
 from localssl.data.views import PATCHES
 from localssl.errors import UsageError
@@ -19,7 +20,7 @@ from localssl.experiments.rows import Row, Study, of_rule
 from localssl.report import ablation_figure, comparison
 from localssl.report.comparison import Interval, plus_minus
 from localssl.report.tables import show
-from localssl.runs.run import get_rule
+from localssl.runs.run import get_rule, train_split
 from localssl.stats import t_interval
 
 CPU = Study("cifar10", epochs=2, width=0.25, probe_images=20_000)
@@ -90,10 +91,14 @@ def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, 
     """What to run where: by data set at the paper's scale, else on CIFAR-10 or as the comparison that is there.
 
     Raises:
-        UsageError: the folder holds a comparison of other settings, or, where it is asked for, none.
+        UsageError: the folder holds a comparison of other settings, or, where it is asked for, none; a data set of the
+            paper's scale is missing.
     """
     if settings.scale == "paper":
-        return {d: (replace(PAPER, data=d), replace(settings, out=settings.out / "paper" / d)) for d in data}
+        studies = {d: (replace(PAPER, data=d), replace(settings, out=settings.out / "paper" / d)) for d in data}
+        for study, where in studies.values():
+            _open(study, where)
+        return studies
     found = _stored(settings.out)
     if settings.scale == "kept" and found is None:
         raise UsageError(f"--scale kept: {settings.out} holds no comparison; make one with localssl compare --out")
@@ -106,6 +111,17 @@ def _studies(data: Sequence[str], settings: Settings) -> dict[str, tuple[Study, 
         )
     study = found or CPU
     return {study.data: (study, settings)}
+
+
+def _open(study: Study, where: Settings) -> None:
+    """See that every part of a data set is there, unless cells are, for which it was: one data set may take days.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    if not any((where.out / "cells").glob("*.json")):
+        for split in dict.fromkeys((train_split(study.data), "train", "test")):
+            open_images(study.data, split, root=where.data_root, limit=1)
 
 
 def _stored(out: Path) -> Study | None:
@@ -134,7 +150,7 @@ def _compared(
     """By data set; ``rows[data]``, or where it has none ``rows[""]``."""
     studies = _studies(data, settings)
     seeds = settings.seeds or SEEDS[settings.scale]
-    for study, where in studies.values():  # the untrained encoders first: data that are missing are met at once
+    for study, where in studies.values():  # the untrained encoders first: images that are damaged are met early
         compare(study, [], where, seeds)
     return {
         d: (study, where, compare(study, _unique(rows.get(d, rows[""]).values()), where, seeds))

@@ -36,6 +36,8 @@ STUDIES = {  # whose files do not name their rules; each where it has been run
 }
 HEADER = ("rule", "credit", "reference", "B", "f, type", "inputs", "labels", "negatives", "encoder", "what it does",
           "code", "measured here")  # fmt: skip
+TABLE1 = {"Forward-Forward": "ff", "PhyLL": "phyll", "SCFF": "scff", "CLAPP": "clapp"}  # the paper's rows: the rule
+HEADER1 = ("learning rule", "c_neg", "c_pos", "B", "normalisation", "decreasing function f(x)", "loss type")
 
 
 def rules_table() -> str:
@@ -46,7 +48,13 @@ def rules_table() -> str:
     return markdown.table(HEADER, [_row(rule, found_in) for rule in built_in])
 
 
+def table1() -> str:
+    """The paper's Table 1, its rows and columns, from what the rules declare."""
+    return markdown.table(HEADER1, [_row1(name, rules.get(rule)) for name, rule in TABLE1.items()])
+
+
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, and what makes the table
+    "table1": ("rules.md", table1),
     "rules": ("rules.md", rules_table),
     "checks": ("your-own-rule.md", testing.table),
     "step": ("engine.md", step_tables.step),
@@ -114,7 +122,23 @@ def _form(rule: Rule) -> Form:
     if not isinstance(rule, ScoreRule):
         return rule.form or Form("")
     names = {key: type(reference).__name__.lower() for key, reference in rule.references.items()}
-    return Form(rule.f, rule.loss_type, ", ".join(f"{k}: {name} layer" for k, name in names.items()), "trained")
+    c = ", ".join({"own": "z′", "last": "z′ of the last layer"}[name] for name in names.values())
+    reference = ", ".join(f"{k}: {name} layer" for k, name in names.items())
+    return Form(rule.f, rule.loss_type, reference, "trained", (c, c))
+
+
+def _normalisation(rule: Rule) -> str:
+    """Whether and how activities are normalised: on the way into every block, or in the loss."""
+    blocks, loss = rule.encoder_options.get("norm"), _form(rule).norm
+    ways = [*([f"every block's input ({blocks})"] if blocks else []), *([f"{loss}, in the loss"] if loss else [])]
+    return f"yes: {'; '.join(ways)}" if ways else "no"
+
+
+def _row1(name: str, rule: Rule) -> tuple[str, ...]:
+    form = _form(rule)
+    c_pos, c_neg = form.c
+    words = (form.projection, _normalisation(rule), form.f, str(form.loss_type))
+    return (f"{name}, `{rule.name}`", c_neg, c_pos, *words)
 
 
 def _results() -> dict[str, list[str]]:
@@ -146,7 +170,7 @@ def _row(rule: Rule, found_in: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         rule.credit,
         form.reference,
         form.projection,
-        form.f if form.loss_type is None else f"{form.f}; type {form.loss_type}",
+        ", ".join(filter(None, (form.f, form.norm))) + (f"; type {form.loss_type}" if form.loss_type else ""),
         "two views" if type(inputs) is Inputs else (type(inputs).__doc__ or "").splitlines()[0],
         "yes" if rule.uses_labels else "",
         str(getattr(rule, "negatives", "yes")) if rule.uses_negatives else "",

@@ -77,12 +77,16 @@ class Form:
         loss_type: 1 or 2; None: no contrast of two scores.
         reference: what z is compared with.
         projection: B.
+        c: c_pos and c_neg in the Table's own symbols, of the rules that are rows of it.
+        norm: how the loss itself normalises z; what normalises blocks' inputs stands in ``encoder_options``.
     """
 
     f: str
     loss_type: int | None = None
     reference: str = ""
     projection: str = ""
+    c: tuple[str, str] = ("", "")
+    norm: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

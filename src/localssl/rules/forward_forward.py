@@ -44,7 +44,9 @@ class Goodness(Rule):
     """The loss of both forms; inputs are positives above as many negatives. See ``ForwardForward``."""
 
     encoder_options: ClassVar[Mapping[str, Any]] = {"norm": "length"}
-    form: ClassVar[Form | None] = Form("softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I")
+    form: ClassVar[Form | None] = Form(
+        "softplus(θD − x), −θD for negatives", 2, "itself, with gradient", "I", ("z_pos", "z_neg")
+    )
     threshold: float = 1.0
     peer: float = 0.0
     views: int = 2

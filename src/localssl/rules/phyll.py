@@ -53,7 +53,7 @@ class PhyLL(Rule):
     """
 
     name: ClassVar[str] = "phyll"
-    form: ClassVar[Form | None] = Form("softplus(−θx), z of length one", 1, "ξ, fixed and random", "I")
+    form: ClassVar[Form | None] = Form("softplus(−θx)", 1, "ξ, fixed and random", "I", ("ξ", "ξ"), "z of length one")
     theta: float = 4.0
     views: int = 2
     blurs: int = 8

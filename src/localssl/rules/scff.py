@@ -44,7 +44,9 @@ class SCFF(Rule):
     """
 
     name: ClassVar[str] = "scff"
-    form: ClassVar[Form | None] = Form("softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width")
+    form: ClassVar[Form | None] = Form(
+        "softplus(θ1 − x), −θ2 for negatives", 2, "itself, with gradient", "I / width", ("z_pos", "z_neg")
+    )
     encoder_options: ClassVar[Mapping[str, Any]] = {
         "norm": "standardise",
         "activation": "triangle",
