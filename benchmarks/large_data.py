@@ -38,6 +38,7 @@ from shared import MIB, interval, status, write
 from localssl.data.sources import open_images
 from localssl.runs.config import TrainConfig
 from localssl.runs.resume import begin
+from localssl.system import devices
 from localssl.system.allocator import keep_freed
 from localssl.training.loop import Loop
 from localssl.training.train import train
@@ -181,7 +182,7 @@ def throughput(case: dict[str, Any], folder: Path, steps: int, repeats: int) -> 
             batches = [batches[(repeat * steps + i) % len(batches)] for i in range(steps)]
             loop.saved_at = time.monotonic()
             began = time.perf_counter()
-            with closing(loop.images.ahead(batches)) as pixels:
+            with closing(loop.images.ahead(batches, devices.spare(torch.device("cpu")))) as pixels:
                 loop.train_on([(b, b) for b in batches], pixels, lambda: False, None)
             seconds[kind].append((time.perf_counter() - began) / (steps * case["batch"]))
     ratios = [m / d for m, d in list(zip(seconds["memory"], seconds["disk"], strict=True))[1:]]  # the first: warm

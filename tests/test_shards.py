@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from localssl.data import index_file, shards
 from localssl.data.sources import Images, open_images
 from localssl.data.tars import PADDING, read_index
 from localssl.errors import RunError, UsageError
+from localssl.system import devices
 
 from .sources_util import cut, encoded, pictures, write_shards, write_tar
 
@@ -310,20 +312,47 @@ def test_a_shard_that_vanishes_or_shrinks_ends_the_run_by_name(skip_bad: bool, t
         everything(images)
 
 
-def test_reading_ahead_gives_the_same_in_order_and_errors_in_their_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_reading_ahead_gives_the_same_in_order_and_errors_in_their_place(meanwhile: bool, tmp_path: Path) -> None:
     images = [*PNGS]
     images[11] = b"no image"
     opened = open_images(f"shards:{write_shards(tmp_path, images, LABELS)}", memory_limit=0, image_size=32)
     batches = list(torch.randperm(9, generator=torch.Generator().manual_seed(0)).split(2))
-    got = list(opened.ahead(batches))
+    got = list(opened.ahead(batches, meanwhile))
     assert len(got) == len(batches)
     for index, pixels in zip(batches, got, strict=True):
         assert torch.equal(pixels, opened.batch(index))
     last = len(opened) - 1
-    ahead = opened.ahead([torch.tensor([0]), torch.tensor([1]), torch.tensor([last]), torch.tensor([2])])
+    ahead = opened.ahead([torch.tensor([0]), torch.tensor([1]), torch.tensor([last]), torch.tensor([2])], meanwhile)
     assert len([next(ahead), next(ahead)]) == 2
     with pytest.raises(RunError, match=r"000011\.jpg"):
         next(ahead)
+
+
+def test_steps_that_take_every_core_are_not_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then images are decoded between steps, in the thread that trains."""
+    threads: list[str] = []
+    opened = open_images(f"shards:{write_shards(tmp_path, PNGS, LABELS)}", memory_limit=0, image_size=32)
+    load = type(opened.pixels.rows).load  # pyright: ignore[reportAttributeAccessIssue]
+
+    def noted(*arguments: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return load(*arguments)
+
+    monkeypatch.setattr(type(opened.pixels.rows), "load", noted)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for cores, processes, device, meanwhile in (
+        (2, 1, "cpu", False),
+        (4, 1, "cpu", True),
+        (4, 2, "cpu", False),
+        (2, 1, "meta", True),
+    ):
+        monkeypatch.setattr("localssl.system.devices.cores", lambda cores=cores: cores)
+        spare = devices.spare(torch.device(device), processes)
+        assert spare == meanwhile
+        threads.clear()
+        list(opened.ahead([torch.tensor([0]), torch.tensor([1])], spare))
+        assert [name == "MainThread" for name in threads] == [not meanwhile] * 2
 
 
 def test_json_labels_of_other_programs(tmp_path: Path) -> None:

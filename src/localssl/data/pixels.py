@@ -182,8 +182,8 @@ class Pixels(ABC):
     def subset(self, index: Tensor) -> Pixels:
         """The pixels at these numbers only."""
 
-    def ahead(self, batches: Iterable[Tensor]) -> Generator[Tensor]:
-        """What ``read`` gives for each of these, one after the other; from disk each is read before it is asked for."""
+    def ahead(self, batches: Iterable[Tensor], meanwhile: bool = True) -> Generator[Tensor]:
+        """What ``read`` gives for each of these, in order; from disk, ``meanwhile``, before it is asked for."""
         for index in batches:
             yield self.read(index)
 
@@ -235,8 +235,11 @@ class Streamed(Pixels):
         return loaded.pixels
 
     @override
-    def ahead(self, batches: Iterable[Tensor]) -> Generator[Tensor]:
+    def ahead(self, batches: Iterable[Tensor], meanwhile: bool = True) -> Generator[Tensor]:
         """Decodes the next batch while this one is used: the same pixels, and one more batch in memory."""
+        if not meanwhile:
+            yield from super().ahead(batches)
+            return
         with ThreadPoolExecutor(1) as reader:
             coming: Future[Tensor] | None = None
             for index in batches:

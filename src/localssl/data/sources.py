@@ -60,15 +60,16 @@ class Images:
         """
         return self.pixels.read(self._checked(index))
 
-    def ahead(self, batches: Sequence[Tensor]) -> Generator[Tensor]:
+    def ahead(self, batches: Sequence[Tensor], meanwhile: bool = True) -> Generator[Tensor]:
         """What ``batch`` gives for each of these indices, one after the other.
 
-        Images that are read from disk are decoded while the ones before are used. Close it where it is left early.
+        Images that are read from disk are decoded while the ones before are used, unless ``meanwhile`` is False. Close
+        it where it is left early.
 
         Raises:
             IndexError, localssl.errors.RunError: as ``batch``, when the batch that they are about is asked for.
         """
-        return self.pixels.ahead([self._checked(index) for index in batches])
+        return self.pixels.ahead([self._checked(index) for index in batches], meanwhile)
 
     def subset(self, index: Tensor) -> Images:
         """The images at an int64 index (n,), in its order, with their labels."""

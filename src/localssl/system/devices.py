@@ -54,6 +54,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def spare(device: torch.device, processes: int = 1) -> bool:
+    """Whether cores are left beside the steps of so many processes, for what may go on meanwhile.
+
+    Where a step has a thread on every core, another thread holds all of them up: each operation waits for its last.
+    """
+    return device.type != "cpu" or torch.get_num_threads() * processes < cores()
+
+
 def memory() -> int | None:
     """Bytes of this machine's memory; None where that is not known."""
     try:

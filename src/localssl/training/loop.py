@@ -20,7 +20,7 @@ from localssl.learner import Learner
 from localssl.runs import checkpoint, metrics
 from localssl.runs.config import RunConfig, TrainConfig
 from localssl.runs.run import make_views
-from localssl.system import interrupts
+from localssl.system import devices, interrupts
 from localssl.training import monitors, pipeline, sharding, sharing
 from localssl.training.divergence import Watch
 from localssl.training.prepared import prepare, rate
@@ -139,7 +139,8 @@ class Loop:
         while self.step < self.last_step:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             batches = [(whole, self.own(whole)) for whole in self.order(epoch)[position:]]
-            with closing(self.images.ahead([index for _, index in batches])) as pixels:
+            spare = devices.spare(self.fabric.device, self.fabric.world_size)
+            with closing(self.images.ahead([index for _, index in batches], spare)) as pixels:
                 if not self.train_on(batches, pixels, stopped, shown):
                     return
 
