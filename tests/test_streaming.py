@@ -63,9 +63,9 @@ def test_every_image_goes_to_one_process_and_one_step(
     read: list[list[int]] = []
     ahead = Images.ahead
 
-    def noted(self: Images, batches: list[torch.Tensor]) -> Any:
+    def noted(self: Images, batches: list[torch.Tensor], meanwhile: bool) -> Any:
         read.append([i for batch in batches for i in batch.tolist()])
-        return ahead(self, batches)
+        return ahead(self, batches, meanwhile)
 
     monkeypatch.setattr(Images, "ahead", noted)
     run_tiny(tmp_path / "x", memory=0.0, **settings)

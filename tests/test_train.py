@@ -260,9 +260,9 @@ def test_batches_cover_the_images(tmp_path: Path) -> None:
     images = run_tiny(tmp_path / "x", epochs=0, limit_images=70).images("train", limit=70)
     original = type(images).ahead
 
-    def ahead(self: Any, batches: list[torch.Tensor]) -> Any:
+    def ahead(self: Any, batches: list[torch.Tensor], meanwhile: bool) -> Any:
         seen.extend(batches)
-        return original(self, batches)
+        return original(self, batches, meanwhile)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(images), "ahead", ahead)
