@@ -27,22 +27,18 @@ Row = Mapping[str, Any]
 
 
 def table() -> str:
-    """Milliseconds a step; of the images a second that N times half of the measured pair would make, the share."""
+    """Milliseconds a step; of the images a second that N times half of the pair would make, by formula, the share."""
     if benchmark_tables.record("parallel") is None:
         return benchmark_tables.missing("parallel")
     found = benchmark_tables.rows("parallel")
     waiting, rate, products = *fitted(found), product_rate()
     lines: list[list[str]] = []
     for r in (r for r in found if r["width"] == WIDTH):
-        line = [
-            r["rule"],
-            r["exchange"],
-            f"{1e3 * r['seconds']:.0f}",
-            f"{1e3 * seconds(r, 2, waiting, rate, products):.0f}",
-        ]
+        pair = seconds(r, 2, waiting, rate, products)
+        line = [r["rule"], r["exchange"], f"{1e3 * r['seconds']:.0f}", f"{1e3 * pair:.0f}"]
         for count in COUNTS:
             step = seconds(r, count, waiting, rate, products)
-            line.append(f"{1e3 * step:,.0f} ({r['seconds'] / step:.2f})")
+            line.append(f"{1e3 * step:,.0f} ({pair / step:.2f})")
         lines.append(line)
     head = ["rule", "exchange", "2, measured, ms", "2, by formula", *(f"{count}, ms (of 1)" for count in COUNTS)]
     off = [abs(seconds(r, 2, waiting, rate, products) / r["seconds"] - 1) for r in found]
