@@ -546,6 +546,7 @@ def test_published_numbers_are_the_papers() -> None:
         config |= {"schedule": "constant", "precision": "32-true", **changes}
         number = published.TABLE_A3[name]["cifar10"]
         assert published.differences(number, config, "paper", []) == []
+        assert published.differences(number, config, "paper", [], "10") == ["10 labels per class"]
         if changes["weight_decay"]:
             found = published.differences(number, config | {"optimizer": "adam", "weight_decay": 0}, "paper", [])
             assert found == ["optimizer adam for adam-l2", "weight decay 0 for 0.0001"]

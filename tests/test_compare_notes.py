@@ -112,6 +112,8 @@ def test_a_quoted_number_stands_beside_what_ours_is() -> None:
     )
     whole = {**cell["config"], "limit_images": None, "encoder": {"name": "vgg11", "width": [64]}}
     assert published.differences(number, whole, "paper", []) == ["ours: vgg11, epochs 4, all images, paper probe"]
+    few = published.differences(number, whole, "fast", [], "1")
+    assert few == ["ours: vgg11, epochs 4, all images, fast probe, 1 label per class"]
 
 
 def test_the_page_has_every_mark() -> None:

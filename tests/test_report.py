@@ -379,3 +379,14 @@ def test_maps_of_floats(tmp_path: Path) -> None:
     assert 'alt="The 8 images that excite unit' in text_of(out)
     assert from_images.shades(torch.tensor([-3.0, 1.0, 5.0])).tolist() == [0.0, 0.5, 1.0]
     assert from_images.shades(torch.tensor([255], dtype=torch.uint8)).tolist() == [1.0]
+
+
+def test_train_writes_it_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By ``--report``, after the run is done; it is no setting of the run, which is repeated without it."""
+    out = tmp_path / "x"
+    command = f"train --rule clapp++ --data digits --epochs 1 --limit-images 64 --width 0.25 --threads 1 --out {out}"
+    assert main([*command.split(), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("done: ") < said.index(f"written: {out / 'report.html'}")
+    assert re.findall(r'<h2 id="(\w+)"', text_of(out)) == SECTIONS
+    assert "report" not in (out / "config.yaml").read_text(encoding="utf-8")

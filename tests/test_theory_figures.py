@@ -14,6 +14,8 @@ from PIL import Image
 
 from localssl.experiments import EXPERIMENTS, Settings, fig_a1, layers, theory_decay, theory_explorer
 
+from .browser_util import complaints, keep_screenshot, needs_chromium, opened, requests
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
@@ -68,13 +70,40 @@ def test_figures(name: str, file: str, exact: str | None, tmp_path: Path, capsys
 
 def test_the_explorer_is_one_page_that_needs_nothing(tmp_path: Path) -> None:
     EXPERIMENTS["theory-explorer"](Settings(tmp_path))
-    page = (tmp_path / "explorer.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|src=", page)
-    found = re.search(r"const DATA = (.*);\n", page)
+    text = (tmp_path / "explorer.html").read_text(encoding="utf-8")
+    assert not re.search(r"""src=|<link rel="stylesheet""", text.partition("<script>")[0])
+    found = re.search(r"const specs = (.*);\n", text)
     assert found is not None
-    data = json.loads(found[1])
-    assert set(data["points"]) == {"2|0.5|0.01|hinge|orthonormal, ReLU", "3|0.5|0.01|hinge|orthonormal, ReLU"}
-    for point in data["points"].values():
-        assert set(point) == {"layerwise", "direct feedback"}
-        assert point["layerwise"][-1][0] == 1.0
-    assert "digits" in data["note"]
+    (spec,) = json.loads(found[1])
+    (lines,) = spec["datasets"].values()
+    assert {line["at"] for line in lines} == {
+        "2|0.5|0.01|hinge|orthonormal, ReLU",
+        "3|0.5|0.01|hinge|orthonormal, ReLU",
+    }
+    assert sorted(line["of"] for line in lines) == ["direct feedback"] * 2 + ["layerwise"] * 2
+    for line in lines:
+        assert len(line["x"]) == len(line["y"]) == len(line["low"]) == int(line["at"][0])
+        assert line["of"] != "layerwise" or line["y"][-1] == 1.0
+    assert "digits" in text
+
+
+@needs_chromium
+def test_the_explorer_shows_what_is_chosen(tmp_path: Path) -> None:
+    """In a browser: a list for every axis, with its name; another depth draws its own points and numbers."""
+    EXPERIMENTS["theory-explorer"](Settings(tmp_path))
+    for width, scheme in ((1280, "light"), (375, "dark")):
+        with opened(tmp_path / "explorer.html", width, scheme) as browser:
+            drawn = "return document.querySelectorAll('.chart svg .mark-symbol.role-mark path').length"
+            assert browser.execute_script(drawn) == 2 * 2
+            names = "return [...document.querySelectorAll('.controls select')].map(s => s.closest('label').innerText)"
+            said = [name.split("\n")[0].strip() for name in browser.execute_script(names)]
+            assert [name.split()[0] for name in said] == ["layers", "width", "λ", "f", "weights"]
+            choose = (
+                "const list = document.querySelector('.controls select'); list.selectedIndex = 1;"
+                "list.dispatchEvent(new Event('change'));"
+            )
+            browser.execute_script(choose)
+            assert browser.execute_script(drawn) == 2 * 3
+            keep_screenshot(browser, f"explorer-{width}")
+            assert not complaints(browser)
+            assert not requests(browser)

@@ -152,9 +152,9 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
     Args:
         report: receives one-line remarks; with ``devices`` above 1 the first process prints them instead.
         options: rule, data, out, and what ``localssl.cli.flags.Train`` has besides, but for dry_run, which is a
-            function of its own; ``localssl train --help-all`` says what each means. There are no callbacks:
-            ``metrics.csv`` in the folder grows while the run goes on, and a loop of your own is a few lines
-            (docs/networks.md).
+            function of its own, and report, a method of what is returned; ``localssl train --help-all`` says what each
+            means. There are no callbacks: ``metrics.csv`` in the folder grows while the run goes on, and a loop of your
+            own is a few lines (docs/networks.md).
 
     Returns:
         The finished run.

@@ -62,8 +62,11 @@ def _train(command: flags.Train) -> None:
         print("no epoch was run: the encoder is as its seed drew it")
     reference = evaluate.first_reference(finished)
     against = "" if reference == "own" else f" --reference {reference}"
-    probe, align, report = (f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report"))
-    print(f"done: {path}; next: {probe}, {align}{against}, {report}")
+    further = [f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report")]
+    further[1] += against
+    print(f"done: {path}; next: {', '.join(further)}")
+    if command.report:
+        report(flags.Report(runs=(finished.path,), skip_bad=command.skip_bad))
     if command.expect is not None:
         expect(finished.path, command.expect)
 

@@ -30,6 +30,8 @@ class Train(TrainConfig):
     expect: Path | None = None
     """Folder of a run that this one should repeat, metrics and weights bit for bit; status 1 if not. Alone, with its
     settings and threads; --out: that folder with -again."""
+    report: bool = False
+    """Also write report.html when training is done, as localssl report does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         (
             "usual flags",
             "rule data out config data-root epochs width seed rule-options encoder lr batch-size limit-images device "
-            "threads resume dry-run",
+            "threads resume dry-run report",
         ),
         ("data and views", "download image-size skip-bad memory views view-strength own"),
         ("encoder and rule", "encoder-options patches engine precision"),

@@ -206,7 +206,9 @@ def _off(mean: float, number: Number) -> str:
     return f"{mean - number.accuracy:+.2f}".replace("-", "−")
 
 
-def differences(number: Number, config: dict[str, Any], protocol: str, facts: Sequence[str]) -> list[str]:
+def differences(
+    number: Number, config: dict[str, Any], protocol: str, facts: Sequence[str], labels: str = "all"
+) -> list[str]:
     """How a run and its probe differ from those behind a number, each in a few words.
 
     Args:
@@ -215,9 +217,11 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
         config: the run's resolved configuration, as a cell keeps it.
         protocol: of the probe, "fast" or "paper".
         facts: of the images, see ``Images.facts``.
+        labels: per class, that the probe was fitted on; "1", "10" or "all".
     """
+    few = [] if labels == "all" else [f"{labels} label{'' if labels == '1' else 's'} per class"]
     if number.recipe is None:
-        return [f"ours: {', '.join(_ours(config, protocol, facts))}"]
+        return [f"ours: {', '.join([*_ours(config, protocol, facts), *few])}"]
     encoder = config["encoder"]
     found: list[str] = []
     if encoder["name"] != "vgg6":
@@ -248,7 +252,7 @@ def differences(number: Number, config: dict[str, Any], protocol: str, facts: Se
         found.append(f"{config['limit_images']:,} images")
     if protocol != "paper":
         found.append(f"{protocol} probe")
-    return [*found, *_of_images(facts)]
+    return [*found, *_of_images(facts), *few]
 
 
 def _width(encoder: dict[str, Any]) -> str:

@@ -215,9 +215,9 @@ def verdict(number: published.Number | None, values: Sequence[float], c: Compare
     if number is None:
         return "no published number on these data"
     record = c.records[0]
-    return published.mark(
-        number, values, published.differences(number, record["config"], study.protocol, record["facts"])
-    )
+    budget = study.labels[-1]
+    found = published.differences(number, record["config"], study.protocol, record["facts"], budget)
+    return published.mark(number, values, found)
 
 
 def _finish(name: str, header: list[str], rows: list[list[str]], below: list[str], settings: Settings) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -143,6 +144,61 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
     return _spec(alt.layer(cells, text), height=40 + 26 * len(names))
 
 
+def explorer(lines: Sequence[Row], axes: Mapping[str, Sequence[str]], start: Mapping[str, str], x: str, y: str) -> Row:
+    """Lines of one point of a grid at a time, which the reader chooses: a list for every axis of the grid.
+
+    Args:
+        lines: one for every point of the grid and "of", with the keys "at" (the point's values, in the order of
+            ``axes``), "of", and "y", "low", "high" (of every step of x, counted from 1; None: none).
+        axes: the values of every axis, by its title.
+        start: of every axis the value that is shown first.
+        x, y: titles.
+    """
+    names = list(dict.fromkeys(str(line["of"]) for line in lines))
+    colour = _colour("reference", names, [f"var(--c{4 * i})" for i in range(len(names))])
+    chosen = [
+        alt.param(f"axis{i}", value=start[title], bind=alt.binding_select(options=list(values), name=f"{title} "))
+        for i, (title, values) in enumerate(axes.items())
+    ]
+    data = [
+        {
+            "at": "|".join(line["at"]),
+            "of": line["of"],
+            "x": list(range(1, len(line["y"]) + 1)),
+            **{key: [None if value is None else _short(value) for value in line[key]] for key in ("y", "low", "high")},
+        }
+        for line in lines
+    ]
+    dash = alt.StrokeDash(
+        "of:N", scale=alt.Scale(domain=names, range=[[1, 0], [7, 5]][: len(names)]), legend=_legend("reference")
+    )
+    point = " + '|' + ".join(param.name for param in chosen)
+    base = (
+        alt.Chart(alt.InlineData(values=data))
+        .transform_filter(f"datum.at === {point}")
+        .transform_flatten(["x", "y", "low", "high"])
+        .encode(x=alt.X("x:O", title=x, axis=alt.Axis(labelAngle=0)), color=colour)
+    )
+    scale = alt.Scale(domain=[-0.2, 1.3])
+    axis = alt.Axis(values=[-0.2, 0, 0.2, 0.4, 0.6, 0.8, 1])
+    shown: list[alt.Chart] = [
+        base.transform_calculate(most="min(datum.high, 1)")  # no cosine is above it; the numbers are
+        .mark_rule(strokeWidth=2, aria=False, clip=True)
+        .encode(y=alt.Y("low:Q", title=y, scale=scale, axis=axis), y2="most:Q"),
+        base.mark_line(strokeWidth=2, aria=False).encode(y=alt.Y("y:Q", scale=scale), strokeDash=dash),
+        base.mark_point(filled=True, size=60, opacity=1, aria=False).encode(
+            y=alt.Y("y:Q", scale=scale),
+            tooltip=_tips(of="reference", x=x, y=y, low="low", high="high"),
+        ),
+    ]
+    for row, name in enumerate(names):  # the numbers, above the lines: a table that follows the choice
+        text = base.transform_filter(f"datum.of === {json.dumps(name)}").transform_calculate(
+            text="isValid(datum.y) ? format(datum.y, '.2f') : 'none'"
+        )
+        shown.append(text.mark_text(aria=False, fontSize=12).encode(y=alt.datum(1.23 - 0.11 * row), text="text:N"))
+    return _spec(alt.layer(*shown).add_params(*chosen), height=340)
+
+
 def scatter(rows: Sequence[Row], of: str) -> Row:
     """Points at "x" and "y" without axes, coloured by their value of ``of``, the legend's title."""
     names = list(dict.fromkeys(str(row[of]) for row in rows))
@@ -187,8 +243,12 @@ def _colour(title: str, names: list[str], values: list[str]) -> alt.Color:
     return alt.Color(
         "of:N",
         scale=alt.Scale(domain=names, range=values),
-        legend=alt.Legend(title=title, orient="top", columns=6) if len(names) > 1 else None,
+        legend=_legend(title) if len(names) > 1 else None,
     )
+
+
+def _legend(title: str) -> alt.Legend:
+    return alt.Legend(title=title, orient="top", columns=6)
 
 
 def _tips(**titles: str) -> list[alt.Tooltip]:
