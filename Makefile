@@ -1,6 +1,6 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
 # make bench: time and memory of a training step into benchmarks/results, on an idle machine (20 minutes).
-# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, several processes, estimates of
+# make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, --pipeline, estimates of
 # --dry-run; as idle (an hour). The times of both are sums of their parts' times, not a run of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
@@ -43,16 +43,16 @@ bench-growth: .venv/installed
 	.venv/bin/python benchmarks/growth.py --out benchmarks/results/growth.json --figures docs/results/growth
 	.venv/bin/python benchmarks/throughput.py --out benchmarks/results/throughput.json
 	.venv/bin/python benchmarks/inactive.py --out benchmarks/results/inactive.json
-	.venv/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
+	.venv/bin/python benchmarks/pipeline.py --repeats 6 --out benchmarks/results/pipeline.json
 	.venv/bin/python benchmarks/estimates.py --out benchmarks/results/estimates.json
 
 soak: .venv/installed
 	@echo "== six hours of training with kills, 100 kills at random moments, a million damaged files, threads, a large data set"
 	@echo "   (a day on two cores; 2 GB in /tmp while the large data set is there)"
 	.venv/bin/python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
-	.venv/bin/python benchmarks/threads.py --out benchmarks/results/threads.json
+	.venv/bin/python benchmarks/threads.py --epochs 1 --out benchmarks/results/threads.json
 	.venv/bin/python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json
-	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 600
+	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 60
 	.venv/bin/python -m pip install --disable-pip-version-check -q atheris
 	.venv/bin/python benchmarks/fuzz_guided.py --seconds 30 --out benchmarks/results/fuzz_guided.json
 	.venv/bin/python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json

@@ -26,6 +26,15 @@ def record(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def command(line: str, name: str) -> str:
+    """A benchmark's command, and the commits that its record was made at."""
+    found = record(name)
+    if found is None:
+        return f"`{line}`"
+    commits = dict.fromkeys(part.get("commit", found["commit"]) for part in found.get("pieces", [found]))
+    return f"`{line}`, at {', '.join(commits)}"
+
+
 def kills() -> tuple[str, str]:
     """Count and result of ``kills.py``."""
     found = record("kills")
@@ -125,7 +134,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     pytest = "`pytest tests/{}`".format
     yield ("killed anywhere, `--resume` finds a whole checkpoint; the run equals the undisturbed one bit for bit",
            "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
-           "`python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json`")  # fmt: skip
+           command("python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json", "kills"))  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
            "each of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full; "
            "ENOSPC and EIO in the one of two processes that writes, which ends both",
@@ -148,22 +157,25 @@ def rows() -> Iterator[tuple[str, ...]]:
            "dead owners", "14 cases", SUITE, pytest("test_two_runs.py tests/test_files.py"))  # fmt: skip
     yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
-           "`python benchmarks/fuzz.py --inputs 1000000 --minutes 60`")  # fmt: skip
+           command("python benchmarks/fuzz.py --inputs 1000000 --minutes 60", "fuzz"))  # fmt: skip
     yield ("the same, steered to code that no input has reached yet", "atheris, from the same good files", *guided(),
-           "`python benchmarks/fuzz_guided.py --out benchmarks/results/fuzz_guided.json`")  # fmt: skip
+           command("python benchmarks/fuzz_guided.py --seconds 30 --out benchmarks/results/fuzz_guided.json",
+                   "fuzz_guided"))  # fmt: skip
     yield ("decompression bombs are refused", "images, npz archives, parquet, YAML aliases", "13 cases", SUITE,
            pytest("test_fuzz.py"))  # fmt: skip
     yield ("nothing in a file is executed",
            "the source searched; malicious checkpoint, weights, configuration, npz, code; paths that lead elsewhere",
            "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
     yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
-           "`make soak`")  # fmt: skip
+           command("make soak", "soak"))  # fmt: skip
     yield ("a set larger than memory comes in the order of its seed, each image once, resumed in mid-epoch, in bounded "
            "memory", "an epoch from tar shards on disk, stopped and resumed; images a second from disk and in memory",
            *large_data(),
-           "`python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json`")  # fmt: skip
+           command("python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json",
+                   "large_data"))  # fmt: skip
     yield ("same seed, same bits on the CPU, with the same number of threads", "runs repeated and compared", *threads(),
-           "`python benchmarks/threads.py --out benchmarks/results/threads.json`")  # fmt: skip
+           command("python benchmarks/threads.py --epochs 1 --out benchmarks/results/threads.json",
+                   "threads"))  # fmt: skip
     yield ("a process or machine that dies ends the run on all others in seconds, one that is cut off after "
            "`--patience`", "SIGKILL of one of two processes, and of one of two hosts in network namespaces; their "
            "cable down", "1 case each", SUITE, pytest("test_launch.py tests/test_hosts.py"))  # fmt: skip

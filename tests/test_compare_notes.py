@@ -133,13 +133,14 @@ def test_what_the_comparisons_took() -> None:
     text = " ".join((RESULTS.parent / "compare.md").read_text(encoding="utf-8").split())
     took: list[float] = []
     longest = 0.0
-    for data in ("mnist", "cifar10"):
+    for data in ("mnist", "cifar10", "tiny-imagenet"):
         cells = [json.loads(path.read_text("utf-8")) for path in (RESULTS / f"compare-{data}" / "cells").glob("*.json")]
         seconds = [cell.get("seconds") or 0.0 for cell in cells]
         took.append(sum(seconds) / 3600)
         longest = max(longest, *seconds)
     assert (
-        f"took {took[0]:.2f} core-hours on MNIST and {took[1]:.2f} on CIFAR-10, the longest {longest / 60:.1f} " in text
+        f"took {took[0]:.2f} core-hours on MNIST, {took[1]:.2f} on CIFAR-10 and {took[2]:.2f} on Tiny ImageNet, the "
+        f"longest {longest / 60:.1f} " in text
     )
 
 

@@ -51,6 +51,16 @@ def test_two_processes_and_then_one(tmp_path: Path) -> None:
     assert steps(tmp_path / "x") == [8, 12]
 
 
+@pytest.mark.long
+def test_four_processes_and_then_two(tmp_path: Path) -> None:
+    four = run_tiny(tmp_path / "x", devices=4, epochs=1)
+    assert json.loads((four.path / "manifest.json").read_text())["processes"] == 4
+    two = run_tiny(tmp_path / "x", devices=2, epochs=2, resume=True)
+    assert steps(two.path) == [4, 8]
+    assert [int(row["step"]) for row in rows(two.path)] == [1, 4, 8]
+    assert all(torch.isfinite(w).all() for w in weights(two.path).values())
+
+
 def test_each_process_by_itself(tmp_path: Path) -> None:
     apart = run_tiny(tmp_path / "apart", devices=2, across="process")
     together = run_tiny(tmp_path / "together", devices=2)

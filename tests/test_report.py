@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+import localssl
 from localssl.cli import main
+from localssl.errors import UsageError
 from localssl.report import charts, from_images, measured, page
 from localssl.runs.run import open_run
 
@@ -274,7 +276,7 @@ def test_a_long_run_stays_small(long_run: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1400, "light"), (1400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1400, "dark"), (2560, "light")])
 def test_in_a_browser(width: int, scheme: str, run: Path) -> None:
     with opened(run / "report.html", width, scheme) as driver:
         keep_screenshot(driver, f"run-{scheme}-{width}")
@@ -389,4 +391,9 @@ def test_train_writes_it_where_asked(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert said.index("done: ") < said.index(f"written: {out / 'report.html'}")
     assert re.findall(r'<h2 id="(\w+)"', text_of(out)) == SECTIONS
-    assert "report" not in (out / "config.yaml").read_text(encoding="utf-8")
+    assert all("report" not in (out / name).read_text(encoding="utf-8") for name in ("config.yaml", "flags.yaml"))
+    assert "--report" not in (out / "manifest.json").read_text(encoding="utf-8")
+    assert main([*command.replace("--epochs 1", "--epochs 2").split(), "--resume"]) == 0
+    assert localssl.dry_run(config=out).rule
+    with pytest.raises(UsageError, match="for the page call report"):
+        localssl.train(rule="clapp++", data="digits", out=tmp_path / "y", report=True)

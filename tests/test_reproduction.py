@@ -165,6 +165,7 @@ def test_the_longest_runs_have_an_interval(tmp_path: Path) -> None:
     (tmp_path / "cifar10" / "cells").mkdir(parents=True)
     shutil.copy(folder / "clapp++-s0-e04.json", tmp_path / "cifar10" / "cells")
     assert line.format("65.37") in recorded.accuracies(tmp_path)
+    assert f"| `reproduce cifar10`, {cells[0]['environment']['git'][:7]} |" in recorded.accuracies(tmp_path)
 
 
 def test_tiny_imagenet_stands_beside_table_2_where_a_rule_was_run(tmp_path: Path) -> None:
@@ -178,7 +179,8 @@ def test_tiny_imagenet_stands_beside_table_2_where_a_rule_was_run(tmp_path: Path
         values.append(summary.accuracy(cell, "all", "all"))
         (cells / name).write_text(json.dumps(cell), encoding="utf-8")
     shutil.copy(DOCS / "results" / "compare-cifar10" / "cells" / "untrained-s0.json", cells)
-    (cells / "bp-infonce-s0.json").write_text('{"failed": "NaN", "anew": true, "task": []}', encoding="utf-8")
+    failed = {"failed": "NaN", "anew": True, "task": [], "environment": {"git": "0" * 40}}
+    (cells / "bp-infonce-s0.json").write_text(json.dumps(failed), encoding="utf-8")
     table = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in recorded.accuracies(tmp_path).splitlines()
     ]
@@ -188,6 +190,9 @@ def test_tiny_imagenet_stands_beside_table_2_where_a_rule_was_run(tmp_path: Path
     others = [row[2] for name, row in tiny.items() if name != "CLAPP++"]
     assert len(others) == 6
     assert all(other.startswith("not run") for other in others)
+    made = {str(json.loads(file.read_text())["environment"]["git"])[:7] for file in cells.glob("*.json")}
+    assert tiny["CLAPP++"][3] == f"[`compare`](compare.md#run-it-again), {', '.join(sorted(made))}"
+    assert {row[3] for name, row in tiny.items() if name != "CLAPP++"} == {""}
 
 
 def test_others_in_their_own_settings(tmp_path: Path) -> None:

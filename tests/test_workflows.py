@@ -51,6 +51,19 @@ def test_what_is_skipped_without_another_extra_has_a_job() -> None:
     assert set(re.findall(r"tests/\w+\.py", said)) == set(wanted)
 
 
+def test_what_needs_a_browser_has_a_job() -> None:
+    needing = {
+        f"tests/{file.name}"
+        for file in (ROOT / "tests").glob("test_*.py")
+        if re.search(r"^@needs_chromium$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(needing) >= 3
+    steps = jobs(ROOT / ".github" / "workflows" / "tests.yml")["browser"]["steps"]
+    said = "\n".join(step.get("run", "") for step in steps)
+    assert "install -y chromium chromium-driver" in said
+    assert set(re.findall(r"tests/\w+\.py", said)) == needing
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_what_is_called_is_there(path: Path) -> None:
     steps = [step for job in jobs(path).values() for step in job["steps"]]

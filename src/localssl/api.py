@@ -164,6 +164,10 @@ def train(*, report: Callable[[str], None] = print, **options: Any) -> TrainedRu
         RunError: the run cannot go on; the last checkpoint is whole. Or it is done and does not repeat ``expect``.
         KeyboardInterrupt: stopped, after a checkpoint was written.
     """
+    if not callable(report):
+        raise UsageError(
+            "train's report receives remarks, for instance print; for the page call report() of what it returns"
+        )
     command = _flags(flags.Train, options)
     if command.dry_run:
         raise UsageError("train has no dry_run here; call localssl.dry_run with the other options")

@@ -196,8 +196,8 @@ def record(file: Path) -> dict[str, Any]:
 
 def commit(results: Path, name: str) -> str:
     """Commits that a folder's cells noted, or the commit itself."""
-    noted = {str(record(file)["environment"]["git"]) for file in cells(results, name)}
-    return ", ".join(found[:7] for found in sorted(noted)) or name
+    noted = {str(record(file)["environment"]["git"])[:7] for file in cells(results, name)}
+    return ", ".join(sorted(noted)) or name
 
 
 def seeds(found: Iterable[object]) -> str:

@@ -32,12 +32,23 @@ def accuracies(results: Path) -> str:
     kept = _kept(results, "tableA3")
     for row, by_data in published.TABLE2.items():
         for data, number in by_data.items():
-            found = _longest(results, row, data, number) or _compared(results, row, data, number)
-            rows.append(("Table 2", row, data, str(number), *(found or _not_run(number))))
+            found, made = _longest(results, row, data, number), data
+            if found is None:
+                found, made = _compared(results, row, data, number), f"compare-{data}"
+            from_ = _from(results, made) if found else ""
+            rows.append(("Table 2", row, data, str(number), *(found or _not_run(number)), from_))
     for row, by_data in published.TABLE_A3.items():
         for data, number in by_data.items():
-            rows.append(("Table A3", row, data, str(number), *(kept.get((row, data)) or _not_run(number))))
-    return markdown.table(("table", "row", "data", "paper", "ours", "verdict"), rows)
+            found = kept.get((row, data))
+            from_ = _from(results, "tableA3") if found else ""
+            rows.append(("Table A3", row, data, str(number), *(found or _not_run(number)), from_))
+    return markdown.table(("table", "row", "data", "paper", "ours", "verdict", "ours from"), rows)
+
+
+def _from(results: Path, name: str) -> str:
+    """What made the numbers of a folder of docs/results, and at which commits."""
+    command = "[`compare`](compare.md#run-it-again)" if name.startswith("compare-") else f"`reproduce {name}`"
+    return f"{command}, {findings.commit(results, name)}"
 
 
 def peers(results: Path) -> str:

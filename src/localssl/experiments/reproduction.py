@@ -138,7 +138,8 @@ ENTRIES = (
         "Table 2",
         "accuracy of every rule",
         "reproduce table2 --scale kept",
-        "CIFAR-10, two seeds: all at width 0.125, four epochs of 10,000 images; the family at 0.25, two to four epochs",
+        "CIFAR-10, two seeds: all at width 0.125, four epochs of 10,000 images; the family at 0.25, two to four "
+        "epochs. Tiny ImageNet, two seeds: the family at width 0.125, three epochs of 10,000 images",
         "2026-11-29",
         "compare-cifar10",
         lambda results: ("by row below", findings.TOO_SMALL),

@@ -29,7 +29,7 @@ class PredictiveCoding(Rule):
     States stand after activation and pooling, μ^l = block_l(h^(l−1)), as in pcx (Pinchetti et al. 2025). The paper's
     Appendix C has them before, μ^l = W^l ρ(h^(l−1)): ``--encoder-options late=true`` gives that, except that the loss
     is then of μ^L and not, as there, of ρ(μ^L). Which of the two, network, augmentation and probe Table A3 had is not
-    stated, and no code is public: unverified. ``steps`` and ``eta_h`` are within Table A4's grid where it has one.
+    stated, and no code is public: unverified. ``eta_h`` and ipc's ``steps`` are of Table A4's grid, pc's are not.
 
     Args:
         objective: "clapp", bp-clapp++'s loss with the hinge; "lpl", pull + push + 10 decorrelation; "ce", cross-entropy

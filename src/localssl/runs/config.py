@@ -153,8 +153,8 @@ class TrainConfig:
         return self.devices * (self.pipeline or 1) if self.devices * self.nodes > 1 else 1
 
     def command(self) -> str:
-        """The command that asks for this run, without --resume: every flag that is not as by default."""
-        return as_typed("train", self, but=("resume", "dry_run"))
+        """The command that asks for this run, without --resume and --report: every flag that is not as by default."""
+        return as_typed("train", self, but=("resume", "report", "dry_run"))
 
     def own_files(self) -> list[str]:
         """The files with code of the user's that were named, to be named again."""
