@@ -282,6 +282,8 @@ def test_the_search_never_judges_on_what_was_trained_on(
     assert not pixels(held) & pixels(run.images("test"))
     assert found[1].records[0]["config"]["lr"] == 1e-3  # at the other rate it is worse, or has failed
     assert found[1].budget == "2 rates × 1 epoch on 400 images"
+    kept = json.loads((tmp_path / "cells" / "search-clapp++-lr0.001.json").read_text())
+    assert kept["seconds"] > 0
     assert found[1].edge == "smallest"
     inline.clear()
     more = replace(study, search_lr=(1e-3, 1e6, 1e7))

@@ -387,5 +387,6 @@ def _held_out(run: Run, study: Study) -> Record:
     return {
         "accuracy": round(result.rows[0].accuracy, 3),
         "lr": run.config.lr,
+        "seconds": float((read(run.path) or [{}])[-1].get("seconds") or 0),
         "protocol": f"{len(held):,} held-out training images, no test image. {result.protocol}",
     }
