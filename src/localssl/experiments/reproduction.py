@@ -150,7 +150,7 @@ ENTRIES = (
         "predictive coding beside backpropagation",
         "reproduce tableA3 --scale kept",
         "",
-        "2026-11-29",
+        "2026-11-30",
         "tableA3",
         findings.table_a3,
         f"`localssl reproduce tableA3 --scale paper`: {GPU}",
