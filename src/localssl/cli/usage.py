@@ -49,14 +49,14 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         (
             "usual flags",
             "rule data out config data-root epochs width seed rule-options encoder lr batch-size limit-images device "
-            "threads resume dry-run report",
+            "threads resume dry-run",
         ),
         ("data and views", "download image-size skip-bad memory views view-strength own"),
         ("encoder and rule", "encoder-options patches engine precision"),
         ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("learning in integers", "bits weight-noise dead mismatch"),
         ("several processes", "devices nodes across exchange shard-b patience pipeline split staleness"),
-        ("what is measured and kept", "probe-every align-every checkpoint-every trackers expect"),
+        ("what is measured and kept", "probe-every align-every checkpoint-every trackers expect report"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),
