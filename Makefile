@@ -52,7 +52,7 @@ soak: .venv/installed
 	.venv/bin/python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
 	.venv/bin/python benchmarks/threads.py --epochs 1 --out benchmarks/results/threads.json
 	.venv/bin/python benchmarks/large_data.py --folder /tmp --out benchmarks/results/large_data.json
-	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 60
+	.venv/bin/python benchmarks/fuzz.py --inputs 1000000 --minutes 600
 	.venv/bin/python -m pip install --disable-pip-version-check -q atheris
 	.venv/bin/python benchmarks/fuzz_guided.py --seconds 30 --out benchmarks/results/fuzz_guided.json
 	.venv/bin/python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json

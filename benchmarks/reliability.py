@@ -157,7 +157,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            "dead owners", "14 cases", SUITE, pytest("test_two_runs.py tests/test_files.py"))  # fmt: skip
     yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
-           command("python benchmarks/fuzz.py --inputs 1000000 --minutes 60", "fuzz"))  # fmt: skip
+           command("python benchmarks/fuzz.py --inputs 1000000 --minutes 600", "fuzz"))  # fmt: skip
     yield ("the same, steered to code that no input has reached yet", "atheris, from the same good files", *guided(),
            command("python benchmarks/fuzz_guided.py --seconds 30 --out benchmarks/results/fuzz_guided.json",
                    "fuzz_guided"))  # fmt: skip

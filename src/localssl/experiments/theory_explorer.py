@@ -59,9 +59,10 @@ def _write(path: Path, lines: Sequence[charts.Row], data: str) -> None:
     )
     caption = (
         f"{data}, 14 × 14 crops; layer 1 has {FIRST} units, each further layer the last one's times the width ratio. "
-        f"Mean and 95 % t interval over {BATCHES} batches of 32 images, each with its own draw of the weights; the "
-        "means stand above. None: all gradients were zero. With the hinge, few units and many samples, many sets of "
-        "slopes belong to the one optimal B, and the loss has no gradient there; what is drawn is the subgradient that "
+        f"Mean and 95 % t interval over {BATCHES} batches of 32 images, each with its own draw of the weights, drawn "
+        "where it lies between −0.2 and 1; the means stand above. None: all gradients were zero. With the hinge, few "
+        "units and many samples, many sets of slopes belong to the one optimal B, and the loss has no gradient there; "
+        "what is drawn is the subgradient that "
         f"the solver selects, one of several. {len(lines):,} lines, computed by localssl reproduce theory-explorer."
     )
     first = [line for line in lines if line["at"] == list(start.values())]
