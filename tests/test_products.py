@@ -37,7 +37,8 @@ def test_both_libraries_make_the_same(n: int, d: int, e: int, strided: bool) -> 
     found = product(x, w)
     assert found.is_contiguous()  # as a weight is: fused optimisers read both in the order of their memory
     exact = x.double() @ w.double().T
-    assert float((found - exact).norm()) < 1e-6 * float(exact.norm())
+    bound = 2**-23 * e**0.5  # sums of e terms, one after the other on some processors, each rounded
+    assert float((found - exact).norm()) < bound * float(exact.norm())
 
 
 @onednn
