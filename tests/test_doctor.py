@@ -25,6 +25,7 @@ def found(about: str, root: Path | None = None) -> dict[str, checkup.Finding]:
 
 def test_a_machine_that_can_work(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCALSSL_DATA", raising=False)
     assert main(["doctor", "--quick"]) == 0
     said = capsys.readouterr().out
     for heading in ("versions:", "devices:", "rules:", "data:", "disk:", "what to do:"):

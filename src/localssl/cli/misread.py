@@ -13,7 +13,7 @@ from localssl.runs.kinds import UNIONS, in_words
 
 _PARSED = re.compile(r"Error parsing (--\S+): .*'([^']*)'")
 _CHOSEN = re.compile(r"invalid choice '(.*)' for argument '(--\S+)'")
-_NO_VALUE = re.compile(r"Missing value for argument '(--\S+)'")
+_NO_VALUE = re.compile(r"Missing value for argument '(?:\(')?(--[^\s']+)'")  # tyro 1.0.0 prints a tuple of names
 
 
 def refusal(box: str, command: str, kind: type[Any]) -> UsageError:
