@@ -5,7 +5,7 @@
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test: two processes of one thread each, which is faster on two cores than of two.
-# make test-long: the tests marked so, which start whole processes, kill them, cut them off and wait (minutes).
+# make test-long: the tests marked so: whole studies, notebooks, and processes that are killed or cut off (minutes).
 # make test-lower: the tests with the lowest versions that pyproject.toml allows, in .venv-lower (Python 3.11 or 3.12).
 # make dist: wheel and sdist in dist/, checked; the wheel then trains in an environment of its own, outside the repository.
 # make site: the documentation as a site, in site/; strict, so that a broken link fails.

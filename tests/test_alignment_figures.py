@@ -18,6 +18,7 @@ def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(lines[1:]))
 
 
+@pytest.mark.long
 def test_fig3b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("EPOCHS", (0, 1)), ("WIDTHS", (24,) * 3), ("TEST_BATCHES", 3), ("FIT_BATCHES", 4)):
         monkeypatch.setattr(fig3b, name, value)
@@ -34,6 +35,7 @@ def test_fig3b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "fig3b" / "fig3b.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_fig4c_fig_a2_and_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = dataclasses.replace(
         fig4c.CPU, data="digits", width=0.25, images=256, epochs=(0, 1), patches=(4, 4, 4, 2, 2), labels=300
@@ -76,6 +78,7 @@ def test_a_rank_correlation_per_column(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("EPOCHS", (0, 1)), ("WIDTHS", (24,) * 3), ("TEST_BATCHES", 3), ("FIT_BATCHES", 4)):
         monkeypatch.setattr(fig3b, name, value)

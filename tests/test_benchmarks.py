@@ -258,6 +258,7 @@ def test_memory_with_a_low_rank_b(growth: ModuleType, monkeypatch: pytest.Monkey
     assert all(r["activity"] > 0 and "seconds" not in r for r in found["rows"])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_steps_with_memory_that_is_kept_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of the two is faster, and how many pages it fetches, is ``test_allocator``'s."""

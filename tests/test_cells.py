@@ -49,6 +49,7 @@ def cells(settings: Settings, measure: object, *names: str) -> list[Cell]:
     return [Cell(name, tiny(runs / name, epochs=0, resume=True), measure) for name in names]  # pyright: ignore
 
 
+@pytest.mark.long
 def test_side_by_side(measures: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = Settings(tmp_path / "study", jobs=2, threads=1)
     made = cells(settings, measures.fine, "a", "b", "c")

@@ -88,6 +88,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.long
 def test_a_failing_rule_leaves_the_others_alone(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = broken / "study"
     command = (
@@ -238,6 +239,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return in_this_process(monkeypatch)
 
 
+@pytest.mark.long
 def test_intervals_are_of_the_seeds(inline: list[str], tmp_path: Path) -> None:
     out = tmp_path / "study"
     command = f"compare --rules clapp++ {SMALL} --seeds 2 --labels 10 all --align-batches 0 --threads 1 --out {out}"
@@ -436,6 +438,7 @@ def test_table2_goes_on_with_the_cells_of_compare(
 PAPERS = ("published (%)", "paper, STL-10: other data (%)", "mark")
 
 
+@pytest.mark.long
 def test_fig5_pairs_its_steps(inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = {name: rules.get(name).__class__ for name in rules.names() if name.startswith(("clapp", "bp-clapp"))}
     monkeypatch.setattr(rules, "_RULES", family)

@@ -145,7 +145,10 @@ def _fenced(page: Path) -> str:
     return "\n".join(text for _, _, text in FENCE.findall(page.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("page", RUN)
+BY_LENGTH = [pytest.param(page, marks=[pytest.mark.long] * (page in ("first-hour", "index", "report"))) for page in RUN]
+
+
+@pytest.mark.parametrize("page", BY_LENGTH)
 def test_snippets(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if page not in ("index", "first-hour", "report"):  # begin with nothing
@@ -217,6 +220,7 @@ def test_every_grid_of_an_integer_learner_is_on_the_page() -> None:
     assert all(f'"{module}"' in hook for module in modules)
 
 
+@pytest.mark.long
 def test_the_first_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     in_this_process(monkeypatch)
@@ -241,6 +245,7 @@ def test_ones_own_rule_from_training_on(tmp_path: Path, monkeypatch: pytest.Monk
     own._LOADED.pop(tmp_path / "examples" / "my_rule.py", None)
 
 
+@pytest.mark.long
 def test_the_engines_commands_on_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("localssl.training.launch.START", "fork")
