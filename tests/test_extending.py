@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import localssl
 from localssl.encoders import Encoder
 from localssl.learner import Learner
-from localssl.rules import Batch, Projections, Rule
+from localssl.references import Own
+from localssl.rules import Batch, Projections, Rule, ScoreRule
 
 from .util import PATCHES, SHAPE, small_encoder, small_learner, usage_error, views
 
@@ -191,3 +192,30 @@ def test_parts_that_are_no_dict_are_said() -> None:
 
     with usage_error("rule 'Wrong': build returned a list"):
         small_learner("vgg", Wrong())
+
+
+@pytest.mark.parametrize("wrong", [(Own(),), {"own": "Own"}, {"own": 1}, None])
+def test_references_that_are_no_dict_of_them_are_said(wrong: Any) -> None:
+    with usage_error("Wrong: references is a dict, .*; found "):
+        type("Wrong", (ScoreRule,), {"references": wrong})
+
+
+def test_a_reference_of_ones_own() -> None:
+    """c^l = z^(l+1): by hand, through the B that has its shape."""
+
+    class Above:
+        def source(self, layer: int, n_layers: int) -> int:
+            return min(layer + 1, n_layers - 1)
+
+    class Upward(ScoreRule):
+        references = {"above": Above()}  # noqa: RUF012
+
+    learner, (a, b) = small_learner("vgg", Upward(f="linear")), views()
+    dims = [tuple(part.weight.shape) for part in learner.projections["above"]]
+    assert [d_z for d_z, _ in dims[1:]] == [d_c for _, d_c in dims[:-1]]
+    batch = learner.batch(a, b)
+    for layer, (found, part) in enumerate(zip(learner.losses(a, b), learner.projections["above"], strict=True)):
+        g = batch.z[min(layer + 1, len(batch.z) - 1)] @ part.weight.T  # type: ignore[operator]
+        positives = batch.positives(layer)
+        s_pos, s_neg = ((z * g).sum(1) for z in (positives, positives.roll(-1, 0)))
+        torch.testing.assert_close(found, localssl.losses.contrast(s_pos, s_neg, "linear", 2, 1.0))

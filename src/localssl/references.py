@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Where c comes from; one of your own needs this method alone."""
+
+    def source(self, layer: int, n_layers: int) -> int:
+        """The layer whose readout c is, all counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +34,6 @@ class Last:
     def source(self, layer: int, n_layers: int) -> int:
         """The layer that c comes from."""
         return n_layers - 1
-
-
-Reference = Own | Last
 
 
 def take(reference: Reference, z: Sequence[Tensor], layer: int) -> Tensor:

@@ -8,7 +8,7 @@ from localssl import evaluate
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.report import demo_figure
 from localssl.report.tables import show
-from localssl.runs.config import TrainConfig
+from localssl.runs.config import TrainConfig, program
 from localssl.runs.run import Run
 
 RULES = ("clapp++", "clapp++dfb", "bp-clapp++")
@@ -30,7 +30,7 @@ def run(settings: Settings) -> None:
     _table(records, settings)
     path = demo_figure.draw(records, settings.out / "demo.png")
     print(f"written: {path}, {settings.out / 'probe.csv'}, {settings.out / 'align.csv'}")
-    print(f"go on with: localssl probe {settings.out / 'runs' / 'clapp++-s0'}")
+    print(f"go on with: {program()} probe {settings.out / 'runs' / 'clapp++-s0'}")
 
 
 def _config(settings: Settings, rule: str, seed: int) -> TrainConfig:

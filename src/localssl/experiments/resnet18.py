@@ -50,7 +50,7 @@ def run(settings: Settings) -> None:
         f"resnet18 take the statistics of training images. Costs: docs/networks.md."
     )
     header = ["encoder", "rule", "accuracy (%)", "above untrained (points)", f"beside {END_TO_END} (points)"]
-    header += ["accuracy of block 1, 2, … (%)", "cosine with BP", "parameters: encoder", "rule"]
+    header += ["accuracy of block 1, 2, … (%)", "cosine with BP", "parameters of the encoder", "of the rule"]
     show("resnet18 in 4 blocks against vgg6", header, rows, "\n".join(below), left=2)
     evaluate.to_csv(settings.out / "resnet18.csv", HEADER, long, " ".join(below))
     to_markdown(settings.out / "resnet18.md", header, rows, below)

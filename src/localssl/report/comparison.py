@@ -69,7 +69,7 @@ def to_read(lines: Sequence[Line], budgets: Sequence[str]) -> tuple[list[str], l
     header = ["rule", *(f"accuracy, {of[b]} (%)" for b in budgets)]
     header += [f"above untrained, {of[b]} (points)" for b in budgets]
     header += ["cosine with BP, block 1, 2, …", "images/s", "peak memory (MiB)", *(["GPU memory (MiB)"] if gpu else [])]
-    header += ["parameters: encoder", "rule", "learning rate", "rates tried"]
+    header += ["parameters of the encoder", "of the rule", "learning rate", "rates tried"]
     rows: list[list[str]] = []
     for line in lines:
         row = [line.label]

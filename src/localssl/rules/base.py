@@ -209,6 +209,15 @@ class ScoreRule(Rule):
     references: ClassVar[dict[str, Reference]] = {}
     uses_negatives: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        found: object = cls.references
+        if not isinstance(found, dict) or not all(isinstance(one, Reference) for one in found.values()):  # pyright: ignore
+            raise UsageError(
+                f"{cls.__name__}: references is a dict, from a name of its B to where c comes from, for instance "
+                f'{{"own": Own(), "last": Last()}} of localssl.references; found {found!r}'
+            )
+
     def __post_init__(self) -> None:
         if self.f not in losses.FORMS:
             raise unknown("loss function f", str(self.f), losses.FORMS)

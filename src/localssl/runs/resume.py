@@ -48,7 +48,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
     """
     state = stored = None
     if config.resume:
-        state, stored = _last(out, report)
+        state, stored = _last(config, out, report)
         if stored is not None:
             _check_trained_here(Run(out, stored))
     elif taken := run_in(out):
@@ -120,15 +120,18 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"{out} holds a comparison or an experiment (cells); choose another --out")
 
 
-def _last(out: Path, report: Callable[[str], None]) -> tuple[State | None, RunConfig | None]:
+def _last(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tuple[State | None, RunConfig | None]:
     """The last checkpoint and the configuration stored with it, or without one that of the folder."""
     state, notes = checkpoint.read_last(out)
     for note in notes:
         report(note)
     if state is not None:
         return state, RunConfig.from_yaml(state["config"], f"the checkpoint in {out}")
+    stored = open_run(out).config if (out / "config.yaml").is_file() else None
+    if stored is None and config.config is None and (config.rule is None or config.data is None):
+        raise UsageError(f"{out} holds no run, or one stopped before it began; begin it with --rule and --data")
     report(f"no checkpoint in {out} yet: starting from the beginning")
-    return None, open_run(out).config if (out / "config.yaml").is_file() else None
+    return None, stored
 
 
 def _stored_and_typed(run: Run, typed: TrainConfig) -> tuple[RunConfig, Images]:

@@ -20,6 +20,10 @@ from localssl.testing.bench import Bench, Feed, Skip, Update, of_layer, require,
 from localssl.testing.comparing import TO_ROUNDING, distance, listed, parameters_of
 from localssl.testing.descent import Weighted
 
+WAY_ON = (
+    "; a score rule declares what it takes from there as its references, another rule says why: exceptions = "
+    '{"locality": "…"}'
+)
 TOLD_ALONE = ("direct-feedback-alignment",)  # one loss for all blocks, of which only its error at the top comes down
 
 
@@ -40,11 +44,11 @@ def locality(bench: Bench) -> None:
         _hold(kept, before, after, feed)
         one, other = update(before, feed), update(after, feed)
         held = f", though the references (blocks {sorted(s + 1 for s in kept)}) kept their values" if kept else ""
-        _same_below(layer, before, one, other, "other", held)
+        _same_below(layer, before, one, other, "other", held + WAY_ON)
         for lower in range(layer + 1):
             require(
                 same(*(u.losses[0 if told else lower] for u in (one, other))),
-                f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}",
+                f"other weights above block {layer + 1} change the loss of block {lower + 1}{held}{WAY_ON}",
             )
 
 

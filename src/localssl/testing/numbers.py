@@ -64,7 +64,10 @@ def device(bench: Bench) -> None:
     given = None if feed.labels is None else feed.labels.to("meta")
     valueless = ""
     try:
-        with mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()):  # unknown to meta
+        with (  # both unknown to meta
+            mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),
+            mock.patch.object(torch, "is_autocast_enabled", return_value=False),
+        ):
             x = learner.enter(feed.a.to("meta"), feed.b.to("meta"), None, given)
             for losses in learner.credit.updates(learner.step_of(x, None, given)):
                 place = losses.device
