@@ -31,13 +31,20 @@ def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | No
     weighted = [*layers, nn.Sequential(nn.Flatten(), nn.Linear(11 * side**2, 8))]
     wanted = encoders.Options(**chosen.encoder_options)
     encoder = encoder or wanted.stack(weighted, (True, False, False), {"name": "small"})
-    given = {"rule_options": options or {}, "patches": (2, 2, None), "optimizer": "adam", "engine": "auto"}
-    given |= {"lr": 0.01, "weight_decay": 0.1, "schedule": "cosine", "precision": "32-true", **changes}
-    config = RunConfig(
+    config = config_of(rule, SHAPE, **{"rule_options": options or {}, "patches": (2, 2, None), **changes})
+    learner = Learner(encoder, chosen, config.input_shape, config.patches, config.engine)
+    return json.loads(json.dumps(manifest(config, learner))), learner
+
+
+def config_of(rule: str, images: tuple[int, int, int], **changes: Any) -> RunConfig:
+    """A run's configuration, its patches among the changes."""
+    given = {"rule_options": {}, "optimizer": "adam", "engine": "auto", "lr": 0.01, "weight_decay": 0.1}
+    given |= {"schedule": "cosine", "precision": "32-true", **changes}
+    return RunConfig(
         rule=rule,
         data="digits",
-        image_size=SHAPE[1],
-        channels=SHAPE[0],
+        image_size=images[1],
+        channels=images[0],
         mean=(0.0,),
         std=(1.0,),
         augmentation=Augmentation(),
@@ -50,8 +57,6 @@ def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | No
         probe_every=0,
         **given,
     )
-    learner = Learner(encoder, chosen, config.input_shape, config.patches, config.engine)
-    return json.loads(json.dumps(manifest(config, learner))), learner
 
 
 def in_bits(rule: str, bits: int, encoder: Encoder | None = None, **changes: Any) -> Any:

@@ -65,7 +65,9 @@ def test_onnx(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 def test_onnx_needs_packages(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["export", str(run.path), "--onnx"]) == 2
-    assert capsys.readouterr().err == "localssl: --onnx needs onnx: pip install 'localssl[onnx]'\n"
+    assert (
+        capsys.readouterr().err == "localssl: --onnx needs onnx: pip install 'localssl[onnx]', in a clone '.[onnx]'\n"
+    )
 
 
 def test_embeddings(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -298,5 +298,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert says in error
         assert error.count("\n") == 1
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["export", str(run.path), "--nir", out]) == 2
-    assert capsys.readouterr().err == "localssl: --nir needs nir: pip install 'localssl[nir]'\n"
+    assert main(["export", str(run.path), "--nir", out]) == 2  # what no package would mend comes first
+    assert "NIR has no node for block 1: " in capsys.readouterr().err
+    assert main(["export", str(run.path), "--nir", out, "--nir-activation", "if"]) == 2
+    assert capsys.readouterr().err == "localssl: --nir needs nir: pip install 'localssl[nir]', in a clone '.[nir]'\n"

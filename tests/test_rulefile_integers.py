@@ -20,9 +20,10 @@ from localssl.encoders import Encoder
 from localssl.encoders.layers import LengthNorm
 from localssl.errors import UsageError
 from localssl.grids import Grid
-from localssl.rulefile import OPS
+from localssl.learner import Learner
+from localssl.rulefile import OPS, manifest
 
-from .rule_util import INTERPRETER, READS, in_bits, worst
+from .rule_util import INTERPRETER, READS, config_of, in_bits, worst
 from .train_util import run_tiny
 
 RULES = ("clapp", "clapp++", "clapp++dfb", "clapp++both")
@@ -264,6 +265,20 @@ def test_forward_forward(name: str, bits: int) -> None:
     values = whole(wrong)["programs"][0]["constants"]["sigmoid"]["values"]
     values[:] = [v + 2**38 for v in values]
     assert seen(wrong)
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_vgg6_on_mnist(bits: int | None) -> None:
+    """Blocks whose every hinge is active: what one of their biases learns cancels to rounding noise in some twins."""
+    shape, patches = (1, 32, 32), (4, 4, 4, 2, 2, 1)
+    given = {"lr": 2.0**-6, "weight_decay": 0.0, "optimizer": "shift-sgd", "schedule": "constant", "bits": bits}
+    engine = {"engine": "auto"} if bits is None else {"engine": "integer", "precision": "64-true"}
+    config = config_of("clapp++", shape, patches=patches, **given, **engine)
+    encoder = encoders.vgg6(width=0.0625, in_channels=1, bits=bits)
+    learner = Learner(encoder, config.make_rule(), shape, patches, config.engine)
+    rule = json.loads(json.dumps(manifest(config, learner)))
+    assert worst(rule) < 1e-9
+    assert bits is None or worst(rule, "integer") == 0
 
 
 def test_what_has_no_whole_numbers_is_refused() -> None:

@@ -37,7 +37,7 @@ def to_onnx(encoder: Encoder, input_shape: tuple[int, ...], path: Path) -> float
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            raise UsageError(f"--onnx needs {package}: pip install 'localssl[onnx]'")
+            raise UsageError(f"--onnx needs {package}: pip install 'localssl[onnx]', in a clone '.[onnx]'")
     import onnxruntime
 
     encoder = encoder.eval().float()

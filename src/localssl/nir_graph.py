@@ -60,10 +60,10 @@ def to_nir(encoder: Encoder, input_shape: tuple[int, ...], path: Path, activatio
     Raises:
         UsageError: nir is not installed, or layers that NIR cannot express: every one is named.
     """
-    if importlib.util.find_spec("nir") is None:
-        raise UsageError("--nir needs nir: pip install 'localssl[nir]'")
     encoder = encoder.eval().float()
     check(encoder, activation)
+    if importlib.util.find_spec("nir") is None:
+        raise UsageError("--nir needs nir: pip install 'localssl[nir]', in a clone '.[nir]'")
     spiking = any(isinstance(module, nn.ReLU) for module in encoder.blocks.modules())
     import nir
 

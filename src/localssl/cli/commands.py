@@ -327,6 +327,8 @@ def _export_rule(opened: Run, path: Path) -> Path:
         f"written: {path} ({found.size / 1e6:.1f} MB); {found.operations} operations a step, golden vectors of "
         f"{found.steps} steps in {' and '.join(found.arithmetics)}"
     )
+    if flaws := [name for name in ("weight_noise", "dead", "mismatch") if getattr(opened.config, name)]:
+        print(f"of flawless synapses: --{', --'.join(flaws).replace('_', '-')} of the run are not in it")
     return path
 
 

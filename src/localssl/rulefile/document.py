@@ -65,10 +65,10 @@ def write(run: Run, path: Path) -> Written:
 
 def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
     """The content of rule.json for a run of this configuration and its learner."""
-    images = images_of(config)
+    images, unrounded = images_of(config), dataclasses.replace(config, bits=None)
 
     def stepper(trial: Learner) -> Callable[[int], object]:
-        return Golden(config, trial, images).step_on
+        return Golden(config if trial.engine == "integer" else unrounded, trial, images).step_on
 
     small = twin(learner.encoder, config, stepper)
     floats = small if config.bits is None else in_floats(small, config)
@@ -79,7 +79,6 @@ def manifest(config: RunConfig, learner: Learner) -> dict[str, Any]:
             f"does in place, localssl certify --rule {config.rule} says more"
         )
     cost, layer_costs = certificate.count(learner if config.bits is None else in_floats(learner, config))
-    unrounded = dataclasses.replace(config, bits=None)
     vectors, program = Golden(unrounded, floats, images).vectors()
     entries = [{"network": {**_network(floats), "images": images}, **vectors}]
     if config.bits is not None:

@@ -69,6 +69,8 @@ def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepp
         _on_grids(learner)
         try:
             silent, names = _faint(learner, stepper, images_of(config))
+            if learner.engine == "integer":  # its golden steps in floats are of the same weights
+                names = _faint(in_floats(learner, config), stepper, images_of(config))[1]
         except UsageError as error:  # another seed may have what this one lacks
             lacking = error
             continue
@@ -79,8 +81,12 @@ def twin(encoder: Encoder, config: RunConfig, stepper: Callable[[Learner], Stepp
     if best is None and lacking is not None:
         raise lacking
     if best is None:
-        raise UsageError(f"export --rule: the update of {', '.join(names)} cancels to rounding noise in a small twin")
+        raise _noise(names)
     return best[1]
+
+
+def _noise(names: Sequence[str]) -> UsageError:
+    return UsageError(f"export --rule: the update of {', '.join(names)} cancels to rounding noise in a small twin")
 
 
 @torch.no_grad()
@@ -136,13 +142,15 @@ def warm(learner: Learner, step_on: Stepper, images: int, ready: Callable[[], bo
     """Steps before the golden ones, one or more, until the grids and the sizes of steps are chosen.
 
     Raises:
-        UsageError: ``WARM`` batches do not choose them all.
+        UsageError: ``WARM`` batches do not choose them all, or one chooses a size by an update that is rounding noise.
     """
     for step in range(BATCHES, BATCHES + WARM):
         x, labels = enter(learner, step, images)
         torch.manual_seed(step)
         for _ in learner.credit.updates(learner.step_of(x, None, labels)):
             pass
+        if names := _cancelled(learner):
+            raise _noise(names)
         step_on(step)
         learner.zero_grad(set_to_none=True)
         if ready():
@@ -162,13 +170,23 @@ def _faint(learner: Learner, stepper: Callable[[Learner], Stepper], images: int)
         torch.manual_seed(step)
         for _ in trial.credit.updates(trial.step_of(x, None, labels)):
             pass
-        trained = {n: p.grad for n, p in trial.named_parameters() if p.requires_grad}
-        sizes = {n: 0.0 if g is None else float(g.abs().max()) for n, g in trained.items()}
-        silent |= {n for n, size in sizes.items() if size == 0}
-        exact = learner.engine == "integer"
-        noise |= dict.fromkeys(n for n, size in sizes.items() if not exact and 0 < size <= FAINT * max(sizes.values()))
+        silent |= {n for n, size in _sizes_of_updates(trial).items() if size == 0}
+        noise |= dict.fromkeys(_cancelled(trial))
         step_on(step)
     return len(silent), list(noise)
+
+
+def _sizes_of_updates(learner: Learner) -> dict[str, float]:
+    """The largest number in every weight's update."""
+    trained = {n: p.grad for n, p in learner.named_parameters() if p.requires_grad}
+    return {n: 0.0 if g is None else float(g.abs().max()) for n, g in trained.items()}
+
+
+def _cancelled(learner: Learner) -> list[str]:
+    """Weights whose update is the rounding noise of terms that cancel; whole numbers have none."""
+    sizes = _sizes_of_updates(learner)
+    most = max(sizes.values())
+    return [n for n, size in sizes.items() if learner.engine != "integer" and 0 < size <= FAINT * most]
 
 
 def _smallest(encoder: Encoder, config: RunConfig) -> Learner:

@@ -178,7 +178,7 @@ def lines(estimate: Estimate) -> list[str]:
     ]
     for number, (shape, n) in enumerate(e.blocks, start=1):
         said.append(f"  block {number}: {'×'.join(map(str, shape))}, {n:,} parameters")
-    said += [f"  {key}: {n:,} parameters" for key, n in e.rule.items()]
+    said += [f"  {key}: {n:,} parameters" for key, n in e.rule.items() if n]
     said.append(f"parameters: encoder {encoder:,}, rule {sum(e.rule.values()):,}")
     said.append(f"files: encoder {e.encoder_bytes / 1e6:,.1f} MB, checkpoints 2 × {e.checkpoint_bytes / 1e6:,.1f} MB")
     gpu = f", GPU {e.gpu_memory_mib:,.0f} MiB" if e.gpu_memory_mib else ""
