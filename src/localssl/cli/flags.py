@@ -90,7 +90,7 @@ class Align:
     batches: int = 10
     """Batches of test images."""
     batch_size: int | None = None
-    """Images in a batch. Default: as in training."""
+    """Images in a batch. Default: as in training, or a tenth of the test images where two batches would not fit."""
     fit_batches: int = 32
     """Batches of training images on which the reference's B or head is fitted."""
     skip_bad: bool = False
