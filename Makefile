@@ -30,7 +30,7 @@ test: .venv/installed-test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: .venv/installed-test
-	@echo "== tests that wait for whole processes (minutes)"
+	@echo "== whole studies, notebooks, pages, and processes that are killed or cut off (minutes)"
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m long
 
 bench: .venv/installed

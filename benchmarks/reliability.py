@@ -75,6 +75,9 @@ def soak() -> tuple[str, str]:
             f"{mean:+.2f} ({low:+.2f} to {high:+.2f}) MiB per 1,000 steps, mean of {len(slopes)} processes that lived "
             f"long enough for a slope, each between {min(slopes):+.2f} and {max(slopes):+.2f}"
         )
+    latest = pieces[-1]["mib_per_1000_steps"]
+    if len(latest) > 1:
+        slope += "; of the last piece's {} {:+.2f} ({:+.2f} to {:+.2f})".format(len(latest), *t_interval(latest))
     return (
         f"{total['minutes']:.0f} of 360 minutes, {total['kills']} kills, {total['steps']:,} steps",
         f"memory {slope}; descriptors {grown['descriptors']:+d}, threads {grown['threads']:+d}; "
@@ -154,7 +157,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     yield ("two runs into one folder: the second is refused and has read and changed nothing, the owner named; a stale "
            "lock is recognised",
            "a second run begun at five moments of the first, anew and with `--resume`; file systems without locks; "
-           "dead owners", "14 cases", SUITE, pytest("test_two_runs.py tests/test_files.py"))  # fmt: skip
+           "dead owners", "five moments, two ways; locks", SUITE,
+           pytest("test_two_runs.py tests/test_files.py"))  # fmt: skip
     yield ("no file makes a reader crash, hang or take memory without bound",
            "mutated good files and noise, in processes of their own; hypothesis in the suite", *fuzz(),
            command("python benchmarks/fuzz.py --inputs 1000000 --minutes 600", "fuzz"))  # fmt: skip
@@ -165,7 +169,7 @@ def rows() -> Iterator[tuple[str, ...]]:
            pytest("test_fuzz.py"))  # fmt: skip
     yield ("nothing in a file is executed",
            "the source searched; malicious checkpoint, weights, configuration, npz, code; paths that lead elsewhere",
-           "every module; 10 files", SUITE, pytest("test_no_code_from_files.py"))  # fmt: skip
+           "every module; 10 files", SUITE, pytest("test_no_code_from_files.py tests/test_shards.py"))  # fmt: skip
     yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
            command("make soak", "soak"))  # fmt: skip
     yield ("a set larger than memory comes in the order of its seed, each image once, resumed in mid-epoch, in bounded "
@@ -179,7 +183,11 @@ def rows() -> Iterator[tuple[str, ...]]:
     yield ("a process or machine that dies ends the run on all others in seconds, one that is cut off after "
            "`--patience`", "SIGKILL of one of two processes, and of one of two hosts in network namespaces; their "
            "cable down", "1 case each", SUITE, pytest("test_launch.py tests/test_hosts.py"))  # fmt: skip
-    yield ("N processes or machines train what one process trains",
+    yield ("under torchrun a killed process is begun again and all go on; a run goes on with another number of "
+           "processes", "the weights of an undisturbed run; 2 processes to 1, 4 to 2, with and without `--shard-b`",
+           "1 case each", SUITE,
+           pytest("test_torchrun.py tests/test_launch.py tests/test_sharding.py"))  # fmt: skip
+    yield ("N processes or machines train what one process trains, given the same views",
            "losses, gradients, weights in float64; two hosts against two processes, bit for bit",
            "seventeen rules and variants", SUITE, pytest("test_parallel.py tests/test_hosts.py"))  # fmt: skip
     yield ("a run can be repeated from its folder, and what differs is named", "`train --config … --expect …`",

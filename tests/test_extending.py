@@ -194,7 +194,7 @@ def test_parts_that_are_no_dict_are_said() -> None:
         small_learner("vgg", Wrong())
 
 
-@pytest.mark.parametrize("wrong", [(Own(),), {"own": "Own"}, {"own": 1}, None])
+@pytest.mark.parametrize("wrong", [(Own(),), {"own": Own}, {"own": "Own"}, {"own": 1}, None])
 def test_references_that_are_no_dict_of_them_are_said(wrong: Any) -> None:
     with usage_error("Wrong: references is a dict, .*; found "):
         type("Wrong", (ScoreRule,), {"references": wrong})

@@ -179,7 +179,7 @@ def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     run_tiny(tmp_path / "new", said, resume=True)  # no folder at all
     assert f"no checkpoint in {tmp_path / 'new'} yet: starting from the beginning" in said
     assert_same_run(tmp_path / "new", whole.path)
-    with usage_error("holds no run, or one stopped before it began; begin it with --rule and --data"):
+    with usage_error("holds no checkpoint and no config.yaml to go on with; begin with --rule and --data"):
         train(TrainConfig(out=tmp_path / "none", resume=True), said.append)
     assert not (tmp_path / "none").exists()
 

@@ -154,7 +154,8 @@ class AlignOptions:
 
     Args:
         batches: batches of test images; the intervals are over them.
-        batch_size: images in each; None: as in training, or a tenth of the test images where not even two would fit.
+        batch_size: images in each; None: as in training, or a tenth of the test images (20 at least) where not even
+            two would fit.
         reference: "own", "bp-clapp++" or "bp-infonce", see ``alignment.measure``.
         fit_batches: batches of training images on which a reference's B^L or head is fitted.
         skip_bad: leave out images that cannot be decoded, also where training did not.
@@ -199,8 +200,8 @@ def align_run(
         raise unknown("reference", options.reference, alignment.REFERENCES)
     images = run.images("test", root, data, skip_bad=options.skip_bad)
     smaller = options.batch_size is None and options.batches > 1 and 20 <= len(images) < 2 * n
-    n = len(images) // 10 if smaller else n
-    pairs = view_batches(run, images, options.batches, n, seed=run.config.seed + 2)
+    size = len(images) // 10 if smaller else n
+    pairs = view_batches(run, images, options.batches, size, seed=run.config.seed + 2)
     fit = None
     if options.reference not in ("own", run.config.rule):
         fit = view_batches(
@@ -216,7 +217,7 @@ def align_run(
     fewer = f" (not {options.batches}: there are no more test images)" if 1 < len(pairs) < options.batches else ""
     trained = f" (not {run.config.batch_size} as in training: two would not fit)" if smaller else ""
     protocol = (
-        f"weight gradients on {count}{fewer} of {n}{trained} test images of {images.name}, {_views_of(run)} each; "
+        f"weight gradients on {count}{fewer} of {size}{trained} test images of {images.name}, {_views_of(run)} each; "
         f"same weights, views and negatives; mean and 95 % interval over batches (t; of {jackknifed} "
         f"jackknife, which may leave -1 to 1); null: the rule's gradient of one batch against the reference's of "
         f"another"

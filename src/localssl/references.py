@@ -14,7 +14,7 @@ class Reference(Protocol):
     """Where c comes from; one of your own needs this method alone."""
 
     def source(self, layer: int, n_layers: int) -> int:
-        """The layer whose readout c is, all counted from 0."""
+        """The layer whose readout c is, from 0 to n_layers - 1."""
         ...
 
 

@@ -48,8 +48,8 @@ class Table:
 class ParquetRows(EncodedRows):
     """Images of one or more parquet files, read by row group; the latest are kept, up to ``memory``.
 
-    A row group may take half of this machine's memory. What the file says of it is believed only as far as that: a
-    value that stands in it once may be repeated in every row, so it is read in pieces, and counted.
+    A row group, all its columns, may take half of this machine's memory. What the file says of it is believed only as
+    far as that: a value that stands in it once may be repeated in every row, so it is read in pieces, and counted.
 
     Raises:
         UsageError: a damaged file, a row group that says that it takes more, or more rows than can be numbered.

@@ -68,7 +68,7 @@ class Three(ScoreRule):
     """Own, next and last layer, each with its own B."""
 
     name: ClassVar[str] = "own, next and last"
-    references: ClassVar[dict[str, Any]] = {"lateral": Own(), "above": Next(), "feedback": Last()}
+    references: ClassVar[dict[str, Reference]] = {"lateral": Own(), "above": Next(), "feedback": Last()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class NextLast(ScoreRule):
     """Next and last layer, each with its own B."""
 
     name: ClassVar[str] = "next and last"
-    references: ClassVar[dict[str, Any]] = {"above": Next(), "feedback": Last()}
+    references: ClassVar[dict[str, Reference]] = {"above": Next(), "feedback": Last()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ def parallel() -> str:
         line += [f"{1e3 * r['seconds']:.1f}", f"{1e3 * r['one']:.1f}", f"{r['speedup']:.2f}"]
         lines.append([*line, f"{r['bytes_sent'] / 1e6:.2f}", f"{r['share_of_communication']:.2f}"])
     head = ["rule", "width", "processes", "images of each", "exchange", "ms a step", "ms of one with the whole batch"]
-    head += ["times as fast", "MB sent by each", "share of communication"]
+    head += ["times as fast", "MB sent by each (counted)", "share of communication"]
     said = source("parallel").replace(" 1 threads", " one thread a process")
     said = re.sub(", batches of [^,]*", "", said)  # they stand in the rows
     return f"{markdown.table(head, lines)}\n\n{said}"

@@ -47,7 +47,7 @@ def table() -> str:
         f"Waiting {1e3 * waiting:.0f} ms a step and {rate / 1e9:.2f} GB a second (least squares of {len(found)} cases "
         f"of parallel.json), {products / 1e9:.0f} billion multiply-adds a second and thread (products.json). The "
         f"formula misses the measured seconds of two processes by {100 * statistics.median(off):.1f} % in the median, "
-        f"{100 * max(off):.1f} % at most, the bytes sent by {100 * bytes_off:.1f} % at most."
+        f"{100 * max(off):.1f} % at most, the bytes that the processes counted by {100 * bytes_off:.1f} % at most."
     )
     return f"{markdown.table(head, lines)}\n\n{said}"
 

@@ -185,7 +185,7 @@ def _sizes_of_updates(learner: Learner) -> dict[str, float]:
 def _cancelled(learner: Learner) -> list[str]:
     """Weights whose update is the rounding noise of terms that cancel; whole numbers have none."""
     sizes = _sizes_of_updates(learner)
-    most = max(sizes.values())
+    most = max(sizes.values(), default=0.0)
     return [n for n, size in sizes.items() if learner.engine != "integer" and 0 < size <= FAINT * most]
 
 

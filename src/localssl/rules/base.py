@@ -212,7 +212,9 @@ class ScoreRule(Rule):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         found: object = cls.references
-        if not isinstance(found, dict) or not all(isinstance(one, Reference) for one in found.values()):  # pyright: ignore
+        if not isinstance(found, dict) or not all(
+            isinstance(one, Reference) and not isinstance(one, type) for one in found.values()
+        ):  # pyright: ignore
             raise UsageError(
                 f"{cls.__name__}: references is a dict, from a name of its B to where c comes from, for instance "
                 f'{{"own": Own(), "last": Last()}} of localssl.references; found {found!r}'

@@ -129,7 +129,7 @@ def _last(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         return state, RunConfig.from_yaml(state["config"], f"the checkpoint in {out}")
     stored = open_run(out).config if (out / "config.yaml").is_file() else None
     if stored is None and config.config is None and (config.rule is None or config.data is None):
-        raise UsageError(f"{out} holds no run, or one stopped before it began; begin it with --rule and --data")
+        raise UsageError(f"{out} holds no checkpoint and no config.yaml to go on with; begin with --rule and --data")
     report(f"no checkpoint in {out} yet: starting from the beginning")
     return None, stored
 
