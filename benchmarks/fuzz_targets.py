@@ -23,7 +23,7 @@ from localssl.data import folders, index_file, parquet, readers, shards
 from localssl.data.decode import BadImage, decode, is_colour, shorter_side
 from localssl.data.sources import open_images
 from localssl.errors import RunError, UsageError
-from localssl.runs import checkpoint, metrics
+from localssl.runs import checkpoint, flagfile, metrics
 from localssl.runs.config import RunConfig, TrainConfig
 from localssl.runs.run import manifest_of, resolve
 
@@ -269,8 +269,17 @@ def _texts(data: bytes, folder: Path) -> None:
     folders.read_tiny_imagenet(folder, "test")
 
 
+def _flags(data: bytes, folder: Path) -> None:
+    """A file of ``--config``."""
+    flagfile.read(_written(folder, "flags.yaml", data), TrainConfig)
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """All of them by name; good files are made in ``folder``."""
+    flags = (
+        b"rule: clapp++dfb\ndata: digits\nbatch-size: 32\nlr: 1.0e-3\nwidth: 0.25\nrule-options: {f: softplus}\n"
+        b"resume: false\nlabels: ['1', '10']\nout: runs/x\nencoder-options: [pool=avg]\n"
+    )
     good = {name: _weights(folder, name)[0] for name in ("encoder.json", "encoder.safetensors")}
     cifar = (b"\3" + bytes(range(256)) * 12)[:3073] * 2
     texts = [b"x.JPEG\tn01\t0\t0\t1\t1\n", b"step,loss\n1,2.0\n2,1.5\n", b'{"data": {"root": "x"}}']
@@ -288,7 +297,8 @@ def targets(folder: Path) -> dict[str, Target]:
         "encoder.json": Target([good["encoder.json"]], partial(_encoder, "encoder.json", good), 0.02),
         "safetensors": Target([good["encoder.safetensors"]], partial(_encoder, "encoder.safetensors", good), 0.05),
         "checkpoint": Target(_states(), _checkpoint, 0.1),
-        "texts": Target(texts, _texts, 0.1),
+        "texts": Target(texts, _texts, 0.095),
+        "flags": Target([flags.replace(b"labels: ['1', '10']\n", b""), flags], _flags, 0.005),
     }
 
 
