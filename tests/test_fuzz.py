@@ -32,7 +32,7 @@ from localssl.system import devices
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = (
     *("images", "parquet", "idx", "stl10", "stl10 labels", "cifar10", "npz", "tar", "tar index"),
-    *("configuration", "encoder.json", "safetensors", "checkpoint", "texts"),
+    *("configuration", "encoder.json", "safetensors", "checkpoint", "texts", "flags"),
 )
 
 FOUND = {"tar": (8455, 22108), "parquet": (14777, 16879, 32596, 36358, 41875)}
