@@ -208,6 +208,8 @@ def test_the_data_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_resume_flags_are_complete(tmp_path: Path) -> None:
     with usage_error("train needs --rule and --data"):
+        train(TrainConfig(out=tmp_path / "x"), lambda line: None)
+    with usage_error("begin with --rule and --data"):
         train(TrainConfig(out=tmp_path / "x", resume=True), lambda line: None)
     with usage_error("train needs --out"):
         train(TrainConfig(rule="clapp", data="digits"))
