@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,10 +211,9 @@ class ScoreRule(Rule):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        found: object = cls.references
-        if not isinstance(found, dict) or not all(
-            isinstance(one, Reference) and not isinstance(one, type) for one in found.values()
-        ):  # pyright: ignore
+        found = cast(Any, cls.references)  # a class of the user's, unchecked
+        values = list(cast("dict[str, Any]", found).values()) if isinstance(found, dict) else [None]
+        if not all(isinstance(one, Reference) and not isinstance(one, type) for one in values):
             raise UsageError(
                 f"{cls.__name__}: references is a dict, from a name of its B to where c comes from, for instance "
                 f'{{"own": Own(), "last": Last()}} of localssl.references; found {found!r}'
