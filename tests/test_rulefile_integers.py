@@ -290,10 +290,12 @@ def test_what_has_no_whole_numbers_is_refused() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_tiny(tmp_path / "x", epochs=1, bits=6, lr=None)
+    run = run_tiny(tmp_path / "x", epochs=1, bits=6, lr=None, dead=0.1, weight_noise=0.05)
     capsys.readouterr()
     assert main(["export", str(run.path), "--rule"]) == 0
-    assert "golden vectors of 3 steps in float64 and integer" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "golden vectors of 3 steps in float64 and integer" in out
+    assert out.endswith("of flawless synapses: --weight-noise, --dead of the run are not in it\n")
     file = run.path / "rule.json"
     found = json.loads(file.read_text(encoding="utf-8"))
     assert (found["format"], found["version"], found["rule"]["engine"]) == ("localssl rule", 2, "integer")
@@ -303,7 +305,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data = whole(found)["steps"][1]["state"]["encoder.blocks.0.1.weight"]
     data["values"][0] += 1
     file.write_text(json.dumps(found), encoding="utf-8")
-    assert subprocess.run([sys.executable, str(INTERPRETER), str(file)], capture_output=True, check=False).returncode
+    done = subprocess.run([sys.executable, str(INTERPRETER), str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "not reproduced\n")
     assert main(["export", str(run.path), "--nir", str(tmp_path / "x.nir")]) == 2
     said = capsys.readouterr().err
     assert "no node that rounds" in said
