@@ -4,8 +4,8 @@
 
 A piece is one run in one folder that goes on for --piece minutes of training, killed by SIGKILL and resumed again and
 again; every process looks at its own memory, descriptors and threads once an epoch. Afterwards: the slope of memory
-over the steps of a process (those of the first 20 % left out), the growth of descriptors and threads, and whether
-metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow, a row is
+over the steps of a process (those of the first 20 % left out), the course of it in the process that took the most steps,
+the growth of descriptors and threads, and whether metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow, a row is
 missing or doubled or a run ended by itself. With --jobs 2 two pieces run at the same time, each with one thread: the
 minutes count twice, the steps are those that were taken.
 """
@@ -39,6 +39,7 @@ from localssl.training.train import train
 
 EVERY = 20  # steps between two looks
 SETTLING = 0.2  # of a process's looks, while its libraries take what they need
+PARTS = 12  # of the course of memory: means
 LEAST = 20  # looks that a process needs for a slope
 
 
@@ -98,8 +99,10 @@ def measured(log: Path) -> dict[str, Any]:
     looks = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("]")]
     slopes: list[float] = []
     growth = {"descriptors": 0, "threads": 0}
+    longest: list[list[int]] = []
     for pid in dict.fromkeys(entry[0] for entry in looks):
         own = [entry for entry in looks if entry[0] == pid]
+        longest = max(longest, own, key=len)
         own = own[int(SETTLING * len(own)) :]
         if len(own) >= LEAST:
             steps, memory = (np.array([entry[i] for entry in own], dtype=float) for i in (1, 2))
@@ -109,6 +112,8 @@ def measured(log: Path) -> dict[str, Any]:
     return {
         "steps": max(entry[1] for entry in looks),
         "mib_per_1000_steps": [round(slope, 3) for slope in slopes],
+        "course_steps": longest[-1][1] - longest[0][1],
+        "course_mib": [round(float(part.mean()) / 1024, 1) for part in np.array_split([e[2] for e in longest], PARTS)],
         "resident_mib": round(max(entry[2] for entry in looks) / 1024, 1),
         **{f"{name}_growth": value for name, value in growth.items()},
     }
