@@ -5,9 +5,11 @@
 vgg6 on random views of 32 x 32, samples compared across processes. "rows": readouts go to all, and every process makes
 the whole change of B from them. "matrices": each makes its own samples' part, and the parts are summed. "sharded": each
 keeps some rows of B. In turn, repeat by repeat; medians. ``one`` is one process of one thread with the batch of all.
+``of_matrices``: the step's time over that with matrices, paired, with the distribution-free 95 % interval.
 
-The local rules at one width, and ``clapp++`` at a small width with batches from below to beyond the size at which
-matrices are fewer bytes than rows. Minutes, on two idle cores.
+The local rules at one width, and two of them at two small widths with batches from below to beyond the size at which
+matrices are fewer bytes than rows. ``pace``: how fast a thread multiplies, two processes send, and a message of nothing
+goes its way; ``localssl.traffic`` reckons from these which way takes less time. A quarter of an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,19 +27,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from shared import LOCAL, Made, make, random_views, write
+from shared import LOCAL, Made, interval, load, make, random_views, write
 from torch import Tensor, nn
 from typing_extensions import override
 
 from localssl import encoders, traffic
 from localssl.optimizer import FactoredAdamW
 from localssl.parallel import Processes
+from localssl.products import product
 from localssl.system.allocator import keep_freed
 from localssl.training import sharding
 from localssl.training.prepared import parameter_groups
 
 WAYS = ("rows", "matrices", "sharded")
-BATCHES = [32, 128, 192, 256, 512]  # of each process; up to 192 rows are fewer bytes, at the small width
+SMALL = (0.0625, 0.125)
+BATCHES = (32, 64, 128, 192, 256, 512)  # of each process; up to 192 and 384 rows are fewer bytes, at the small widths
 
 
 class Case(NamedTuple):
@@ -120,10 +124,34 @@ def work(rank: int, size: int, folder: str, cases: list[Case], steps: int, repea
     rows: list[dict[str, Any]] = []
     for case in cases:
         rows += _measure(case, processes, max(2, steps * 16 // case.batch), repeats)
+    found = pace(processes)
     if rank == 0:
         torch.save(rows, f"{folder}/rows")
+        torch.save(found, f"{folder}/pace")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def pace(processes: Processes, d: int = 1024, samples: int = 64, repeats: int = 200) -> dict[str, float]:
+    """Medians, all processes at the same time: multiply-adds and bytes a second, seconds of a message of nothing."""
+    c, delta, b = torch.randn(samples, d), torch.randn(samples, d), torch.randn(d, d)
+    large, nothing = torch.zeros(2**22), torch.zeros(1)
+
+    def median(call: Callable[[], object], count: int) -> float:
+        took: list[float] = []
+        for _ in range(count):
+            dist.barrier()
+            began = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - began)
+        return statistics.median(took[count // 10 :])
+
+    both = median(lambda: (product(c, b), product(delta.T.contiguous(), c.T.contiguous())), repeats)
+    message = median(lambda: processes.sum(nothing), repeats)
+    ring = median(lambda: processes.sum(large), repeats // 10)
+    sent = 2 * (processes.size - 1) / processes.size * large.nbytes
+    rates = {"multiply_adds_a_second": 2 * samples * d * d / both, "bytes_a_second": sent / ring}
+    return {**{name: float(f"{rate:.3g}") for name, rate in rates.items()}, "message_seconds": round(message, 6)}
 
 
 def _measure(case: Case, processes: Timed, steps: int, repeats: int) -> list[dict[str, Any]]:
@@ -150,6 +178,7 @@ def _measure(case: Case, processes: Timed, steps: int, repeats: int) -> list[dic
     if processes.rank:
         return []
     one = statistics.median(times["one"])
+    against = {way: [a / b for a, b in zip(times[way], times["matrices"], strict=True)] for way in WAYS}
     rows = [
         {
             "rule": case.rule,
@@ -160,6 +189,8 @@ def _measure(case: Case, processes: Timed, steps: int, repeats: int) -> list[dic
             "seconds": round(statistics.median(times[way]), 5),
             "one": round(one, 5),
             "speedup": round(statistics.median(a / b for a, b in zip(times["one"], times[way], strict=True)), 3),
+            "of_matrices": round(statistics.median(against[way]), 3),
+            **dict(zip(("low", "high"), (round(edge, 3) for edge in interval(against[way])), strict=True)),
             "bytes_sent": sent[way],
             "share_of_communication": round(statistics.median(talk[way]), 3),
             "auto": _chosen(whole, case.batch, processes),
@@ -167,6 +198,7 @@ def _measure(case: Case, processes: Timed, steps: int, repeats: int) -> list[dic
                 p.numel() for p in (part if way == "sharded" else whole).learner.projections.parameters()
             ),
             "n": repeats,
+            "load": load(),
         }
         for way in WAYS
     ]
@@ -187,23 +219,28 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--rules", nargs="+", default=list(LOCAL))
     parser.add_argument("--batch", type=int, default=16, help="images of each process")
-    parser.add_argument("--small-width", type=float, default=0.0625)
-    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="images of each, at the small width")
+    parser.add_argument("--small-widths", type=float, nargs="*", default=SMALL)
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="images of each, at the small widths")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10, help="for batches of 16; fewer for larger ones")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     keep_freed()  # as the commands do
     os.environ["OMP_NUM_THREADS"] = "1"
     cases = [Case(rule, arguments.width, arguments.batch) for rule in arguments.rules]
-    cases += [Case(LOCAL[0], arguments.small_width, batch) for batch in arguments.batches]
+    cases += [
+        Case(rule, width, batch)
+        for width in arguments.small_widths
+        for rule in LOCAL[:2]
+        for batch in arguments.batches
+    ]
     size = arguments.processes
     with tempfile.TemporaryDirectory() as folder:
         given = (size, folder, cases, arguments.steps, arguments.repeats)
         mp.spawn(work, given, nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
-        rows = torch.load(Path(folder) / "rows", weights_only=True)
-    write(arguments.out, 1, rows=rows)
+        rows, found = (torch.load(Path(folder) / name, weights_only=True) for name in ("rows", "pace"))
+    write(arguments.out, 1, rows=rows, pace=found)
 
 
 if __name__ == "__main__":

@@ -187,9 +187,10 @@ def rows() -> Iterator[tuple[str, ...]]:
            "processes", "the weights of an undisturbed run; 2 processes to 1, 4 to 2, with and without `--shard-b`",
            "1 case each", SUITE,
            pytest("test_torchrun.py tests/test_launch.py tests/test_sharding.py"))  # fmt: skip
-    yield ("N processes or machines train what one process trains, given the same views",
-           "losses, gradients, weights in float64; two hosts against two processes, bit for bit",
-           "seventeen rules and variants", SUITE, pytest("test_parallel.py tests/test_hosts.py"))  # fmt: skip
+    yield ("N processes or machines train what one process trains",
+           "losses, gradients, weights of a learner in float64; whole runs of the command, with their views; two hosts "
+           "against as many processes on one, bit for bit", "seventeen rules and variants; 7 runs; 4 ways", SUITE,
+           pytest("test_parallel.py tests/test_shared_views.py tests/test_hosts.py"))  # fmt: skip
     yield ("a run can be repeated from its folder, and what differs is named", "`train --config … --expect …`",
            "settings, versions, data, machine, numbers", SUITE, pytest("test_repeat.py"))  # fmt: skip
     yield ("files of format 1 are read for ever",

@@ -4,10 +4,10 @@
 
 A piece is one run in one folder that goes on for --piece minutes of training, killed by SIGKILL and resumed again and
 again; every process looks at its own memory, descriptors and threads once an epoch. Afterwards: the slope of memory
-over the steps of a process (those of the first 20 % left out), the course of it in the process that took the most steps,
-the growth of descriptors and threads, and whether metrics.csv has every row once. Goes on where the results stop. Status 1 where descriptors or threads grow, a row is
-missing or doubled or a run ended by itself. With --jobs 2 two pieces run at the same time, each with one thread: the
-minutes count twice, the steps are those that were taken.
+over the steps of a process (those of the first 20 % left out), its course in the process that took the most steps, the
+growth of descriptors and threads, and whether metrics.csv has every row once. Goes on where the results stop. Status 1
+where descriptors or threads grow, a row is missing or doubled or a run ended by itself. With --jobs 2 two pieces run at
+the same time, each with one thread: the minutes count twice, the steps are those that were taken.
 """
 
 from __future__ import annotations

@@ -200,6 +200,9 @@ def test_processes_of_a_tiny_network(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found["rows"]["auto"] == []
     assert 2 * found["sharded"]["numbers_of_b"] == found["rows"]["numbers_of_b"]
     assert 0 < found["rows"]["share_of_communication"] < 1
+    assert found["matrices"]["of_matrices"] == found["matrices"]["low"] == found["matrices"]["high"] == 1
+    assert found["rows"]["low"] <= found["rows"]["of_matrices"] <= found["rows"]["high"]
+    assert all(number > 0 for number in torch.load(tmp_path / "pace", weights_only=True).values())
 
 
 def test_pool_before_relu_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

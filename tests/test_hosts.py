@@ -47,7 +47,7 @@ def hosts() -> Generator[None]:
 
 @contextmanager
 def begun(
-    out: Path, epochs: int, *flags: str, named: bool = True, by_torchrun: bool = False
+    out: Path, epochs: int, *flags: str, named: bool = True, by_torchrun: bool = False, devices: int = 1
 ) -> Generator[list[subprocess.Popen[str]]]:
     """A run on both machines, ended with the block; ``named``: each is told which network they share."""
     started: list[subprocess.Popen[str]] = []
@@ -61,7 +61,7 @@ def begun(
                 command += ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
                 command += ["--node-rank", str(rank), "--master-addr", ADDRESSES[0], "--master-port", "29511"]
             command += ["-m", "localssl", "train", *WHAT, *flags]
-            command += ["--devices", "1", "--nodes", "2", "--out", str(out), "--epochs", str(epochs)]
+            command += ["--devices", str(devices), "--nodes", "2", "--out", str(out), "--epochs", str(epochs)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
         yield started
@@ -89,6 +89,18 @@ def test_two_machines_are_two_processes_of_one(tmp_path: Path) -> None:
         said = [machine.communicate(timeout=120)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert encoder_bytes(tmp_path / "torchrun") == encoder_bytes(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("hosts")
+@pytest.mark.parametrize(("devices", "flags"), [(2, ()), (1, ("--pipeline", "2")), (1, ("--shard-b",))])
+def test_several_processes_on_each_machine(devices: int, flags: tuple[str, ...], tmp_path: Path) -> None:
+    with begun(tmp_path / "two", 1, *flags, devices=devices) as machines:
+        said = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    one = [sys.executable, "-m", "localssl", "train", *WHAT, *flags, "--devices", str(2 * devices), "--epochs", "1"]
+    subprocess.run([*one, "--out", str(tmp_path / "one")], check=True, capture_output=True, timeout=200)
+    assert encoder_bytes(tmp_path / "two") == encoder_bytes(tmp_path / "one")
+    assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
 def wait_for_checkpoint(out: Path) -> None:

@@ -151,6 +151,7 @@ def held(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, int]:
 
 def work(rank: int, size: int, folder: str, cases: list[str]) -> None:
     torch.set_num_threads(1)
+    traffic.THREAD = traffic.BYTES_ALONE  # so that a tiny network has some of each
     parallel.LARGE = 200  # some gradients are summed where they lie
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from localssl import traffic
 from localssl.report import benchmark_tables, scaling
 
 
@@ -46,3 +47,23 @@ def test_seconds_by_hand() -> None:
     assert scaling.sent(case("matrices"), 512) == pytest.approx(most, rel=0.01)
     rows = [scaling.sent(case("rows"), n) - 8 * (n - 1) / n * scaling.encoder_weights(0.25) for n in (2, 512)]
     assert rows[1] == pytest.approx(511 * rows[0])
+
+
+def test_what_is_chosen_is_not_far_from_the_best() -> None:
+    """For every rule and number of processes, of the projected seconds."""
+    found = [r for r in benchmark_tables.rows("parallel") if r["width"] == scaling.WIDTH]
+    waiting, rate, products = *scaling.fitted(benchmark_tables.rows("parallel")), scaling.product_rate()
+    for auto in (r for r in scaling.with_auto(found) if r["exchange"] == "auto"):
+        others = [r for r in found if r["rule"] == auto["rule"] and r["exchange"] in ("rows", "matrices")]
+        for count in (2, *scaling.COUNTS):
+            best = min(scaling.seconds(r, count, waiting, rate, products) for r in others)
+            assert scaling.seconds(auto, count, waiting, rate, products) < 1.1 * best, (auto["rule"], count)
+
+
+def test_the_pace_is_what_was_measured() -> None:
+    record = benchmark_tables.record("parallel")
+    assert record is not None
+    pace = record["pace"]
+    numbers = pace["bytes_a_second"] / 4
+    assert traffic.THREAD.products == pytest.approx(pace["multiply_adds_a_second"] / numbers, rel=0.05)
+    assert traffic.THREAD.message == pytest.approx(pace["message_seconds"] * numbers, rel=0.05)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from localssl import traffic
-from localssl.traffic import Layer, Sizes
+from localssl.traffic import Layer, Pace, Sizes
 
 D = 64
 
@@ -45,7 +45,7 @@ def test_the_crossover(processes: int) -> None:
     assert seen == {True, False}
 
 
-def test_nothing_sends_less_than_what_is_chosen() -> None:
+def test_nothing_costs_less_than_what_is_chosen() -> None:
     draw = random.Random(0)
     for _ in range(200):
         count = draw.randint(1, 6)
@@ -57,8 +57,10 @@ def test_nothing_sends_less_than_what_is_chosen() -> None:
             layers.append(Layer(d, sources, sum(d * ds[source] for source in sources)))
         sizes = Sizes(tuple(layers), draw.choice((4, 16, 64, 256)), draw.choice((2, 3, 8)), draw.random() < 0.5)
         subsets = (frozenset(c) for k in range(count + 1) for c in itertools.combinations(range(count), k))
-        least = min(traffic.numbers(sizes, subset) for subset in subsets)
-        assert traffic.numbers(sizes, traffic.choose(sizes)) == least
+        pace = draw.choice((traffic.BYTES_ALONE, Pace(10, 0), Pace(100, 500)))
+        sizes = sizes._replace(pace=pace)
+        least = min(traffic.cost(sizes, subset) for subset in subsets)
+        assert traffic.cost(sizes, traffic.choose(sizes)) == least
 
 
 def test_in_a_line() -> None:
@@ -68,3 +70,23 @@ def test_in_a_line() -> None:
         "changes of B: rows for block 2 and matrices for block 1, 0.26 MB a step from each process "
         "(all as rows 0.26, as matrices 4.21)"
     )
+
+
+def test_products_and_messages_by_hand() -> None:
+    """Of a lateral B: N − 1 others' rows twice, one message; or four."""
+    sizes = Sizes(lateral(D), samples=10, processes=4, pace=Pace(products=100, message=7))
+    assert traffic.cost(sizes, frozenset()) == 3 * 10 * D + 2 * 3 * 10 * D * D / 100 + 7
+    assert traffic.cost(sizes, frozenset({0})) == traffic.numbers(sizes, frozenset({0})) + 4 * 7
+    alone = sizes._replace(pace=traffic.BYTES_ALONE)
+    assert [traffic.cost(alone, m) for m in (frozenset[int](), frozenset({0}))] == [
+        traffic.numbers(alone, m) for m in (frozenset[int](), frozenset({0}))
+    ]
+
+
+def test_many_processes_are_matrices_before_those_are_fewer_bytes() -> None:
+    """The products of all the others' rows take longest, unless threads are many or a GPU does them."""
+    few, many = (Sizes(lateral(1024), 32, n, pace=traffic.pace("cpu", 1)) for n in (2, 64))
+    assert traffic.choose(few) == frozenset()
+    assert traffic.choose(many) == {0}
+    assert traffic.choose(many._replace(samples=16, pace=traffic.BYTES_ALONE)) == frozenset()
+    assert traffic.pace("cpu", 4).products == 4 * traffic.pace("cpu", 1).products

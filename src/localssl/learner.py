@@ -190,7 +190,8 @@ class Learner(nn.Module):
             return f"engine {self.engine!r} makes changes of B from rows only"
         if any(isinstance(module, Sharded) for module in self.projections.modules()):
             return "of a sharded B they are made from rows only"
-        return engines.sizes(self.rule, self.parts, self.lengths, images, processes.size)
+        pace = traffic.pace(processes.device.type, processes.threads)
+        return engines.sizes(self.rule, self.parts, self.lengths, images, processes.size)._replace(pace=pace)
 
     def accumulate_grads(
         self, view_a: Tensor, view_b: Tensor, negatives: Tensor | None = None, labels: Tensor | None = None

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -54,7 +53,9 @@ class Processes:
 
     Attributes:
         rank, size: this process's number, and how many there are.
-        exchange: how the changes of B come about (``localssl.traffic``): "rows", "matrices"; "auto": what sends less.
+        exchange: how the changes of B come about (``localssl.traffic``): "rows", "matrices"; "auto": what takes
+            less time, as is reckoned from the sizes.
+        threads: of the process that has fewest; all must know the same.
         sent: bytes that this process has given to the others so far, as a ring sends them.
     """
 
@@ -63,7 +64,7 @@ class Processes:
             raise UsageError("there are no processes yet: call torch.distributed.init_process_group first")
         self.device, self.group = torch.device(device), group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.exchange = "auto"
+        self.exchange, self.threads = "auto", 1
         self.sent = 0
 
     def gather(self, rows: Tensor, views: int = 2) -> Tensor:
@@ -195,15 +196,14 @@ class Processes:
         """Of each flag whether any process says so."""
         return (self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
 
+    def least(self, number: int) -> int:
+        """The least of the processes' whole numbers."""
+        return int(self.gather(torch.tensor([number], dtype=torch.int64, device=self.device), views=1).min())
+
     def agree(self, *numbers: int) -> bool:
         """Whether all processes have the same whole numbers; nobody goes on before all have said theirs."""
         said = self.gather(torch.tensor([numbers], dtype=torch.int64, device=self.device), views=1)
         return bool((said == said[0]).all())
-
-    def seeds(self, seed: int, step: int) -> tuple[int, int]:
-        """Seeds of a step: for what this process draws by itself (views), and for what all draw alike (negatives)."""
-        own, shared = (np.random.SeedSequence([seed, step, k]).generate_state(1)[0] for k in (self.rank + 1, 0))
-        return int(own), int(shared)
 
 
 class Route:

@@ -1,4 +1,4 @@
-"""What processes that share a batch send for the changes of B, by formula, and the way that sends less.
+"""What processes that share a batch send for the changes of B, by formula, and the way that takes less time.
 
 Of N processes each has S samples (two views of n images), readout l is d_l long, and w numbers make up the projections
 of a layer. A ring sends, from every process:
@@ -9,14 +9,40 @@ of a layer. A ring sends, from every process:
   that other processes have, and they the signals back: 2 r d_l for each reference, r rows. With "next" negatives r = 2,
   the one after the last image in both views; with random ones (N - 1) / N S on average.
 
+Of rows every process multiplies all N S with B, twice (g and ΔB), of matrices its own S: the others' are counted as the
+numbers that could be sent meanwhile (``Pace``).
+
 Numbers, not bytes: those of B and of readouts are of one size, unless the precision is mixed.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+
+class Pace(NamedTuple):
+    """What else takes time, measured in numbers of 4 bytes that could be sent meanwhile.
+
+    Args:
+        products: multiply-adds that a process does while a number is sent; inf: they take no time.
+        message: numbers that could be sent while a message goes its way, whatever is in it.
+    """
+
+    products: float = math.inf
+    message: float = 0.0
+
+
+BYTES_ALONE = Pace()
+THREAD = Pace(315, 44_000)  # one thread; made of what benchmarks/results/parallel.json has as "pace"
+GPU = Pace(12_000, 250_000)  # reckoned, not measured: 150e12 multiply-adds, 50e9 bytes a second, 20 microseconds
+
+
+def pace(device: str, threads: int) -> Pace:
+    """Of processes with so many threads, on a kind of device ("cpu", "cuda")."""
+    return GPU if device == "cuda" else THREAD._replace(products=threads * THREAD.products)
 
 
 class Layer(NamedTuple):
@@ -41,12 +67,14 @@ class Sizes(NamedTuple):
         samples: of each process, S.
         processes: N.
         drawn: whether negatives are drawn at random, and so from all processes.
+        pace: what else takes time.
     """
 
     layers: tuple[Layer, ...]
     samples: int
     processes: int
     drawn: bool = False
+    pace: Pace = BYTES_ALONE
 
 
 def gathered(layers: Sequence[Sequence[int]], matrices: frozenset[int]) -> frozenset[int]:
@@ -69,21 +97,35 @@ def numbers(sizes: Sizes, matrices: frozenset[int]) -> float:
     return rows + sum(sums) + sum(2 * away * layers[i].d * len(layers[i].sources) for i in matrices)
 
 
+def cost(sizes: Sizes, matrices: frozenset[int]) -> float:
+    """``numbers``, and those that could be sent while messages go their way and the others' rows are multiplied.
+
+    A readout is one message; a sum of changes is two, with that of the losses, and negatives and signals one each for
+    every reference.
+    """
+    layers = sizes.layers
+    more = sum(layer.weights for i, layer in enumerate(layers) if i not in matrices)
+    products = 2 * (sizes.processes - 1) * sizes.samples * more / sizes.pace.products
+    readouts = len(gathered([layer.sources for layer in layers], matrices))
+    messages = readouts + sum(2 + 2 * len(layers[i].sources) for i in matrices)
+    return numbers(sizes, matrices) + products + messages * sizes.pace.message
+
+
 @functools.lru_cache
 def choose(sizes: Sizes) -> frozenset[int]:
-    """The layers whose changes of B are summed as matrices, so that least is sent; the others' are made of rows.
+    """The layers whose changes of B are summed as matrices, so that ``cost`` is least; the others' are made of rows.
 
     Exact where every reference is the own or the last readout; for other references near to it.
     """
     all_layers = frozenset(range(len(sizes.layers)))
-    cost: Callable[[frozenset[int]], float] = functools.partial(numbers, sizes)
+    of: Callable[[frozenset[int]], float] = functools.partial(cost, sizes)
     found: list[frozenset[int]] = []
     for start in (frozenset[int](), all_layers):  # layer by layer, from either end
         chosen = start
-        while better := [other for layer in all_layers if cost(other := chosen ^ {layer}) < cost(chosen)]:
-            chosen = min(better, key=cost)
+        while better := [other for layer in all_layers if of(other := chosen ^ {layer}) < of(chosen)]:
+            chosen = min(better, key=of)
         found.append(chosen)
-    return min(found, key=cost)
+    return min(found, key=of)
 
 
 def described(sizes: Sizes, matrices: frozenset[int], size: int) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl import own
+from localssl.data.part import Part
 from localssl.data.specs import Augmentation
 from localssl.errors import RunError, UsageError
 
@@ -22,7 +23,18 @@ def blur_kernel(image_size: int) -> int:
     return kernel + 1 - kernel % 2
 
 
-def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.Sequential:
+class Steps(nn.Sequential):
+    """Random steps one after the other, Kornia's and ours."""
+
+    def forward(self, x: Tensor, part: Part | None = None) -> Tensor:
+        """One view of a batch (n, …); ``part``: of which batch it is a part, None: it is the whole."""
+        part = part or Part.all(len(x))
+        for step in self:
+            x = part.through(step, x) if isinstance(step, K.AugmentationBase2D) else step(x, part)
+        return x
+
+
+def transform(augmentation: Augmentation, channels: int, image_size: int) -> Steps:
     """The random transform of one view, on float images in [0, 1] of shape (N, C, H, W).
 
     SimCLR, with torchvision's meaning of every parameter (recipe; paper Appendix B): random resized crop (area
@@ -34,13 +46,13 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
     outside is 0. Crops: see ``cropped``.
     """
     if augmentation.kind == "crops":
-        return nn.Sequential(Crops(augmentation.pad, augmentation.reflect, augmentation.flip))
+        return Steps(Crops(augmentation.pad, augmentation.reflect, augmentation.flip))
     if augmentation.kind == "signal":
-        return nn.Sequential(Signal(augmentation.noise, augmentation.mask, augmentation.translate))
+        return Steps(Signal(augmentation.noise, augmentation.mask, augmentation.translate))
     if augmentation.kind == "affine":
         a = augmentation
         # p: Kornia's own default leaves half of the images as they are.
-        return nn.Sequential(K.RandomAffine(a.degrees, (a.translate, a.translate), a.scale, a.shear, p=1.0))
+        return Steps(K.RandomAffine(a.degrees, (a.translate, a.translate), a.scale, a.shear, p=1.0))
     size = (image_size, image_size)
     kernel = blur_kernel(image_size)
     colour: list[nn.Module] = (
@@ -48,7 +60,7 @@ def transform(augmentation: Augmentation, channels: int, image_size: int) -> nn.
         if channels == 3
         else [K.ColorJitter(0.8, 0.8, 0.0, 0.0, p=0.8)]
     )
-    return nn.Sequential(
+    return Steps(
         # align_corners: Kornia's own default (True) stretches the crop by another grid than torchvision's.
         K.RandomResizedCrop(size, scale=augmentation.crop_scale, ratio=(3 / 4, 4 / 3), align_corners=False),
         K.RandomHorizontalFlip(p=0.5),
@@ -78,12 +90,14 @@ class Crops(nn.Module):
         super().__init__()
         self.pad, self.reflect, self.flip = pad, reflect, flip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, part: Part | None = None) -> Tensor:
         """Of the shape of ``x`` (N, C, H, W); every image is drawn for itself."""
-        return cropped(x, self.pad, self.reflect, flip=self.flip)
+        return cropped(x, self.pad, self.reflect, flip=self.flip, part=part)
 
 
-def cropped(x: Tensor, pad: int, reflect: bool = False, side: int | None = None, flip: bool = True) -> Tensor:
+def cropped(
+    x: Tensor, pad: int, reflect: bool = False, side: int | None = None, flip: bool = True, part: Part | None = None
+) -> Tensor:
     """Images (n, C, H, W), each flipped or not and cropped at random, by whole pixels.
 
     Args:
@@ -92,17 +106,18 @@ def cropped(x: Tensor, pad: int, reflect: bool = False, side: int | None = None,
         reflect: whether the padding reflects (else zeros).
         side: of the crop; None: the images' own size.
         flip: whether half of them are flipped.
+        part: of which batch they are a part; None: they are the whole.
     """
-    n = len(x)
+    n, part = len(x), part or Part.all(len(x))
     if flip:
-        x = torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
+        x = torch.where(part.own(torch.rand(part.of, 1, 1, 1, device=x.device)) < 0.5, x.flip(3), x)
     height, width = (side, side) if side else x.shape[2:]
     if pad:
         x = F.pad(x, (pad,) * 4, mode="reflect" if reflect else "constant")
     room = x.shape[2] - height, x.shape[3] - width
     if room == (0, 0):
         return x
-    at = [torch.randint(more + 1, (n, 1), device=x.device) for more in room]
+    at = [part.own(torch.randint(more + 1, (part.of, 1), device=x.device)) for more in room]
     rows = at[0] + torch.arange(height, device=x.device)
     columns = at[1] + torch.arange(width, device=x.device)
     image = torch.arange(n, device=x.device)[:, None, None]
@@ -120,20 +135,21 @@ class Signal(nn.Module):
         super().__init__()
         self.noise, self.mask, self.shift = noise, mask, shift
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, part: Part | None = None) -> Tensor:
         """Of the shape of ``x``; every sample is drawn for itself."""
-        n, length = len(x), x.shape[-1]
+        n, length, part = len(x), x.shape[-1], part or Part.all(len(x))
+        whole = (part.of, *x.shape[1:])
         if x.ndim == 2:
-            kept = torch.rand(x.shape, device=x.device, dtype=x.dtype) >= self.mask
+            kept = part.own(torch.rand(whole, device=x.device, dtype=x.dtype)) >= self.mask
         else:
             place = torch.arange(length, device=x.device)
-            by = ((2 * torch.rand(n, 1, device=x.device) - 1) * self.shift * length).round().long()
+            by = ((2 * part.own(torch.rand(part.of, 1, device=x.device)) - 1) * self.shift * length).round().long()
             piece = round(self.mask * length)
-            start = (torch.rand(n, 1, device=x.device) * (length - piece + 1)).long()
+            start = (part.own(torch.rand(part.of, 1, device=x.device)) * (length - piece + 1)).long()
             wide = (n, *[1] * (x.ndim - 2), length)
             x = x.gather(-1, ((place - by) % length).view(wide).expand(x.shape))
             kept = ((place < start) | (place >= start + piece)).view(wide)
-        return x * kept + self.noise * torch.randn(x.shape, device=x.device, dtype=x.dtype)
+        return x * kept + self.noise * part.own(torch.randn(whole, device=x.device, dtype=x.dtype))
 
 
 class Patches(nn.Module):
@@ -147,8 +163,12 @@ class Patches(nn.Module):
     a patch further apart.
     """
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, part: Part | None = None) -> tuple[Tensor, Tensor]:
         """View a and view b of images (n, C, H, W), each of their shape; every image is drawn for itself.
+
+        Args:
+            x: the images.
+            part: of which batch they are a part; None: they are the whole.
 
         Raises:
             UsageError: no images, or sides of one pixel.
@@ -156,9 +176,10 @@ class Patches(nn.Module):
         self.check(x)
         n, _, height, width = x.shape
         h, w = height // 2, width // 2
+        part = part or Part.all(n)
 
         def drawn(choices: int) -> Tensor:
-            return torch.randint(choices, (n, 1), device=x.device)
+            return part.own(torch.randint(choices, (part.of, 1), device=x.device))
 
         columns = drawn(width - w + 1) + torch.arange(w, device=x.device)
         columns = torch.where(drawn(2) == 1, columns.flip(1), columns)
@@ -268,6 +289,11 @@ class Views(nn.Module):
     Randomness comes from torch's global generator, so a checkpoint that keeps its state resumes the same views.
     """
 
+    @property
+    def own(self) -> bool:
+        """Whether the user's own function makes them."""
+        return isinstance(self.transform, OwnView)
+
     def __init__(
         self,
         augmentation: Augmentation,
@@ -283,16 +309,25 @@ class Views(nn.Module):
         self.normalise = Normalise(mean, std)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """View a and view b."""
+    def forward(self, images: Tensor, part: Part | None = None) -> tuple[Tensor, Tensor]:
+        """View a and view b.
+
+        Args:
+            images: (n, C, H, W).
+            part: of which batch they are a part: then numbers are drawn for all of it, but by views of the user's own,
+                which know nothing of other images. None: they are the whole.
+        """
         floats = images.to(self.normalise.mean.dtype)
         if images.dtype == torch.uint8:
             floats = floats / 255
         if self.standardised:
             floats = self.normalise(floats)
-            return self.transform(floats), self.transform(floats)
+            return self.transform(floats, part), self.transform(floats, part)
         if isinstance(self.transform, Patches):
-            view_a, view_b = self.transform(floats)
+            view_a, view_b = self.transform(floats, part)
             return self.normalise(view_a), self.normalise(view_b)
         # One call a view: in a single call over both, the two would share the order of the jitter steps.
-        return self.normalise(self.transform(floats)), self.normalise(self.transform(floats))
+        return self.normalise(self._seen(floats, part)), self.normalise(self._seen(floats, part))
+
+    def _seen(self, floats: Tensor, part: Part | None) -> Tensor:
+        return self.transform(floats) if self.own else self.transform(floats, part)

@@ -1,9 +1,10 @@
 """Data parallel steps of many processes, projected from those of two that ``parallel.json`` has.
 
 seconds(N) = own work + waiting + bytes(N) / rate. Own work is what two processes measured outside of communication;
-where changes of B are made of rows, every process multiplies those of all N, at the rate of ``products.json``, halved
-for one thread. Waiting and rate are the line through the measured seconds of communication. Bytes are by formula, which
-the measured ones are held against.
+where changes of B are made of rows, every process multiplies those of all N, at the rate that one thread had there.
+Waiting and rate are the line through the measured seconds of communication. Bytes are by formula, which
+the measured ones are held against. "auto": what ``localssl.traffic`` chooses for so many processes, with the own work
+of rows where it takes rows for any layer.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def table() -> str:
     found = benchmark_tables.rows("parallel")
     waiting, rate, products = *fitted(found), product_rate()
     lines: list[list[str]] = []
-    for r in (r for r in found if r["width"] == WIDTH):
+    for r in with_auto([r for r in found if r["width"] == WIDTH]):
         pair = seconds(r, 2, waiting, rate, products)
-        line = [r["rule"], r["exchange"], f"{1e3 * r['seconds']:.0f}", f"{1e3 * pair:.0f}"]
+        measured = "" if r["exchange"] == "auto" else f"{1e3 * r['seconds']:.0f}"
+        line = [r["rule"], r["exchange"], measured, f"{1e3 * pair:.0f}"]
         for count in COUNTS:
             step = seconds(r, count, waiting, rate, products)
             line.append(f"{1e3 * step:,.0f} ({pair / step:.2f})")
@@ -45,7 +47,7 @@ def table() -> str:
     bytes_off = max(abs(sent(r, 2) / r["bytes_sent"] - 1) for r in found)
     said = (
         f"Waiting {1e3 * waiting:.0f} ms a step and {rate / 1e9:.2f} GB a second (least squares of {len(found)} cases "
-        f"of parallel.json), {products / 1e9:.0f} billion multiply-adds a second and thread (products.json). The "
+        f"of parallel.json), {products / 1e9:.0f} billion multiply-adds a second and thread. The "
         f"formula misses the measured seconds of two processes by {100 * statistics.median(off):.1f} % in the median, "
         f"{100 * max(off):.1f} % at most, the bytes that the processes counted by {100 * bytes_off:.1f} % at most."
     )
@@ -60,24 +62,42 @@ def fitted(found: Sequence[Row]) -> tuple[float, float]:
 
 
 def product_rate() -> float:
-    """Multiply-adds a second of one thread, of B's products as the engine makes them at the larger size."""
-    record = benchmark_tables.record("products")
+    """Multiply-adds a second of one thread, of B's products as the engine makes them, beside another process."""
+    record = benchmark_tables.record("parallel")
     assert record is not None
-    largest = max(r["d"] for r in record["rows"])
-    best = [
-        max(r["billion_a_second"] for r in record["rows"] if r["d"] == largest and r["product"].startswith(what))
-        for what in ("g", "ΔB")
-    ]
-    return 1e9 * statistics.harmonic_mean(best) / record["threads"]
+    return record["pace"]["multiply_adds_a_second"]
+
+
+def with_auto(found: Sequence[Row]) -> list[Row]:
+    """The measured cases, and after each rule's one that chooses."""
+    rows: list[Row] = []
+    for rule in dict.fromkeys(r["rule"] for r in found):
+        of_rule = [r for r in found if r["rule"] == rule]
+        auto = {way: r for r in of_rule if (way := r["exchange"]) != "sharded"}
+        rows += [*of_rule, auto["rows"] | {"exchange": "auto", "as matrices": auto["matrices"]}]
+    return rows
 
 
 def seconds(r: Row, count: int, waiting: float, rate: float, products: float) -> float:
     """Of a step of ``count`` processes, each with the images of the measured case ``r``."""
+    layers, chosen = sizes_of(r, count).layers, matrices(r, count)
+    if r["exchange"] == "auto" and len(chosen) == len(layers):
+        return seconds(r["as matrices"], count, waiting, rate, products)
     own = r["seconds"] * (1 - r["share_of_communication"])
     more = 0.0
-    if r["exchange"] == "rows":  # two products, g and ΔB, with the samples of the processes beyond two
-        more = 2 * (count - 2) * 2 * r["batch_of_each"] * sum(layer.weights for layer in sizes_of(r, count).layers)
+    if r["exchange"] != "sharded":  # two products, g and ΔB, with the samples of the processes beyond two
+        rows = sum(layer.weights for i, layer in enumerate(layers) if i not in chosen)
+        more = 2 * (count - 2) * 2 * r["batch_of_each"] * rows
     return own + more / products + waiting + sent(r, count) / rate
+
+
+def matrices(r: Row, count: int) -> frozenset[int]:
+    """The layers whose changes of B are summed as matrices."""
+    found = sizes_of(r, count)
+    return {
+        "matrices": frozenset(range(len(found.layers))),
+        "auto": traffic.choose(found._replace(pace=traffic.pace("cpu", 1))),
+    }.get(r["exchange"], frozenset())
 
 
 def sent(r: Row, count: int) -> float:
@@ -88,8 +108,7 @@ def sent(r: Row, count: int) -> float:
     if r["exchange"] == "sharded":
         of_scores = 4 * others * 2 * images * sum(len(layer.sources) for layer in found.layers)
         return NUMBER * (ring + others * 2 * images * lengths * (1 + 1 / count) + of_scores)
-    chosen = frozenset(range(len(found.layers))) if r["exchange"] == "matrices" else frozenset[int]()
-    return NUMBER * (ring + traffic.numbers(found, chosen))
+    return NUMBER * (ring + traffic.numbers(found, matrices(r, count)))
 
 
 def sizes_of(r: Row, count: int) -> traffic.Sizes:

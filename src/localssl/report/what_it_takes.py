@@ -133,7 +133,8 @@ def sizes(name: str, rule: str, kind: str, cards: int) -> traffic.Sizes:
     found, task = made(rule, kind), TASKS[name]
     lengths = [layer.d for layer in layers(name, rule)]
     with torch.device("meta"):
-        return engine.sizes(found, found.build(lengths), lengths, task.batch, cards)
+        sizes = engine.sizes(found, found.build(lengths), lengths, task.batch, cards)
+    return sizes._replace(pace=traffic.GPU)
 
 
 def as_matrices(name: str, rule: str, kind: str, cards: int, way: str) -> frozenset[int]:
@@ -167,7 +168,7 @@ def seconds(
     if cards > 1 and not by_autograd(rule):
         chosen = as_matrices(name, rule, kind, cards, way)
         rows = sum(layer.weights for i, layer in enumerate(sizes(name, rule, kind, cards).layers) if i not in chosen)
-        more = 2 * task.batch * (cards - 1) * rows
+        more = 2 * 2 * task.batch * (cards - 1) * rows  # g and ΔB, of two views
     products = 2 * (need.products + more) / (chip.peak * efficiency)
     return Seconds(products, moved(name, rule, kind) / chip.memory, between)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,8 +169,14 @@ def seed_rng(seed: int) -> None:
     random.seed(seed)
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every source of randomness back where ``rng_state`` found it."""
+def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """Put every source of randomness back where ``rng_state`` found it.
+
+    Args:
+        state: what it found.
+        device: of one of several processes, which all go on with the generators of the first: it wrote the state, and
+            had the first GPU.
+    """
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -177,6 +184,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"][0], device)
+
+
+def drawn(device: torch.device) -> int:
+    """A number that tells whether PyTorch's generators of two processes are in the same state."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return zlib.crc32(b"".join(state.numpy().tobytes() for state in states))
 
 
 @contextmanager

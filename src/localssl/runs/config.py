@@ -116,7 +116,7 @@ class TrainConfig:
     """With --devices: whose samples are compared (negatives). all: the whole batch's; process: each process's own."""
     exchange: Literal["auto", "rows", "matrices"] = "auto"
     """With --devices: how changes of B come about. rows: readouts go to all, each process makes all of the change;
-    matrices: each makes its samples' part, parts are summed; auto: layer by layer what sends less."""
+    matrices: each makes its samples' part, parts are summed; auto: layer by layer what takes less time."""
     shard_b: bool = False
     """With --devices: every process keeps some rows of every dense B, with their optimiser's state. Same numbers."""
     patience: float = 60.0

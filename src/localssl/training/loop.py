@@ -82,7 +82,7 @@ class Loop:
         # Weights are made; from here on one seed gives every rule the same views, whatever it drew for its own parts.
         checkpoint.seed_rng(config.seed + 1)
         if state is not None:
-            checkpoint.set_rng_state(state["rng"])
+            checkpoint.set_rng_state(state["rng"], None if processes is None else self.fabric.device)
         sums = torch.zeros(len(self.loss_names)) if state is None else state["sum"]
         self.sum = sums.to(self.fabric.device)  # of the losses since the last row
         self.count: int = 0 if state is None else state["count"]
@@ -223,16 +223,10 @@ class Loop:
             pixels: its images, where they were read already.
             whole: the batch of all processes, where there are several.
         """
-        drawn_alike: int | None = None
         self.watch.remember()
-        if self.processes is not None:
-            own, drawn_alike = self.processes.seeds(self.config.seed, self.step)
-            torch.manual_seed(own)
         images = (self.images.batch(index) if pixels is None else pixels).to(self.fabric.device)
         labels = self.labels(index)
-        view_a, view_b = self.views(images)
-        if drawn_alike is not None:
-            torch.manual_seed(drawn_alike)
+        view_a, view_b = sharing.seen(self.views, images, self.processes)
         if self.first is None:
             self.learn(view_a, view_b, labels)
             if self.watch.bad:
@@ -297,6 +291,7 @@ class Loop:
         if self.processes is not None and self.across is None:
             self.sum = self.processes.sum(self.sum) / self.processes.size
         self.guard()
+        sharing.guard(self.processes, self.fabric.device, self.step)
         if shown is not None:
             self.row(shown, observes, aligns)
         elif self.together:

@@ -1,13 +1,19 @@
-"""How the processes of a run share its batches: whose samples are compared, and where B and its changes are."""
+"""How the processes of a run share its batches: whose samples are compared, which views they see, where B is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from localssl import traffic
-from localssl.errors import UsageError
+from localssl.data.part import Part
+from localssl.data.views import Views
+from localssl.errors import RunError, UsageError
 from localssl.learner import Learner
 from localssl.parallel import Processes
+from localssl.runs import checkpoint
 from localssl.runs.config import RunConfig
 from localssl.training import sharding
 
@@ -43,3 +49,32 @@ def across(
     if not isinstance(sizes, str):
         report(traffic.described(sizes, matrices, next(learner.parameters()).element_size()))
     return processes
+
+
+def seen(views: Views, images: Tensor, processes: Processes | None) -> tuple[Tensor, Tensor]:
+    """Two views of this process's images (n, …), those that they would have in a process alone.
+
+    All processes draw from generators in the same state, so that negatives are drawn alike, too. A view of the user's
+    own draws what it likes, aside, in every process from another seed.
+    """
+    if processes is None:
+        return views(images)
+    if views.own:
+        with checkpoint.aside(int(torch.randint(2**31, ())) + processes.rank):
+            return views(images)
+    n = len(images)
+    return views(images, Part(processes.rank * n, n, processes.size * n))
+
+
+def guard(processes: Processes | None, device: torch.device, step: int) -> None:
+    """Refuse to go on once the processes' generators differ: they would not mean the same negatives.
+
+    Raises:
+        RunError: they differ.
+    """
+    if processes is not None and not processes.agree(checkpoint.drawn(device)):
+        raise RunError(
+            f"by step {step} the processes no longer draw the same random numbers: something of your own drew more of "
+            f"them in one process than in another",
+            "the last checkpoint is from before: draw from a torch.Generator of its own there",
+        )

@@ -51,6 +51,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Run:
     devices.choose(config.device)
     launch.check(config)
     if config.devices * config.nodes == 1:
+        _set_threads(config)
         return _train(config, out, report, pipeline.ALONE)
     if config.nodes > 1 and not launch.started_by_others():
         here, first = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR"))
@@ -89,15 +90,16 @@ def _share(config: TrainConfig, named: list[str], processes: Processes, number: 
     """The part of one of several processes; the first one speaks and writes. ``named``: files whose code may run."""
     assert config.out is not None
     said: list[str] = []
+    _set_threads(config)
     place = pipeline.place(processes, config.pipeline or 1, timedelta(minutes=config.patience))
     if place.peers is not None:
         place.peers.exchange = config.exchange
+        place.peers.threads = place.peers.least(torch.get_num_threads())
     try:
         with own.only_named(named):
             if place.stage == 0:
                 _train(config, config.out, print if processes.rank == 0 else said.append, place, number)
                 return
-            _set_threads(config)
             with interrupts.ignored(), _explained(config, config.out):
                 pipeline.work(place, number)
     except KeyboardInterrupt as stopped:
@@ -114,7 +116,6 @@ def _set_threads(config: TrainConfig) -> None:
 def _train(
     config: TrainConfig, out: Path, report: Callable[[str], None], place: pipeline.Place, number: int = 0
 ) -> Run:
-    _set_threads(config)
     check_folder(out)
     with _explained(config, out), _held(out, place):
         config = found_again(config, out)
