@@ -404,6 +404,19 @@ def test_a_leak_in_the_library_is_caught(
         check_rule(rule)
 
 
+def test_what_else_fails_is_said() -> None:
+    """All checks are run but where the rule does not run at all."""
+    found: dict[str, str] = {}
+    for rule, check, _ in WRONG:
+        with pytest.raises(CheckFailed) as caught:
+            check_rule(rule)
+        found[check] = caught.value.found
+    assert "(and fails " not in found["encoders"]
+    also = {name for text in found.values() for name in text.partition("(and fails ")[2].rstrip(")").split(", ")} - {""}
+    assert also
+    assert also <= set(CHECKS)
+
+
 def test_a_noisy_rule_is_asked_for_its_permutation() -> None:
     assert check_rule(FineButNoisy)["permutation"] == "passed"
 

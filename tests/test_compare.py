@@ -165,6 +165,7 @@ def compiles(table: Path) -> None:
         ("--rules clapp++ --data digit", "unknown data set 'digit'"),
         (["--rules", "clapp++ ff=hinge", "--data", "digits"], "unknown option of rule 'clapp++' 'ff': did you mean"),
         (["--rules", "ipc objective=lpp", "--data", "digits"], "unknown objective 'lpp'"),
+        ("--data digits --rules", "--rules stands without a value: give names of rules, or all"),
         ("--rules clapp++ --data digits --seeds 0", "--seeds 0: use 1 or more"),
         ("--rules clapp++ --data digits --search-lr 1e-3 -1", "--search-lr takes positive numbers"),
     ],

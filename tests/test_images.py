@@ -144,7 +144,7 @@ def test_a_streamed_bad_image_is_replaced_within_its_class(tmp_path: Path, caplo
         assert torch.equal(images.batch(torch.tensor([6])), batch[1:2])
     assert [r.getMessage()[:22] for r in caplog.records] == ["row 4 of train.parquet", "row 6 of train.parquet"]
     alone = images.subset(torch.tensor([6, 5]))  # nothing of its class is left in this part
-    with pytest.raises(RunError, match="nor any image near it"):
+    with pytest.raises(RunError, match="and no image near it can replace it"):
         alone.batch(torch.tensor([0]))
 
 
@@ -183,6 +183,7 @@ def test_a_gray_image_among_ones_own_colour_images_is_a_bad_one(tmp_path: Path, 
         everything(open_images(mixed, image_size=32, memory_limit=memory))
     images = open_images(mixed, image_size=32, memory_limit=memory, skip_bad=True)
     assert len(everything(images)) == (5 if memory is None else 6)  # skipped, or replaced
+    assert memory == 0 or noted(images, "1 grayscale image among colour ones skipped: row 3 of train.parquet")
     assert len(everything(open_images(f"parquet:{tmp_path / 'gray' / 'train.parquet'}", image_size=32)))
 
 

@@ -69,6 +69,19 @@ def test_time_is_that_of_the_steps(apart: Path, monkeypatch: pytest.MonkeyPatch)
     assert found.seconds == 2 * 12 * 8 + 10 * 6 + 20 * 4 + 1 * 12
 
 
+def test_slow_steps_are_said_and_few(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [0.0], list[str]()
+
+    def step(*arguments: object) -> None:
+        clock[0] += 24.0
+
+    monkeypatch.setattr(rehearsal.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Loop, "train_step", step)
+    found = rehearsal.rehearse(tiny(apart / "y", probe_every=0, epochs=12), said.append)
+    assert (found.timed, found.step_seconds, clock[0]) == (2, 24.0, 3 * 24.0)
+    assert "a step takes 24 s: 2 more are run" in said
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_short_runs(epochs: int, capsys: Capture) -> None:
     """Of four steps, the last is timed; of none, none."""

@@ -155,6 +155,8 @@ def compare(command: flags.Compare) -> list[Line]:
     c = command
     _at_least(1, seeds=c.seeds, jobs=c.jobs, probe_images=c.probe_images)
     _at_least(0, align_batches=c.align_batches)
+    if c.rules is not None and not c.rules:
+        raise UsageError("--rules stands without a value: give names of rules, or all")
     if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
         raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
     _set_threads(c.threads)
@@ -178,7 +180,7 @@ def compare(command: flags.Compare) -> list[Line]:
         views=None if c.views is None else own.full_name(c.views),
     )
     settings = Settings(c.out, c.data_root, c.seeds, c.jobs, c.threads)
-    rows, bits = named(c.rules, c.data), precision.bits_of(c.bits)
+    rows, bits = named(c.rules or (), c.data), precision.bits_of(c.bits)
     flaws = {name: getattr(c, name) for name in precision.FLAWS}
     if not bits and any(flaws.values()):
         raise UsageError("--weight-noise, --dead and --mismatch go with --bits; give --bits, too")

@@ -60,7 +60,7 @@ class Probe:
     data_root: Path | None = None
     """Folder that holds the data set. Default: where training found it."""
     skip_bad: bool = False
-    """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    """Skip and count images that cannot be decoded, and gray among colour. Training's own flag holds here, too."""
     own: tuple[Path, ...] = ()
     """Files with code of yours that the run names, PATH.py: they run only where you name them."""
 
@@ -94,7 +94,7 @@ class Align:
     fit_batches: int = 32
     """Batches of training images on which the reference's B or head is fitted."""
     skip_bad: bool = False
-    """Skip and count images that cannot be decoded."""
+    """Skip and count images that cannot be decoded, and gray among colour."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
     data: str | None = None
@@ -123,7 +123,7 @@ class Compare:
     config: Path | None = None
     """File of flags, or a comparison's folder; flags given win. A flag a line, e.g. seeds: 2; of a folder its
     flags.yaml is read."""
-    rules: tuple[str, ...] = ()
+    rules: tuple[str, ...] | None = None
     """Rules to compare, e.g. clapp++ "ipc objective=lpl steps=5". Options and their rule stand in quotes. Default: all,
     every registered rule but yardsticks."""
     epochs: int | None = None
@@ -153,7 +153,7 @@ class Compare:
     """Side to which images are resized. Default: the data set's own; of images of yours the shorter
     side of the first, rounded down to a multiple of 32, from 32 to 96."""
     skip_bad: bool = False
-    """Skip and count images that cannot be decoded."""
+    """Skip and count images that cannot be decoded, and gray among colour."""
     batch_size: int = 64
     """Images in a batch (each gives two views)."""
     patches: tuple[int, ...] | None = None
@@ -294,7 +294,7 @@ class Report:
     data_root: Path | None = None
     """Folder that holds the data set. Default: where training found it."""
     skip_bad: bool = False
-    """Skip and count images that cannot be decoded. Training's own flag holds here, too."""
+    """Skip and count images that cannot be decoded, and gray among colour. Training's own flag holds here, too."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
     own: tuple[Path, ...] = ()

@@ -27,6 +27,7 @@ from localssl.system.slow import Slow
 
 CHUNK = 1024  # rows decoded between two looks at Ctrl-C
 TASK = 16  # images a thread takes at a time
+GRAY = "grayscale among colour images"  # a reason to refuse an image that can be decoded
 TRIES = 100  # neighbours looked at before a bad streamed image is given up
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class EncodedRows(Rows):
                 try:
                     out[position], kind = decode(sources[position], channels, size)
                     if kind == "grayscale" and self.refuse_gray:
-                        remarks.append((position, "a grayscale image among colour ones; convert it to RGB", ""))
+                        remarks.append((position, GRAY, ""))
                     elif kind is not None:
                         remarks.append((position, None, kind))
                 except BadImage as error:
@@ -266,7 +267,7 @@ class Streamed(Pixels):
             return self._load([self.replaced[number]]).pixels[0]
         name = self.rows.name(int(self.index[number]))
         if not self.skip_bad:
-            raise RunError(f"{name} cannot be decoded ({reason}); --skip-bad replaces such images")
+            raise RunError(_refusal(name, reason, "replaces"))
         same = np.arange(len(self))
         if self.labels is not None:
             same = np.flatnonzero(self.labels == self.labels[number])
@@ -277,9 +278,9 @@ class Streamed(Pixels):
                 self.replaced[number] = other
                 instead = self.rows.name(int(self.index[other]))
                 count = len(self.replaced)
-                log.warning("%s cannot be decoded (%s): replaced by %s (%d so far)", name, reason, instead, count)
+                log.warning("%s: replaced by %s (%d so far)", _fault(name, reason), instead, count)
                 return loaded.pixels[0]
-        raise RunError(f"{name} cannot be decoded ({reason}), nor any image near it that could replace it")
+        raise RunError(f"{_fault(name, reason)}, and no image near it can replace it")
 
 
 def decode_all(
@@ -295,7 +296,7 @@ def decode_all(
     """
     images = torch.empty((len(index), channels, size, size), dtype=torch.uint8)
     kept: list[int] = []
-    bad: list[str] = []
+    bad: dict[str, list[str]] = {"bad": [], GRAY: []}
     converted: Counter[str] = Counter()
     slow = Slow(f"{{done}} of {{total}} images {rows.verb}")
     for start in range(0, len(index), CHUNK):
@@ -303,21 +304,33 @@ def decode_all(
         loaded = rows.load(chunk, channels, size)
         converted += loaded.converted
         for position, reason in sorted(loaded.bad.items()):
-            bad.append(rows.name(chunk[position]))
+            name = rows.name(chunk[position])
             if not skip_bad:
-                raise UsageError(f"{bad[0]} cannot be decoded ({reason}); --skip-bad skips such images")
+                raise UsageError(_refusal(name, reason, "skips"))
+            bad[reason if reason in bad else "bad"].append(name)
         good = [position for position in range(len(chunk)) if position not in loaded.bad]
         images[len(kept) : len(kept) + len(good)] = loaded.pixels[good] if loaded.bad else loaded.pixels
         kept += [chunk[position] for position in good]
         slow(start + len(chunk), len(index))
     if not kept:
-        raise UsageError(f"none of the {len(index):,} images can be decoded: {bad[0]} is the first")
+        first = min((names[0] for names in bad.values() if names), default="")
+        raise UsageError(f"none of the {len(index):,} images can be used: {first} is the first")
     target = "RGB" if channels == 3 else "grayscale"
     notes = [f"{_count(n, kind)} converted to {target}" for kind, n in sorted(converted.items())]
-    if bad:
-        more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
-        notes.append(f"{_count(len(bad), 'bad')} skipped: {', '.join(bad[:5])}{more}")
+    for kind, names in bad.items():
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        what = _count(len(names), "bad") if kind == "bad" else f"{_count(len(names), 'grayscale')} among colour ones"
+        notes += [f"{what} skipped: {', '.join(names[:5])}{more}"] if names else []
     return images[: len(kept)], np.asarray(kept, dtype=np.int64), notes
+
+
+def _fault(name: str, reason: str) -> str:
+    return f"{name} is {GRAY}" if reason == GRAY else f"{name} cannot be decoded ({reason})"
+
+
+def _refusal(name: str, reason: str, does: str) -> str:
+    mend = ": convert it to RGB, or" if reason == GRAY else ";"
+    return f"{_fault(name, reason)}{mend} --skip-bad {does} such images"
 
 
 def _count(number: int, kind: str) -> str:

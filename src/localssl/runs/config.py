@@ -87,7 +87,7 @@ class TrainConfig:
     limit_images: int | None = None
     """Train on this many images. They are drawn once with a fixed seed."""
     skip_bad: bool = False
-    """Skip and count images that cannot be decoded."""
+    """Skip and count images that cannot be decoded, and gray among colour."""
     memory: float | None = None
     """GiB of this machine for decoded images; more are read from disk whenever they are used. Default: half of what is
     free."""

@@ -39,7 +39,8 @@ def check_rule(rule: Rule | type[Rule] | str) -> dict[str, str]:
         By check: "passed", "excepted: the reason", or "not asked: why".
 
     Raises:
-        CheckFailed: the first check that fails, what was found, and where in the rule's file if it raised.
+        CheckFailed: the first check that fails, what was found, where in the rule's file if it raised, and which others
+            fail, too.
         UsageError: no such rule.
     """
     made = the_rule(rule)
@@ -50,7 +51,16 @@ def check_rule(rule: Rule | type[Rule] | str) -> dict[str, str]:
             places, remarks = benches(made)
         except Exception as error:
             raise CheckFailed(name, "encoders", f"no small network takes it: {_raised(error, made)}") from error
-        outcomes = {check: _outcome(made, name, check, places) for check in CHECKS}
+        outcomes, failed = dict[str, str](), list[CheckFailed]()
+        for check in CHECKS:
+            try:
+                outcomes[check] = _outcome(made, name, check, places)
+            except CheckFailed as error:
+                failed.append(error)
+                if check == "encoders":  # it does not run: whatever else it fails follows from that
+                    break
+        if failed:
+            raise failed[0].beside([other.check for other in failed[1:]])
     if remarks and outcomes["encoders"] == "passed":
         outcomes["encoders"] = f"passed ({'; '.join(remarks)})"
     return outcomes

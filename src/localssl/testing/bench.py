@@ -29,13 +29,22 @@ class CheckFailed(AssertionError):
     """A rule fails a check.
 
     Attributes:
+        rule: its name.
         check: the check's name, a key of ``localssl.testing.CHECKS``.
         found: what was found.
     """
 
     def __init__(self, rule: str, check: str, found: str) -> None:
         super().__init__(f"rule {rule!r} fails check {check!r}: {found}")
-        self.check, self.found = check, found
+        self.rule, self.check, self.found = rule, check, found
+
+    def beside(self, others: Sequence[str]) -> CheckFailed:
+        """The same failure, which says what other checks the rule fails."""
+        if not others:
+            return self
+        made = CheckFailed(self.rule, self.check, f"{self.found} (and fails {', '.join(others)})")
+        made.__cause__ = self.__cause__
+        return made
 
 
 class Failure(Exception):

@@ -24,6 +24,7 @@ from localssl.training.loop import Loop
 
 QUICK = 2.0  # seconds within which a measurement is repeated
 WARM, LEAST, SECONDS = 3, 5, 10.0  # steps that are not timed; steps that are, at least, and for about how long
+FEWEST = 2  # steps that are timed where they are slow, and one before them
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,12 @@ def _measured(loop: Loop, images: int) -> Estimate:
     batches = itertools.islice(_batches(loop), left)
     rows = metrics.Metrics(loop.out, loop.columns, beside=loop.trackers)  # as in a run: its libraries take memory
     with closing(rows):
-        for index in itertools.islice(batches, warm):
+        began = time.monotonic()
+        for done, index in enumerate(itertools.islice(batches, warm), start=1):
             loop.train_step(loop.own(index))
+            if (took := time.monotonic() - began) >= SECONDS:
+                loop.report(f"a step takes {took / done:.0f} s: {FEWEST} more are run")
+                break
         several = config.epochs > 1
         # Called from Python, where memory is not kept (system.allocator), the allocator learns to keep it at the end
         # of the first epoch: the steps after it are faster, by up to a quarter, and most of such a run.
@@ -140,7 +145,8 @@ def _timed(loop: Loop, batches: Iterator[Tensor]) -> list[float]:
         loop.train_step(loop.own(index))
         devices.wait(loop.fabric.device)
         times.append(time.monotonic() - start)
-        if len(times) >= LEAST and time.monotonic() - began >= SECONDS:
+        took = time.monotonic() - began
+        if took >= SECONDS and (len(times) >= LEAST or (len(times) >= FEWEST and took >= 2 * SECONDS)):
             break
     return times
 
