@@ -2,7 +2,8 @@
 
     python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
 
-A small run on the digits is killed and resumed until it comes to its end; then the next one. After every kill the
+A small run on the digits is killed and resumed until it comes to its end; then the next one. Half of the runs are first
+killed in their first tenth of a second, before there is a checkpoint. After every kill the
 folder must hold a whole checkpoint (or none yet), and every finished run must equal the one that was left alone: rows
 of metrics.csv and weights bit for bit. Status 1 where one does not.
 """
@@ -28,6 +29,7 @@ from localssl.runs.config import TrainConfig
 from localssl.training.train import train
 
 LONGEST = 0.8  # seconds that a process lives at most, from its start on
+EARLY = 0.1  # that half of the processes live which begin a run: there is no checkpoint yet
 
 
 def settings(out: Path, epochs: int) -> TrainConfig:
@@ -63,8 +65,9 @@ def begun(config: TrainConfig) -> int:
 
 def killed(child: int, run: Path, moments: random.Random) -> bool:
     """Kill a process at a random moment; whether it was still there."""
-    until = time.monotonic() + moments.uniform(0.02, LONGEST)
-    writing = moments.random() < 0.5
+    early = not run.exists() and moments.random() < 0.5
+    until = time.monotonic() + moments.uniform(0.0, EARLY if early else LONGEST)
+    writing = not early and moments.random() < 0.5
     while time.monotonic() < until or (writing and time.monotonic() < until + LONGEST):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

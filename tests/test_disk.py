@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from localssl.cli import main
 from localssl.errors import RunError
 from localssl.system import files
 
@@ -93,12 +94,18 @@ def tmpfs(tmp_path: Path) -> Generator[Path]:
         yield place
 
 
-def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ballast = tmpfs / "ballast"
     room = os.statvfs(tmpfs)
     ballast.write_bytes(b"\0" * (room.f_bavail * room.f_frsize - 300_000))
     with pytest.raises(RunError, match=r"^No space left on device \([^\n]*go on with: [^\n]*$"):
         run_tiny(tmpfs / "x", resume=True, epochs=4)
+    capsys.readouterr()
+    flags = "--rule clapp++ --data digits --epochs 4 --limit-images 64 --batch-size 16 --width 0.25 --lr 0.01 --threads 1"
+    assert main(["train", *flags.split(), "--resume", "--out", str(tmpfs / "x")]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("localssl: No space left on device (")
+    assert errors.count("\n") == 1
     if steps(tmpfs / "x"):
         last_state(tmpfs / "x")
     ballast.unlink()

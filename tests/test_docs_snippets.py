@@ -1,10 +1,10 @@
 """Snippets run where that takes seconds: Python as it stands, one page one session; commands in small (``ADDED``).
 
 Not all of them. Read as the command line reads them and no more, since they would take minutes, data sets or other
-machines: commands of the pages in ``PARSED`` but the first comparison and the sections that have a test here;
-``reproduce``, the certificate of every rule at once, studies in several processes, whatever has a gap "…"
-(``parsed_only``); and the commands that stand in the text but ``theory``. Python of ``PARSED`` is compiled where no
-test here runs it. Of ``make`` the target is there, of ``python FILE`` and ``cp`` the file is. Other tests run them.
+machines: ``reproduce``, the certificate of every rule at once, studies in several processes, whatever has a gap "…"
+(``parsed_only``), torchrun's, comparisons of every rule; and the commands that stand in the text but ``theory``. Python
+of ``PARSED`` is compiled where no test here runs it. Of ``make`` the target is there, of ``python FILE`` and ``cp`` the
+file is. Other tests run them.
 """
 
 from __future__ import annotations
@@ -223,10 +223,14 @@ def test_every_grid_of_an_integer_learner_is_on_the_page() -> None:
 
 
 @pytest.mark.long
-def test_the_first_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     in_this_process(monkeypatch)
-    run(_fenced(DOCS / "compare.md").splitlines()[0])
+    lines = [line for line in _fenced(DOCS / "compare.md").splitlines() if line.startswith("localssl compare")]
+    assert len(lines) == 7  # the last four are days and minutes of every rule: their results stand on the page
+    for line in lines[1:3]:
+        run(line)
+    run(lines[0])
     rows = re.findall(r"^\| (\S+) \| \d", Path("runs/compare/table.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows[:4] == ["untrained", "clapp++", "clapp++dfb", "bp-clapp++"]  # each with its accuracy
 
@@ -253,8 +257,21 @@ def test_the_engines_commands_on_the_digits(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("localssl.training.launch.START", "fork")
     lines = [line for line in _fenced(DOCS / "engine.md").splitlines() if line.startswith("localssl train")]
     assert len(lines) == 9
-    for line in lines[:5]:  # the other four are these with more processes: tests/test_pipeline.py
-        run(line.replace("cifar10", "digits"))
+    for number, line in enumerate(lines):  # some go where others have been
+        line, _, _ = line.partition("#")
+        run(line.replace("--out runs/", f"--out runs/{number}") + " --encoder vgg6 --image-size 32")
+
+
+@pytest.mark.long
+def test_commands_for_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But those with gaps, and torchrun's: tests/test_torchrun.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localssl.training.launch.START", "fork")
+    lines = [line for line in _fenced(DOCS / "many-machines.md").splitlines() if line.startswith("localssl train")]
+    assert [" … " in line for line in lines] == [False, True, False, False, False]
+    run(lines[0])
+    run_tiny(Path("runs/one"))  # what one process made is repeated
+    assert main([*shlex.split(lines[-1].replace("runs/x", "runs/one"))[1:], "--threads", "1"]) == 0
 
 
 def test_the_theory_on_one_case_each() -> None:

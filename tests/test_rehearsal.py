@@ -92,7 +92,7 @@ def test_short_runs(epochs: int, capsys: Capture) -> None:
     assert "lateral: 14,336 parameters" in said
     assert re.search(r"memory: [\d,]+ MiB", said)
     assert ("time: no step to run" in said) == (epochs == 0)
-    assert ("from 1 steps" in said) == (epochs == 1)
+    assert ("from 1 step on this" in said) == (epochs == 1)
 
 
 def test_epochs_of_one_step_are_timed(apart: Path) -> None:

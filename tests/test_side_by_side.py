@@ -136,6 +136,24 @@ def test_numbers_in_cells_can_be_read(scheme: str, tmp_path: Path) -> None:
                 assert contrast(on, below) >= 4.5, (number["text"], number["colour"], cell["colour"])
 
 
+@needs_chromium
+@pytest.mark.parametrize(("width", "shown"), [(375, 0), (1400, 60)])
+def test_a_map_with_long_names(width: int, shown: int, tmp_path: Path) -> None:
+    """Names leave the cells room, and numbers that are wider than a cell are left out: they are in the table."""
+    rows = [
+        {"name": f"sign-symmetric objective=ce row {i // 6}", "block": str(i % 6), "cosine": i / 60} for i in range(60)
+    ]
+    chart = page.Chart("cosine", charts.grid(rows, "cosine", -1.0, 1.0), "")
+    page.write(tmp_path / "p.html", "cells", "", [page.Section("cells", "Cells", [chart])])
+    with opened(tmp_path / "p.html", width) as driver:
+        keep_screenshot(driver, f"names-{width}")
+        ((cells, numbers),) = driver.execute_script(CELLS_AND_NUMBERS)
+    seen = [number for number in numbers if number["opacity"]]
+    assert len(seen) == shown
+    assert all(number["width"] < cells[0]["width"] for number in seen)
+    assert cells[0]["width"] * 6 > 0.45 * width
+
+
 def test_numbers_in_the_pictures_cells_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the page, 4.5 to 1, in table.png."""
     figures: list[Figure] = []

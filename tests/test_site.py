@@ -79,6 +79,21 @@ def test_what_lies_outside_docs_has_a_page(site: Path) -> None:
     assert 'href="results/demo/cells/index.html"' in (site / "results.html").read_text(encoding="utf-8")
 
 
+def test_what_is_no_emphasis(site: Path) -> None:
+    """Stars of B* and underscores of names: a formula that is set in italics has lost them."""
+    for page in site.rglob("*.html"):
+        for _, text in re.findall(r"<(em|strong)>(.*?)</\1>", page.read_text(encoding="utf-8"), re.DOTALL):
+            assert not re.search(r"[\^∂∥‖ᵀ=]|^(name|main)$", text), (page.name, text)
+    theory = re.sub("<[^>]*>", "", (site / "theory.html").read_text(encoding="utf-8"))
+    assert "∂L*^l/∂W^l is the gradient of the layer's own loss" in theory
+    assert "g = cB*ᵀ\nwithout B*, its" in theory or "cB*ᵀ without B*" in theory
+
+
+def test_pictures_lead_to_themselves(site: Path) -> None:
+    text = (site / "alignment.html").read_text(encoding="utf-8")
+    assert re.search(r'<a href="([^"]+figA2\.png)"><img [^>]*src="\1"', text)
+
+
 def test_api_from_docstrings(site: Path) -> None:
     api = (site / "api.html").read_text(encoding="utf-8")
     for name in ("localssl.api.train", "localssl.learner.Learner", "localssl.alignment.measure", "localssl.rules.get"):

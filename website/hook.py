@@ -23,6 +23,13 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 OF_A_FILE = re.compile(r"^(```\w+) file=(\S+)")
 LANGUAGES = {".py": "python", ".json": "json"}
+WIDE = ("reproduction.md", "compare.md", "results.md")  # their tables want the room of the table of contents
+STYLE = """\
+.md-grid { max-width: 74rem; }
+.md-typeset table:not([class]) td code { white-space: nowrap; }
+.md-typeset table:not([class]) th { min-width: 3rem; }
+"""
+PICTURE = re.compile(r'<img [^>]*src="([^":]+\.(?:png|svg))"[^>]*>')
 
 API = {  # titles and modules
     "Commands as functions": ["localssl.api"],
@@ -49,6 +56,8 @@ API = {  # titles and modules
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     files.append(File.generated(config, "api.md", content=_api()))
+    files.append(File.generated(config, "style.css", content=STYLE))
+    config.extra_css.append("style.css")
     for name in AT_THE_TOP:
         files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
     outside: set[Path] = set()
@@ -65,6 +74,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to what is no page of docs/ to the page that shows it."""
     here = page.file.src_uri
+    if here in WIDE:
+        page.meta["hide"] = ["toc"]
 
     def turned(link: re.Match[str]) -> str:
         before, target, after = link.groups()
@@ -84,6 +95,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = FENCE.split(markdown)
     # "file=" is for the tests, which put the snippet there; the site's fences know a title
     return "".join(OF_A_FILE.sub(r'\1 title="\2"', p) if n % 2 else LINK.sub(turned, p) for n, p in enumerate(parts))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A picture leads to itself, in its own size."""
+    return PICTURE.sub(r'<a href="\1">\g<0></a>', html)
 
 
 def _place(target: str, page: str) -> Path | None:

@@ -217,7 +217,7 @@ def align(run: str | Path, **options: Any) -> AlignResult:
 def compare(**options: Any) -> list[Line]:
     """Rules side by side, kept in the folder ``out``: ``localssl compare``. A row a rule.
 
-    Each row and seed is a process, which imports the program that calls this: guard it by if __name__ == "__main__".
+    Each row and seed is a process, which imports the program that calls this: guard it by ``if __name__ == "__main__":``.
 
     Raises:
         UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``, no guard.
@@ -254,7 +254,7 @@ def theory(**options: Any) -> list[Outcome]:
 def reproduce(*names: str, **options: Any) -> None:
     """Experiments of the paper and of the documentation by name, none lists them: ``localssl reproduce``.
 
-    Many start processes, which import the program that calls this: guard it by if __name__ == "__main__".
+    Many start processes, which import the program that calls this: guard it by ``if __name__ == "__main__":``.
 
     Raises:
         UsageError: an unknown experiment, no guard.

@@ -1,4 +1,4 @@
-"""Tables in Markdown, in one dialect wherever one is written."""
+"""Tables in Markdown, in one dialect wherever one is written; numbers of things in words."""
 
 from __future__ import annotations
 
@@ -15,3 +15,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     lines = ([str(cell).replace("|", "\\|") for cell in line] for line in (header, ["---"] * len(header), *rows))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def counted(number: float, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "epoch"), counted(2000, "step")
+    ('1 epoch', '2,000 steps')
+    """
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {thing}{'' if number == 1 else 's'}"

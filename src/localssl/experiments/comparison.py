@@ -332,6 +332,7 @@ def _measured(run: Run, study: Study, row: Row) -> Record:
             rows = [r for r in evaluate.align_rows(align) if r[-1] == "weights" and r[3] == "cosine"]
             record |= {
                 "align": [[r[2], *r[4:7]] for r in rows],
+                "nulls": [r[8] for r in rows],
                 "align_protocol": align.protocol.removeprefix(evaluate.with_facts("", test)),
             }
     return record

@@ -104,13 +104,13 @@ def accuracy(settings: Settings) -> None:
         cosines = [r["cosines"][b - 1][0] for b in blocks]
         rows.append([*key, *cosines, round(sum(cosines) / len(cosines), 5)])
     header = ["rule", "seed", "epochs", "accuracy", *(f"cosine_{b}" for b in blocks), "cosine_mean"]
-    evaluate.to_csv(settings.out / "points.csv", header, rows, f"{_caption(found, settings)}. {found[0]['protocol']}")
+    evaluate.to_csv(settings.out / "points.csv", header, rows, f"{_caption(found, settings, of_points=True)}. {found[0]['protocol']}")
     trained = [row for row in rows if row[2] != 0]  # before training every rule has the same encoder
     cosines = {name: [float(str(row[i])) for row in trained] for i, name in enumerate(header) if i > 3}
     groups = [f"{row[0]}-{row[1]}" for row in trained]
     correlation = settings.out / "correlation.csv"
     prediction.write(correlation, cosines, [float(str(row[3])) for row in trained], groups, "runs")
-    path = scatter_figure.draw(rows, settings.out / "accuracy.png", _caption(found, settings))
+    path = scatter_figure.draw(rows, settings.out / "accuracy.png", _caption(found, settings, of_points=True))
     print(f"written: {path}, {settings.out / 'points.csv'}, {correlation}")
 
 
@@ -168,7 +168,7 @@ def _rows(found: list[dict[str, Any]]) -> list[list[object]]:
     ]
 
 
-def _caption(found: list[dict[str, Any]], settings: Settings) -> str:
+def _caption(found: list[dict[str, Any]], settings: Settings, of_points: bool = False) -> str:
     scale = scale_of(settings)
     c = found[0]["config"]
     facts = "; ".join(found[0]["notes"])
@@ -176,9 +176,12 @@ def _caption(found: list[dict[str, Any]], settings: Settings) -> str:
     shown = dict.fromkeys(str(r["config"]["rule"]) for r in found)
     rates = ", ".join(f"{rule} {scale.lr[rule]:g}" for rule in shown)
     of_optimum = " (optimum: 128, its rate not searched)" if "optimum" in shown else ""
+    over, which = "mean and 95 % t interval", "seed 0 drawn"
+    if of_points:  # a point a checkpoint, without intervals, of every seed
+        over, which = "mean", "a point a checkpoint"
     return (
         f"{facts or c['data']}: {c['encoder']['name']} at width {scale.width:g}, {images}, Adam (rates {rates}), last "
         f"layer averaged; cosine with bp-clapp++ at the same weights, views, negatives and B^L (clapp++both: with "
-        f"its own last-layer loss), mean and 95 % t interval over {BATCHES} batches of 128 test images; batches of "
-        f"{scale.batch_size} in training{of_optimum}; seed 0 drawn"
+        f"its own last-layer loss), {over} over {BATCHES} batches of 128 test images; batches of "
+        f"{scale.batch_size} in training{of_optimum}; {which}"
     )

@@ -82,16 +82,16 @@ def _paper(compared: Sequence[Compared], study: Study) -> page.Section:
         ours = "failed" if c.failed else plus_minus(t_interval(values))
         for name, number in _published(c, study):
             mark = tables.verdict(number, values, c, study)
-            rows.append([c.row.label, f"Table 2, {name}", str(number), ours, mark, number.how])
+            rows.append([c.row.label, str(number), ours, mark, f"Table 2, {name}", number.how])
         if c.row.rule in dict(summary.elsewhere([c], study)):
             number = published.PEERS[c.row.rule][study.data]
             mark = tables.verdict(number, values, c, study)
-            rows.append([c.row.label, "its own publication", str(number), ours, mark, number.how])
+            rows.append([c.row.label, str(number), ours, mark, "its own publication", number.how])
     title = "Beside the paper"
     if not rows:
         why = f"The paper and the rules' own publications give no number for these rules on {study.data}."
         return page.Section("paper", title, [page.Missing(why)])
-    header = ["rule", "published as", "published (%)", "ours (%)", "mark", "how it was measured"]
+    header = ["rule", "published (%)", "ours (%)", "mark", "published as", "how it was measured"]
     note = (
         "Reproduced: each mean lies inside the other's 95 % interval. Not comparable: the recipes differ, and how. "
         "Off by: same recipe, other result."

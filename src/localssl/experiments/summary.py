@@ -12,6 +12,7 @@ from localssl.experiments import published
 from localssl.experiments.cells import Settings
 from localssl.experiments.comparison import Compared
 from localssl.experiments.rows import Study, descends
+from localssl.markdown import counted
 from localssl.report import comparison, comparison_figure
 from localssl.report.comparison import Interval, Line
 from localssl.report.tables import show
@@ -107,16 +108,18 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
     """What stands below the table."""
     record = compared[0].records[0]
     aligned = next((r for c in compared for r in c.records if "align_protocol" in r), None)
-    side = f"{settings.jobs} side by side, {settings.threads_per_job()} thread{'s' * (settings.threads_per_job() > 1)}"
+    side = f"{settings.jobs} side by side, {counted(settings.threads_per_job(), 'thread')} each"
+    nulls = [float(v) for c in compared for r in c.records for v in r.get("nulls", ()) if v != ""]
+    null = f" Null: {min(nulls):.2f} to {max(nulls):.2f} over all rules, seeds and blocks." if nulls else ""
     texts = [
         setting(compared, study),
         f"Accuracy: linear probe on all blocks together. {record['protocol']}",
         "Above untrained: paired differences to the untrained encoder of the same seed, with the encoder options that "
         "the rule asks for.",
-        f"Cosine: each rule's update against backpropagation of its own last-layer loss; {aligned['align_protocol']}."
+        f"Cosine: each rule's update against backpropagation of its own last-layer loss; {aligned['align_protocol']}.{null}"
         if aligned
         else "",
-        f"Images/s: of whole training steps (views, losses, update), {side} each. Peak memory: largest resident set of "
+        f"Images/s: of whole training steps (views, losses, update), {side} by the command that wrote this. Peak memory: largest resident set of "
         f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
         f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),

@@ -37,6 +37,7 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str, caption: str, path: Path)
     lines = dict.fromkeys((r["rule"], None if axis == "bits" else r["bits"]) for r in clean)
     lines = [line for line in lines if line[1] != "float"]
     rules = list(dict.fromkeys(rule for rule, _ in lines))
+    cut = False
     for place, (quantity, (label, least, most)) in zip(places[0], SHOWN.items(), strict=True):
         for number, (rule, bits) in enumerate(lines):
             mine = [r for r in clean if (r["rule"], r["quantity"]) == (rule, quantity)]
@@ -48,9 +49,11 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str, caption: str, path: Path)
             name = rule if bits is None else f"{rule}, {bits} bits"
             _line(place, points, name, color=colour, marker=marker, linestyle=style)
         low, high = place.get_ylim()  # an interval of few seeds goes on where no value can be
+        cut |= low < least or high > most + 0.02 * (most - least)
         place.set(xlabel=AXES[axis], ylabel=label, ylim=(max(low, least), min(high, most + 0.02 * (most - least))))
         if axis == "bits":
             place.set_xticks(range(len(whole) + 1), [*map(str, whole), "float"])
+    caption += "; intervals are cut where no value can be" if cut else ""
     return finish(figure, places[0][0], "\n".join(textwrap.wrap(caption, 110)), path, columns=4)
 
 

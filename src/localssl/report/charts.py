@@ -16,6 +16,9 @@ POINTS = 400  # of one line; longer ones are averaged
 _CLASSES = ("0072B2", "C27C00", "00936B", "CC79A7", "B8320A", "1FA0C4", "5F3F14", "7A7A7A", "4F6B00", "5A3E9B")
 _ON_DARK = ("4DA3E0", "F0B430", "20C997", "E89CC6", "FF7F3F", "9AD4F5", "C4A265", "B0B0B0", "E0E050", "A990E0")
 
+LABEL = 220  # pixels of a row's name, at most; on a phone less
+_LABEL = alt.expr(f"containerSize()[0] < 500 ? 110 : {LABEL}")
+
 Row = dict[str, Any]
 
 
@@ -36,16 +39,18 @@ def shade(i: int, n: int) -> str:
     return f"var(--b{round(i * (STEPS - 1) / max(1, n - 1))})"
 
 
-def lines(rows: Sequence[Row], x: str, y: str, of: str) -> Row:
+def lines(rows: Sequence[Row], x: str, y: str, of: str, everything: Sequence[str] = ()) -> Row:
     """One line for every value of ``of``, in its order of appearance; with points where they are few.
 
     Args:
         rows: one a point, with the keys ``x``, ``y`` and ``of``; those without a value of ``y`` are left out.
         x, y, of: titles of the axes and the legend; x counts something.
+        everything: of which the lines are some, so that colours are those of other charts.
     """
     found = [row for row in rows if row[y] is not None]
     names = list(dict.fromkeys(str(row[of]) for row in found))
-    colour = _colour(of, names, [shade(i, len(names)) for i in range(len(names))])
+    ordered = list(everything) or names
+    colour = _colour(of, names, [shade(ordered.index(name), len(ordered)) for name in names])
     few = len(found) <= 40 * len(names)
     chart = (
         alt.Chart(_data([{"x": row[x], "y": row[y], "of": str(row[of])} for row in found]))
@@ -100,7 +105,7 @@ def ranking(rows: Sequence[Row], x: str) -> Row:
     names = [str(row["name"]) for row in rows]
     data = [{**row, "x": row[x]} for row in rows]
     base = alt.Chart(_data([{k: v for k, v in row.items() if k != x} for row in data])).encode(
-        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220, domain=False, ticks=False, grid=True))
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_LABEL, domain=False, ticks=False, grid=True))
     )
     scale = alt.Scale(zero=False, nice=True, padding=8)
     colour = alt.Color(
@@ -128,17 +133,19 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
         low, high: ends of the colours; from below 0 to above it, 0 is white and what is below has its own colour.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
-    data = [{"name": r["name"], "block": r["block"], "value": r[value], "text": f"{r[value]:.2f}"} for r in rows]
+    data = [{"name": r["name"], "block": r["block"], "value": r[value], "text": f"{r[value] + 0.0:.2f}".replace("-0.00", "0.00")} for r in rows]
     base = alt.Chart(_data(data)).encode(
         x=alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=220)),
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_LABEL)),
     )
     signed = low < 0 < high
     scale = alt.Scale(domain=[low, high], scheme="redblue" if signed else "blues")
     colour = alt.Color("value:Q", title=value, legend=None, scale=scale)
     cells = base.mark_rect(aria=False).encode(color=colour, tooltip=_tips(name="rule", block="block", value=value))
     dark = "contrast('#ffffff', scale('color', datum.value)) >= 4.5"  # where it is not, black has more
-    text = base.mark_text(aria=False, fontSize=11).encode(
+    columns = len({row["block"] for row in rows})
+    fits = alt.expr(f"containerSize()[0] < {LABEL + 34 * columns} ? 0 : 1")  # the numbers are in the table, too
+    text = base.mark_text(aria=False, fontSize=11, opacity=fits).encode(
         text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value("#000000"))
     )
     return _spec(alt.layer(cells, text), height=40 + 26 * len(names))

@@ -10,6 +10,7 @@ import torch
 from localssl import evaluate, own
 from localssl.alignment import refusal
 from localssl.errors import in_shell
+from localssl.markdown import counted
 from localssl.report import charts, measured, page
 from localssl.report.measured import number
 from localssl.runs.checkpoint import existing
@@ -57,7 +58,7 @@ def losses(run: Run) -> page.Section:
     caption = "From metrics.csv" + (f"; every point is the mean of {every} rows." if every > 1 else ".")
     parts = _curve(rows, "loss", "Loss by block", "loss", caption)
     monitors = [row for row in rows if row.get("rank_1") is not None]
-    note = "On a fixed sample of 512 training images without augmentation, while training."
+    note = "On a fixed sample of the training images, up to 512 of them, without augmentation, while training."
     for kind, title, axis in (
         ("rank", "Effective rank of every block's readout", "effective rank"),
         ("dead", "Channels that are zero for every image", "share of channels"),
@@ -196,7 +197,7 @@ def _curve(rows: list[dict[str, float | None]], kind: str, title: str, axis: str
     for block, key in zip(blocks, keys, strict=True):
         values = [row[key] for row in rows if row.get(key) is not None]
         ends.append(f"block {block}: from {_digits(values[0])} to {_digits(values[-1])}")
-    says = f"{title} over {rows[-1]['epoch']:g} epochs. {'; '.join(ends)}."
+    says = f"{title} over {counted(rows[-1]['epoch'] or 0, 'epoch')}. {'; '.join(ends)}."
     return [page.Chart(title, charts.lines(points, "epoch", axis, "block"), says, caption), _some(rows, kind, title)]
 
 

@@ -61,9 +61,10 @@ def _of_one(key: str, shapes: list[represent.Shape], step: int) -> list[page.Par
         f"Step {step}. Mean size of the weights of B between patches so far apart, over the mean of all pairs of "
         "patches; distance from centre to centre, in pixels of the image. 1 everywhere: no structure."
     )
-    spec = charts.lines(rows, _AXIS, "strength", "block")
+    blocks = [str(s.block) for s in shapes]
+    spec = charts.lines(rows, _AXIS, "strength", "block", blocks)
     made: list[page.Part] = [
-        page.Chart(f"{key.capitalize()} B: strength", spec, f"Strength of the {key} projections. {says}.", caption)
+        page.Chart(f"{key.capitalize()} B: strength{_only(rows)}", spec, f"Strength of the {key} projections. {says}.", caption)
     ]
     like = [row for row in rows if not math.isnan(float(str(row["mean weight"])))]
     if like:
@@ -76,9 +77,9 @@ def _of_one(key: str, shapes: list[represent.Shape], step: int) -> list[page.Par
             "Mean weight from a channel to the same channel at another place, over the root mean square of all of the "
             "block's weights: above 0, like predicts like."
         )
-        spec = charts.lines(like, _AXIS, "mean weight", "block")
+        spec = charts.lines(like, _AXIS, "mean weight", "block", blocks)
         says = f"Mean weight of the {key} projections between a channel and itself. {says}."
-        made.append(page.Chart(f"{key.capitalize()} B: like to like", spec, says, caption))
+        made.append(page.Chart(f"{key.capitalize()} B: like to like{_only(like)}", spec, says, caption))
     table = [
         [
             s.block,
@@ -94,3 +95,9 @@ def _of_one(key: str, shapes: list[represent.Shape], step: int) -> list[page.Par
     header = ["block", _AXIS, "strength", "95 % interval over patches", "like to like", "pairs of patches"]
     made.append(page.Table(f"Numbers of the {key} projections", header, table))
     return made
+
+
+def _only(rows: list[charts.Row]) -> str:
+    """The block, where there is one alone: a chart of one line has no legend."""
+    found = {row["block"] for row in rows}
+    return f", block {found.pop()}" if len(found) == 1 else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from localssl.report.style import colour, finish, marker
 
@@ -38,5 +39,7 @@ def draw(axis: str, rows: Sequence[Mapping[str, Any]], exponents: Sequence[Mappi
         place.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         place.set_xticks([r["x"] for r in mine], [f"{r['x']:g}" for r in mine], minor=False)
         place.minorticks_off()
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a decade alone may have no number
+        place.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         place.set_title("\n".join([f"exponents {measured}", *(f"by {p}" for p in predicted)]), fontsize=7)
     return finish(figure, axes[0][0], f"A training step as {axis} grows; exponents in the legend's order", path)

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from localssl.report.style import PALETTE, finish
 
+ACROSS = 3  # panels of a row, at most: more are too small to read on a page
+
 Row = Sequence[object]  # panel, line, layer, mean, low, high, batches
 
 
@@ -18,12 +20,17 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
     """Write the figure; bars are the rows' intervals, where they have one (from one seed there is none: "")."""
     panels = list(dict.fromkeys(str(row[0]) for row in rows))
     names = list(dict.fromkeys(str(row[1]) for row in rows))
-    width = 2.2 + 3.4 * len(panels)
+    across = min(ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    width = 2.2 + 3.4 * across
     columns = max(1, int(width // 2.4))
     caption = "\n".join(textwrap.wrap(caption, int(14 * width)))
-    height = 2.8 + 0.2 * -(-len(names) // columns) + 0.15 * caption.count("\n")  # the panels keep theirs
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, height), squeeze=False, sharey=True)
-    for panel, place in zip(panels, axes[0], strict=True):
+    height = 2.8 * down + 0.2 * -(-len(names) // columns) + 0.15 * caption.count("\n")  # the panels keep theirs
+    figure, axes = plt.subplots(down, across, figsize=(width, height), squeeze=False, sharey=True)
+    places = axes.flatten().tolist()
+    for place in places[len(panels) :]:
+        place.set_axis_off()
+    for panel, place in zip(panels, places, strict=False):
         for name, (colour, marker) in zip(names, PALETTE[: len(names)], strict=True):
             mine = [row for row in rows if row[0] == panel and row[1] == name and row[3] != ""]
             x, mean = ([float(str(row[i])) for row in mine] for i in (2, 3))
@@ -38,5 +45,6 @@ def draw(rows: Sequence[Row], caption: str, path: Path, xlabel: str = "layer") -
         place.set(title=panel, xlabel=xlabel)
         if all(isinstance(row[2], int) for row in rows):
             place.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0][0].set(ylabel="cosine with end-to-end gradient")
+    for row in axes:
+        row[0].set(ylabel="cosine with end-to-end gradient")
     return finish(figure, axes[0][0], caption, path, columns)

@@ -20,6 +20,7 @@ from localssl.report import charts
 from localssl.system.files import write_text
 
 LARGEST = 5_000_000  # bytes of a page; a test holds a long run against it
+LONG = 24  # letters of a cell that make its column one of sentences
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     folded: bool = True
+
+    @property
+    def long(self) -> list[bool]:
+        """Which columns hold sentences: they wrap, and stand on the left."""
+        rest = range(1, len(self.header))
+        return [False, *(any(len(str(row[i])) > LONG for row in self.rows) for i in rest)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from localssl.errors import RunError, UsageError
+from localssl.markdown import counted
 from localssl.runs import metrics
 from localssl.runs.config import RunConfig, TrainConfig
 from localssl.runs.limits import check
@@ -180,7 +181,8 @@ def lines(estimate: Estimate) -> list[str]:
     e, c = estimate, estimate.config
     encoder = sum(n for _, n in e.blocks)
     said = [
-        f"{c.rule} on {c.data}: {e.images:,} images, {c.epochs} epochs, batches of {c.batch_size}, {e.steps:,} steps"
+        f"{c.rule} on {c.data}: {e.images:,} images, {counted(c.epochs, 'epoch')}, batches of {c.batch_size}, "
+        f"{counted(e.steps, 'step')}"
     ]
     for number, (shape, n) in enumerate(e.blocks, start=1):
         said.append(f"  block {number}: {'×'.join(map(str, shape))}, {n:,} parameters")
@@ -194,7 +196,7 @@ def lines(estimate: Estimate) -> list[str]:
         return [*said, "time: no step to run"]
     rate = c.batch_size / e.step_seconds
     said.append(
-        f"time: {_duration(e.seconds)}, {rate:,.0f} images/s, from {e.timed} steps on this machine as busy as it is now"
+        f"time: {_duration(e.seconds)}, {rate:,.0f} images/s, from {counted(e.timed, 'step')} on this machine as busy as it is now"
     )
     return said
 
