@@ -130,8 +130,8 @@ def test_the_card(run: api.TrainedRun) -> None:
     assert "<svg" in shown
     assert "<script" not in shown
     row = localssl.runs.metrics.read(run.path)[-1]
-    assert f"{int(row['step'])} (1 epochs" in shown
-    assert re.search(r'aria-label="Loss by block over 1 epochs\. block 1: from', shown)
+    assert f"{int(row['step'])} (1 epoch, " in shown
+    assert re.search(r'aria-label="Loss by block over 1 epoch\. block 1: from', shown)
 
 
 def test_a_card_of_nothing_yet(tmp_path: Path) -> None:

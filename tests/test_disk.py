@@ -101,7 +101,9 @@ def test_a_disk_that_is_really_full(tmpfs: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(RunError, match=r"^No space left on device \([^\n]*go on with: [^\n]*$"):
         run_tiny(tmpfs / "x", resume=True, epochs=4)
     capsys.readouterr()
-    flags = "--rule clapp++ --data digits --epochs 4 --limit-images 64 --batch-size 16 --width 0.25 --lr 0.01 --threads 1"
+    flags = (
+        "--rule clapp++ --data digits --epochs 4 --limit-images 64 --batch-size 16 --width 0.25 --lr 0.01 --threads 1"
+    )
     assert main(["train", *flags.split(), "--resume", "--out", str(tmpfs / "x")]) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("localssl: No space left on device (")

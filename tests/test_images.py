@@ -128,7 +128,7 @@ def test_damaged_images_are_named_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"row 7 of train.parquet cannot be decoded \(not an image.*--skip-bad"):
         streamed.batch(torch.tensor([0, 7]))
     write_parquet(tmp_path / "train.parquet", [b"no image"] * 2, [0, 1])
-    with pytest.raises(UsageError, match="none of the 2 images can be decoded"):
+    with pytest.raises(UsageError, match="none of the 2 images can be used"):
         open_images(data, skip_bad=True)
 
 

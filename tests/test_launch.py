@@ -37,7 +37,7 @@ def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_and_then_one(tmp_path: Path) -> None:
-    """Views and negatives follow from seed, step and process alone, so a resumed run is the same run, bit for bit."""
+    """Views and negatives are those of the run, in however many processes; resumed in as many it is the same run."""
     drawn: dict[str, Any] = {"rule_options": ("negatives=random",)}
     whole = run_tiny(tmp_path / "whole", devices=2, **drawn)
     assert json.loads((whole.path / "manifest.json").read_text())["processes"] == 2

@@ -79,7 +79,7 @@ def test_slow_steps_are_said_and_few(apart: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Loop, "train_step", step)
     found = rehearsal.rehearse(tiny(apart / "y", probe_every=0, epochs=12), said.append)
     assert (found.timed, found.step_seconds, clock[0]) == (2, 24.0, 3 * 24.0)
-    assert "a step takes 24 s: 2 more are run" in said
+    assert "a step takes 24 s; the estimate comes after a few more" in said
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -88,7 +88,7 @@ def test_short_runs(epochs: int, capsys: Capture) -> None:
     flags = f"--rule clapp++ --data digits --epochs {epochs} --limit-images 64 --batch-size 16 --width 0.25 --threads 1"
     assert main(["train", "--dry-run", *flags.split()]) == 0
     said = capsys.readouterr().out
-    assert f"64 images, {epochs} epochs, batches of 16, {4 * epochs} steps" in said
+    assert f"64 images, {epochs} epoch{'' if epochs == 1 else 's'}, batches of 16, {4 * epochs} steps" in said
     assert "lateral: 14,336 parameters" in said
     assert re.search(r"memory: [\d,]+ MiB", said)
     assert ("time: no step to run" in said) == (epochs == 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from localssl.data.part import Part
 from localssl.data.specs import SPECS, Augmentation
 from localssl.data.views import PATCHES, Views
 from localssl.errors import RunError
+from localssl.parallel import Processes
+from localssl.training import sharing
 
 from .train_util import folder, rows, run_tiny, weights
 
@@ -122,13 +126,42 @@ def test_another_number_of_processes_goes_on_with_the_same_views(tmp_path: Path)
 
 
 def test_views_of_ones_own_draw_for_themselves(tmp_path: Path) -> None:
-    """Every process others, and all go on alike: negatives would differ otherwise, and the run end."""
+    """And all go on alike: negatives would differ otherwise, and the run end."""
     (tmp_path / "own.py").write_text(OWN)
     own = f"{tmp_path / 'own.py'}:mine"
     given: dict[str, Any] = {"views": own, "rule_options": ("negatives=random",), "precision": "64-true"}
     first = run_tiny(tmp_path / "x", **given, devices=2)
     again = run_tiny(tmp_path / "y", **given, devices=2)
     assert rows(first.path) == rows(again.path)
+
+
+def test_views_of_ones_own_differ_between_processes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    views = Views(SPECS["digits"].augmentation, (0.5,), (0.25,), 1, 8, f"{tmp_path / 'own.py'}:mine")
+    images, state = torch.rand(4, 1, 8, 8), torch.get_rng_state()
+    found: list[torch.Tensor] = []
+    ends: list[torch.Tensor] = []
+    for rank in (0, 1):
+        torch.set_rng_state(state)
+        found += sharing.seen(views, images, cast(Processes, SimpleNamespace(rank=rank, size=2)))
+        ends.append(torch.get_rng_state())
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
+    assert torch.equal(*ends)
+
+
+def test_what_each_process_draws_for_its_own_samples() -> None:
+    """Noise and negatives of another process are others, and no matter of the common generator."""
+    drawn: dict[int, torch.Tensor] = {}
+    for rank in (0, 1):
+        one = cast(Processes, SimpleNamespace(rank=rank, size=2))
+        state = torch.get_rng_state()
+        with sharing.drawing(one, None, 0, 3):
+            drawn[rank] = torch.rand(5 + rank)
+        assert torch.equal(torch.get_rng_state(), state)
+        with sharing.drawing(one, one, 0, 3):
+            torch.rand(1)
+        assert not torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(drawn[0], drawn[1][:5])
 
 
 def test_processes_that_draw_apart_are_found(tmp_path: Path) -> None:

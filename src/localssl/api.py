@@ -217,7 +217,8 @@ def align(run: str | Path, **options: Any) -> AlignResult:
 def compare(**options: Any) -> list[Line]:
     """Rules side by side, kept in the folder ``out``: ``localssl compare``. A row a rule.
 
-    Each row and seed is a process, which imports the program that calls this: guard it by ``if __name__ == "__main__":``.
+    Each row and seed is a process, which imports the program that calls this: guard it by
+    ``if __name__ == "__main__":``.
 
     Raises:
         UsageError: an unknown rule, data that cannot be read, cells of other settings in ``out``, no guard.

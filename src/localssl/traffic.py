@@ -100,14 +100,14 @@ def numbers(sizes: Sizes, matrices: frozenset[int]) -> float:
 def cost(sizes: Sizes, matrices: frozenset[int]) -> float:
     """``numbers``, and those that could be sent while messages go their way and the others' rows are multiplied.
 
-    A readout is one message; a sum of changes is two, with that of the losses, and negatives and signals one each for
-    every reference.
+    A readout is one message. Of matrices the losses' sum is one; of every reference the sum of changes, the negatives
+    and their signals are one each.
     """
     layers = sizes.layers
     more = sum(layer.weights for i, layer in enumerate(layers) if i not in matrices)
     products = 2 * (sizes.processes - 1) * sizes.samples * more / sizes.pace.products
     readouts = len(gathered([layer.sources for layer in layers], matrices))
-    messages = readouts + sum(2 + 2 * len(layers[i].sources) for i in matrices)
+    messages = readouts + sum(1 + 3 * len(layers[i].sources) for i in matrices)
     return numbers(sizes, matrices) + products + messages * sizes.pace.message
 
 

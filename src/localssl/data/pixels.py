@@ -313,8 +313,7 @@ def decode_all(
         kept += [chunk[position] for position in good]
         slow(start + len(chunk), len(index))
     if not kept:
-        first = min((names[0] for names in bad.values() if names), default="")
-        raise UsageError(f"none of the {len(index):,} images can be used: {first} is the first")
+        raise UsageError(f"none of the {len(index):,} images can be used, {rows.name(int(index[0]))} and all others")
     target = "RGB" if channels == 3 else "grayscale"
     notes = [f"{_count(n, kind)} converted to {target}" for kind, n in sorted(converted.items())]
     for kind, names in bad.items():

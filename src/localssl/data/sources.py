@@ -293,7 +293,7 @@ def _default_size(reference: EncodedRows | None, skip_bad: bool) -> int:
             if not skip_bad:
                 name = reference.name(row)
                 raise UsageError(f"{name} cannot be decoded ({error}); --skip-bad skips such images") from error
-    raise UsageError(f"none of the {len(reference):,} images can be decoded, {reference.name(0)} and all others")
+    raise UsageError(f"none of the {len(reference):,} images can be used, {reference.name(0)} and all others")
 
 
 def _has_colour(rows: EncodedRows) -> bool:

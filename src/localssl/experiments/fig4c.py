@@ -104,13 +104,14 @@ def accuracy(settings: Settings) -> None:
         cosines = [r["cosines"][b - 1][0] for b in blocks]
         rows.append([*key, *cosines, round(sum(cosines) / len(cosines), 5)])
     header = ["rule", "seed", "epochs", "accuracy", *(f"cosine_{b}" for b in blocks), "cosine_mean"]
-    evaluate.to_csv(settings.out / "points.csv", header, rows, f"{_caption(found, settings, of_points=True)}. {found[0]['protocol']}")
+    caption = _caption(found, settings, of_points=True)
+    evaluate.to_csv(settings.out / "points.csv", header, rows, f"{caption}. {found[0]['protocol']}")
     trained = [row for row in rows if row[2] != 0]  # before training every rule has the same encoder
     cosines = {name: [float(str(row[i])) for row in trained] for i, name in enumerate(header) if i > 3}
     groups = [f"{row[0]}-{row[1]}" for row in trained]
     correlation = settings.out / "correlation.csv"
     prediction.write(correlation, cosines, [float(str(row[3])) for row in trained], groups, "runs")
-    path = scatter_figure.draw(rows, settings.out / "accuracy.png", _caption(found, settings, of_points=True))
+    path = scatter_figure.draw(rows, settings.out / "accuracy.png", caption)
     print(f"written: {path}, {settings.out / 'points.csv'}, {correlation}")
 
 

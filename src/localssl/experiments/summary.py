@@ -116,12 +116,14 @@ def notes(compared: Sequence[Compared], study: Study, settings: Settings) -> lis
         f"Accuracy: linear probe on all blocks together. {record['protocol']}",
         "Above untrained: paired differences to the untrained encoder of the same seed, with the encoder options that "
         "the rule asks for.",
-        f"Cosine: each rule's update against backpropagation of its own last-layer loss; {aligned['align_protocol']}.{null}"
+        "Cosine: each rule's update against backpropagation of its own last-layer loss; "
+        f"{aligned['align_protocol']}.{null}"
         if aligned
         else "",
-        f"Images/s: of whole training steps (views, losses, update), {side} by the command that wrote this. Peak memory: largest resident set of "
-        f"the run's own process until training ended (VmHWM); what Python, PyTorch and the data set take is in the row "
-        f"untrained. Parameters: encoder, and what the rule adds to train or keeps fixed.",
+        f"Images/s: of whole training steps (views, losses, update), {side} by the command that wrote this. Peak "
+        f"memory: largest resident set of the run's own process until training ended (VmHWM); what Python, PyTorch "
+        f"and the data set take is in the row untrained. Parameters: encoder, and what the rule adds to train or keeps "
+        f"fixed.",
         *(f"{c.row.label}: {note}" for c in compared for note in c.notes),
         _no_cosine(compared) if study.align_batches else "",
         *(f"{rule} elsewhere: {number}, {number.how}; not comparable." for rule, number in elsewhere(compared, study)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import vl_convert
 
 from localssl import evaluate, own
+from localssl.markdown import counted
 from localssl.report import charts, from_files, measured, page
 from localssl.runs.run import Run
 
@@ -19,7 +20,7 @@ def html(run: Run) -> str:
     if rows:
         last = rows[-1]
         epochs, seconds = last["epoch"] or 0, last["seconds"] or 0
-        shown.append(["steps", f"{last['step']:,.0f} ({epochs:g} epochs, {seconds:,.1f} s)"])
+        shown.append(["steps", f"{last['step']:,.0f} ({counted(epochs, 'epoch')}, {seconds:,.1f} s)"])
         (chart,) = (part for part in from_files.losses(run).parts[:1] if isinstance(part, page.Chart))
         spec = {**chart.spec, "width": WIDTH, "height": HEIGHT}
         svg, says = vl_convert.vegalite_to_svg(dict(spec), vl_version=charts.VERSION), chart.says

@@ -105,7 +105,9 @@ def ranking(rows: Sequence[Row], x: str) -> Row:
     names = [str(row["name"]) for row in rows]
     data = [{**row, "x": row[x]} for row in rows]
     base = alt.Chart(_data([{k: v for k, v in row.items() if k != x} for row in data])).encode(
-        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_LABEL, domain=False, ticks=False, grid=True))
+        y=alt.Y(
+            "name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_LABEL, domain=False, ticks=False, grid=True)
+        )
     )
     scale = alt.Scale(zero=False, nice=True, padding=8)
     colour = alt.Color(
@@ -133,7 +135,15 @@ def grid(rows: Sequence[Row], value: str, low: float, high: float) -> Row:
         low, high: ends of the colours; from below 0 to above it, 0 is white and what is below has its own colour.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
-    data = [{"name": r["name"], "block": r["block"], "value": r[value], "text": f"{r[value] + 0.0:.2f}".replace("-0.00", "0.00")} for r in rows]
+    data = [
+        {
+            "name": r["name"],
+            "block": r["block"],
+            "value": r[value],
+            "text": f"{r[value]:.2f}".replace("-0.00", "0.00"),
+        }
+        for r in rows
+    ]
     base = alt.Chart(_data(data)).encode(
         x=alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_LABEL)),

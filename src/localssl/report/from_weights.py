@@ -63,9 +63,8 @@ def _of_one(key: str, shapes: list[represent.Shape], step: int) -> list[page.Par
     )
     blocks = [str(s.block) for s in shapes]
     spec = charts.lines(rows, _AXIS, "strength", "block", blocks)
-    made: list[page.Part] = [
-        page.Chart(f"{key.capitalize()} B: strength{_only(rows)}", spec, f"Strength of the {key} projections. {says}.", caption)
-    ]
+    title = f"{key.capitalize()} B: strength{_only(rows)}"
+    made: list[page.Part] = [page.Chart(title, spec, f"Strength of the {key} projections. {says}.", caption)]
     like = [row for row in rows if not math.isnan(float(str(row["mean weight"])))]
     if like:
         says = "; ".join(

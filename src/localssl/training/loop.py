@@ -227,16 +227,17 @@ class Loop:
         images = (self.images.batch(index) if pixels is None else pixels).to(self.fabric.device)
         labels = self.labels(index)
         view_a, view_b = sharing.seen(self.views, images, self.processes)
-        if self.first is None:
-            self.learn(view_a, view_b, labels)
-            if self.watch.bad:
-                with self.aside():
-                    x = self.learner.enter(view_a, view_b, labels=labels)
-                    self.watch.deal(self.step + 1, index if whole is None else whole, x, self.state)
-        else:
-            with self.fabric.autocast():
-                x = self.learner.step(view_a, view_b, labels=labels).x
-            self.first.feed(x)
+        with sharing.drawing(self.processes, self.across, self.config.seed, self.step):
+            if self.first is None:
+                self.learn(view_a, view_b, labels)
+            else:
+                with self.fabric.autocast():
+                    x = self.learner.step(view_a, view_b, labels=labels).x
+                self.first.feed(x)
+        if self.watch.bad:
+            with self.aside():
+                x = self.learner.enter(view_a, view_b, labels=labels)
+                self.watch.deal(self.step + 1, index if whole is None else whole, x, self.state)
         self.step += 1
         self.count += 0 if self.watch.bad else 1
 

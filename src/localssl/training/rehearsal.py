@@ -106,7 +106,7 @@ def _measured(loop: Loop, images: int) -> Estimate:
         for done, index in enumerate(itertools.islice(batches, warm), start=1):
             loop.train_step(loop.own(index))
             if (took := time.monotonic() - began) >= SECONDS:
-                loop.report(f"a step takes {took / done:.0f} s: {FEWEST} more are run")
+                loop.report(f"a step takes {took / done:.0f} s; the estimate comes after a few more")
                 break
         several = config.epochs > 1
         # Called from Python, where memory is not kept (system.allocator), the allocator learns to keep it at the end
@@ -196,7 +196,8 @@ def lines(estimate: Estimate) -> list[str]:
         return [*said, "time: no step to run"]
     rate = c.batch_size / e.step_seconds
     said.append(
-        f"time: {_duration(e.seconds)}, {rate:,.0f} images/s, from {counted(e.timed, 'step')} on this machine as busy as it is now"
+        f"time: {_duration(e.seconds)}, {rate:,.0f} images/s, from {counted(e.timed, 'step')} on this machine as busy "
+        "as it is now"
     )
     return said
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ def across(
 
 
 def seen(views: Views, images: Tensor, processes: Processes | None) -> tuple[Tensor, Tensor]:
-    """Two views of this process's images (n, …), those that they would have in a process alone.
+    """Two views of this process's images (n, …), those of a process alone whose generator is in this state.
 
     All processes draw from generators in the same state, so that negatives are drawn alike, too. A view of the user's
     own draws what it likes, aside, in every process from another seed.
@@ -64,6 +66,17 @@ def seen(views: Views, images: Tensor, processes: Processes | None) -> tuple[Ten
             return views(images)
     n = len(images)
     return views(images, Part(processes.rank * n, n, processes.size * n))
+
+
+@contextmanager
+def drawing(processes: Processes | None, across: Processes | None, seed: int, step: int) -> Generator[None]:
+    """Where every process compares its own samples, what it draws for them (negatives, noise) is its own, too."""
+    if processes is None or across is not None:
+        yield
+        return
+    own = np.random.SeedSequence([seed, step, processes.rank]).generate_state(1)[0]
+    with checkpoint.aside(int(own)):
+        yield
 
 
 def guard(processes: Processes | None, device: torch.device, step: int) -> None:

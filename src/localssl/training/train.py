@@ -92,9 +92,9 @@ def _share(config: TrainConfig, named: list[str], processes: Processes, number: 
     said: list[str] = []
     _set_threads(config)
     place = pipeline.place(processes, config.pipeline or 1, timedelta(minutes=config.patience))
+    threads = processes.least(torch.get_num_threads())  # all stages choose alike
     if place.peers is not None:
-        place.peers.exchange = config.exchange
-        place.peers.threads = place.peers.least(torch.get_num_threads())
+        place.peers.exchange, place.peers.threads = config.exchange, threads
     try:
         with own.only_named(named):
             if place.stage == 0:
