@@ -36,7 +36,7 @@ class Pace(NamedTuple):
 
 
 BYTES_ALONE = Pace()
-THREAD = Pace(315, 44_000)  # one thread; made of what benchmarks/results/parallel.json has as "pace"
+THREAD = Pace(103, 119_000)  # one thread: what benchmarks/results/parallel.json has as "pace"
 GPU = Pace(12_000, 250_000)  # reckoned, not measured: 150e12 multiply-adds, 50e9 bytes a second, 20 microseconds
 
 
