@@ -26,9 +26,11 @@ LANGUAGES = {".py": "python", ".json": "json"}
 WIDE = ("reproduction.md", "compare.md", "results.md")  # their tables want the room of the table of contents
 STYLE = """\
 .md-grid { max-width: 74rem; }
-.md-typeset table:not([class]) td code { white-space: nowrap; }
+.md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset table:not([class]) th { min-width: 3rem; }
+.from-disk .md-search, .from-disk [for="__search"] { display: none; }
 """
+FROM_DISK = "<script>if (location.protocol === 'file:') document.documentElement.classList.add('from-disk')</script>"
 PICTURE = re.compile(r'<img [^>]*src="([^":]+\.(?:png|svg))"[^>]*>')
 
 API = {  # titles and modules
@@ -100,6 +102,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A picture leads to itself, in its own size."""
     return PICTURE.sub(r'<a href="\1">\g<0></a>', html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Without a server there is no search: its field is not shown."""
+    return output.replace("</head>", f"{FROM_DISK}</head>", 1)
 
 
 def _place(target: str, page: str) -> Path | None:

@@ -7,7 +7,7 @@ same state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from kornia.augmentation import AugmentationBase2D
 from torch import Size, Tensor
@@ -15,7 +15,8 @@ from torch import Size, Tensor
 OF_A_CALL = "order"  # Kornia's name for what all images of a call share
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Samples ``first`` … ``first + count − 1`` of a batch of ``of``.
 
     Args:

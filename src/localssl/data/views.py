@@ -8,6 +8,7 @@ import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from localssl import own
 from localssl.data.part import Part
@@ -26,9 +27,10 @@ def blur_kernel(image_size: int) -> int:
 class Steps(nn.Sequential):
     """Random steps one after the other, Kornia's and ours."""
 
-    def forward(self, x: Tensor, part: Part | None = None) -> Tensor:
+    @override
+    def forward(self, input: Tensor, part: Part | None = None) -> Tensor:
         """One view of a batch (n, …); ``part``: of which batch it is a part, None: it is the whole."""
-        part = part or Part.all(len(x))
+        x, part = input, part or Part.all(len(input))
         for step in self:
             x = part.through(step, x) if isinstance(step, K.AugmentationBase2D) else step(x, part)
         return x

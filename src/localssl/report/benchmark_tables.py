@@ -59,11 +59,11 @@ def parallel() -> str:
         return missing("parallel")
     lines: list[list[object]] = []
     for r in rows("parallel"):
-        line = [r["rule"], f"{r['width']:g}", r["processes"], r["batch_of_each"], r["exchange"]]
+        line = [r["rule"], f"{r['width']:g}", r["batch_of_each"], r["exchange"]]
         of = f"{r['of_matrices']:.2f} ({r['low']:.2f} to {r['high']:.2f})" if r["exchange"] != "matrices" else "1"
         line += [f"{1e3 * r['seconds']:.1f}", of, f"{1e3 * r['one']:.1f}", f"{r['speedup']:.2f}"]
         lines.append([*line, f"{r['bytes_sent'] / 1e6:.2f}", f"{r['share_of_communication']:.2f}"])
-    head = ["rule", "width", "processes", "images of each", "exchange", "ms a step", "of matrices' (95 %)"]
+    head = ["rule", "width", "images of each", "exchange", "ms a step", "of matrices' (95 %)"]
     head += ["ms of one with the whole batch"]
     head += ["times as fast", "MB sent by each (counted)", "share of communication"]
     said = source("parallel").replace(" 1 threads", " one thread a process")

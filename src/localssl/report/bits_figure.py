@@ -44,16 +44,16 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str, caption: str, path: Path)
             if bits is not None:
                 mine = [r for r in mine if r["bits"] == bits]
             points = sorted((_position(r, axis, whole), r["mean"], r["low"], r["high"]) for r in mine)
+            cut |= any(low < least or high > most for _, _, low, high in points)
             colour, marker = _look(rule, rules.index(rule))
             style = ("-", "--", ":", "-.")[number % 4 if bits is not None else 0]
             name = rule if bits is None else f"{rule}, {bits} bits"
             _line(place, points, name, color=colour, marker=marker, linestyle=style)
         low, high = place.get_ylim()  # an interval of few seeds goes on where no value can be
-        cut |= low < least or high > most + 0.02 * (most - least)
         place.set(xlabel=AXES[axis], ylabel=label, ylim=(max(low, least), min(high, most + 0.02 * (most - least))))
         if axis == "bits":
             place.set_xticks(range(len(whole) + 1), [*map(str, whole), "float"])
-    caption += "; intervals are cut where no value can be" if cut else ""
+    caption = f"{caption.rstrip('.')}; intervals are cut where no value can be." if cut else caption
     return finish(figure, places[0][0], "\n".join(textwrap.wrap(caption, 110)), path, columns=4)
 
 

@@ -74,7 +74,7 @@ def with_auto(found: Sequence[Row]) -> list[Row]:
     for rule in dict.fromkeys(r["rule"] for r in found):
         of_rule = [r for r in found if r["rule"] == rule]
         auto = {way: r for r in of_rule if (way := r["exchange"]) != "sharded"}
-        rows += [*of_rule, auto["rows"] | {"exchange": "auto", "as matrices": auto["matrices"]}]
+        rows += [*of_rule, {**auto["rows"], "exchange": "auto", "as matrices": auto["matrices"]}]
     return rows
 
 
