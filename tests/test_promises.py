@@ -141,7 +141,8 @@ COMMANDS = {  # all ten, each with all that it takes; in capitals what has its p
     "train": "rule rule-options data data-root download config views view-strength image-size epochs width seed out "
     "encoder encoder-options patches engine lr batch-size weight-decay optimizer schedule device precision threads "
     "devices nodes across exchange shard-b patience pipeline split staleness probe-every align-every checkpoint-every "
-    "limit-images trackers on-nan expect report own resume skip-bad memory dry-run bits weight-noise dead mismatch",
+    "limit-images trackers on-nan expect report no-report own resume skip-bad memory dry-run bits weight-noise dead "
+    "mismatch",
     "probe": "RUN protocol labels draws epochs data data-root limit-images device threads skip-bad own",
     "align": "RUN data data-root batches batch-size fit-batches reference threads skip-bad own",
     "compare": "rules data data-root epochs seeds out config jobs threads encoder encoder-options own width patches "

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import localssl
 from localssl.cli import main
-from localssl.errors import UsageError
 from localssl.report import charts, from_images, measured, page
 from localssl.runs.run import open_run
 
@@ -381,19 +379,3 @@ def test_maps_of_floats(tmp_path: Path) -> None:
     assert 'alt="The 8 images that excite unit' in text_of(out)
     assert from_images.shades(torch.tensor([-3.0, 1.0, 5.0])).tolist() == [0.0, 0.5, 1.0]
     assert from_images.shades(torch.tensor([255], dtype=torch.uint8)).tolist() == [1.0]
-
-
-def test_train_writes_it_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By ``--report``, after the run is done; it is no setting of the run, which is repeated without it."""
-    out = tmp_path / "x"
-    command = f"train --rule clapp++ --data digits --epochs 1 --limit-images 64 --width 0.25 --threads 1 --out {out}"
-    assert main([*command.split(), "--report"]) == 0
-    said = capsys.readouterr().out
-    assert said.index("done: ") < said.index(f"written: {out / 'report.html'}")
-    assert re.findall(r'<h2 id="(\w+)"', text_of(out)) == SECTIONS
-    assert all("report" not in (out / name).read_text(encoding="utf-8") for name in ("config.yaml", "flags.yaml"))
-    assert "--report" not in (out / "manifest.json").read_text(encoding="utf-8")
-    assert main([*command.replace("--epochs 1", "--epochs 2").split(), "--resume"]) == 0
-    assert localssl.dry_run(config=out).rule
-    with pytest.raises(UsageError, match="for the page call report"):
-        localssl.train(rule="clapp++", data="digits", out=tmp_path / "y", report=True)

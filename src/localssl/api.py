@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from localssl.certificate import Certificate
 from localssl.checkup import Finding
-from localssl.cli import commands, flags
+from localssl.cli import commands, flags, pages
 from localssl.errors import UsageError, unknown
 from localssl.evaluate import AlignResult
 from localssl.own import check_files, named, only_named
@@ -270,7 +270,7 @@ def report(*runs: str | Path, **options: Any) -> list[Path]:
     Raises:
         UsageError: no run there.
     """
-    return commands.report(_flags(flags.Report, {"runs": [Path(run) for run in runs], **options}))
+    return pages.report(_flags(flags.Report, {"runs": [Path(run) for run in runs], **options}))
 
 
 @_takes(flags.Export)

@@ -12,7 +12,8 @@ import torch
 
 from localssl import certificate, checkup, encoders, evaluate, export, nir_graph, own, rulefile, rules
 from localssl.certificate import Certificate, listing
-from localssl.cli import flags
+from localssl.cli import flags, pages
+from localssl.cli.given import at_least, set_threads
 from localssl.errors import RunError, UsageError, in_shell, unknown
 from localssl.experiments import EXPERIMENTS, KEPT_SCALE, PAPER_SCALE, Settings, comparison, precision, summary
 from localssl.experiments.rows import Study, named, options_of_encoder
@@ -40,7 +41,7 @@ def run(command: object) -> None:
         flags.Compare: compare,
         flags.Certify: certify,
         flags.Theory: theory,
-        flags.Report: report,
+        flags.Report: pages.report,
         flags.Export: export_run,
         flags.Reproduce: reproduce,
         flags.Doctor: doctor,
@@ -65,8 +66,8 @@ def _train(command: flags.Train) -> None:
     further = [f"{localssl} {each} {path}{named}" for each in ("probe", "align", "report")]
     further[1] += against
     print(f"done: {path}; next: {', '.join(further)}")
-    if command.report:
-        report(flags.Report(runs=(finished.path,), skip_bad=command.skip_bad))
+    if command.report or not command.no_report:
+        pages.write(finished.path, command)
     if command.expect is not None:
         expect(finished.path, command.expect)
 
@@ -109,7 +110,7 @@ def probe(command: flags.Probe) -> dict[str, ProbeResult]:
         raise UsageError("--protocol paper takes all labels; --labels goes with --protocol fast")
     if not paper and command.epochs is not None:
         raise UsageError("--epochs goes with --protocol paper; the fast protocol fits to the end")
-    _set_threads(command.threads)
+    set_threads(command.threads)
     options = evaluate.ProbeOptions(
         command.protocol,
         command.labels,
@@ -134,7 +135,7 @@ def probe(command: flags.Probe) -> dict[str, ProbeResult]:
 def align(command: flags.Align) -> evaluate.AlignResult:
     """Measure alignment, show the table and keep it as CSV in the run's folder."""
     opened = open_run(command.run)
-    _set_threads(command.threads)
+    set_threads(command.threads)
     options = evaluate.AlignOptions(
         command.batches, command.batch_size, command.reference, command.fit_batches, command.skip_bad
     )
@@ -153,13 +154,13 @@ def align(command: flags.Align) -> evaluate.AlignResult:
 def compare(command: flags.Compare) -> list[Line]:
     """Train and measure the rules that are not there yet; show and write the table."""
     c = command
-    _at_least(1, seeds=c.seeds, jobs=c.jobs, probe_images=c.probe_images)
-    _at_least(0, align_batches=c.align_batches)
+    at_least(1, seeds=c.seeds, jobs=c.jobs, probe_images=c.probe_images)
+    at_least(0, align_batches=c.align_batches)
     if c.rules is not None and not c.rules:
         raise UsageError("--rules stands without a value: give names of rules, or all")
     if any(not 0 < lr < math.inf for lr in c.search_lr) or c.search_epochs < 1:
         raise UsageError("--search-lr takes positive numbers, --search-epochs 1 or more")
-    _set_threads(c.threads)
+    set_threads(c.threads)
     study = Study(
         data=c.data,
         epochs=c.epochs,
@@ -226,7 +227,7 @@ def _subject(rule: Rule, command: flags.Certify) -> Rule | Learner:
     if command.encoder is None:
         return rule
     size = 32 if command.image_size is None else command.image_size
-    _at_least(1, image_size=size)
+    at_least(1, image_size=size)
     shape, width = (3, size, size), command.width
     if width is None:  # networks of others, and one's own, have widths of their own
         width = 0.0625 if command.encoder in encoders.names() else 1.0
@@ -261,23 +262,6 @@ def theory(command: flags.Theory) -> list[Outcome]:
         raise RunError(f"{len(failed)} of {len(outcomes)} statements failed")
     print(f"all {len(outcomes)} statements hold")
     return outcomes
-
-
-def report(command: flags.Report) -> list[Path]:
-    """Write the page of every run."""
-    from localssl.report import run_page  # here: what draws charts takes a second to import
-
-    if not command.runs:
-        raise UsageError("report needs the folder of a run, for instance localssl report runs/x")
-    _set_threads(command.threads)
-    c = command
-    options = run_page.Options(c.data, c.data_root, c.skip_bad, c.images, c.units)
-    opened = [open_run(path) for path in c.runs]  # first: one may be misspelt
-    pages: list[Path] = []
-    for run in opened:
-        pages.append(run_page.write(run, options))
-        print(f"written: {pages[-1]} ({pages[-1].stat().st_size / 1e6:.1f} MB)")
-    return pages
 
 
 def export_run(command: flags.Export) -> Path:
@@ -336,7 +320,7 @@ def _export_rule(opened: Run, path: Path) -> Path:
 
 def reproduce(command: flags.Reproduce) -> None:
     """Run experiments by name."""
-    _at_least(1, seeds=command.seeds, jobs=command.jobs, threads=command.threads)
+    at_least(1, seeds=command.seeds, jobs=command.jobs, threads=command.threads)
     if not command.names:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:18s} {(experiment.__doc__ or '').splitlines()[0]}")
@@ -372,19 +356,6 @@ def doctor(command: flags.Doctor) -> list[checkup.Finding]:
         raise RunError(f"localssl cannot work as it is: {', '.join(broken)}")
     print("localssl can work here")
     return findings
-
-
-def _set_threads(threads: int | None) -> None:
-    _at_least(1, threads=threads)
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _at_least(least: int, **values: int | None) -> None:
-    """Refuse numbers of flags below the least that makes sense."""
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: use {least} or more")
 
 
 def _suffix(data: str | None) -> str:

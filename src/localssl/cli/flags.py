@@ -30,8 +30,11 @@ class Train(TrainConfig):
     expect: Path | None = None
     """Folder of a run that this one should repeat, metrics and weights bit for bit; status 1 if not. Alone, with its
     settings and threads; --out: that folder with -again."""
+    no_report: bool = False
+    """Do not write report.html when training is done. It is one page about the run and takes seconds; localssl report
+    writes it at any time, with what probe and align have measured by then."""
     report: bool = False
-    """Also write report.html when training is done, as localssl report does."""
+    """Write it all the same, where a file of flags says no-report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {  # titles and flags; the firs
         ("optimiser", "optimizer weight-decay schedule on-nan"),
         ("learning in integers", "bits weight-noise dead mismatch"),
         ("several processes", "devices nodes across exchange shard-b patience pipeline split staleness"),
-        ("what is measured and kept", "probe-every align-every checkpoint-every trackers expect report"),
+        ("what is measured and kept", "probe-every align-every checkpoint-every trackers expect no-report report"),
     ),
     "compare": (
         ("usual flags", "rules data out config epochs seeds jobs encoder width labels limit-images data-root report"),

@@ -58,7 +58,8 @@ def parallel() -> str:
     if record("parallel") is None:
         return missing("parallel")
     lines: list[list[object]] = []
-    for r in rows("parallel"):
+    widest = max(r["width"] for r in rows("parallel"))
+    for r in (r for r in rows("parallel") if r["exchange"] != "sharded" or r["width"] == widest):
         line = [r["rule"], f"{r['width']:g}", r["batch_of_each"], r["exchange"]]
         of = f"{r['of_matrices']:.2f} ({r['low']:.2f} to {r['high']:.2f})" if r["exchange"] != "matrices" else "1"
         line += [f"{1e3 * r['seconds']:.1f}", of, f"{1e3 * r['one']:.1f}", f"{r['speedup']:.2f}"]

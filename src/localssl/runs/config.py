@@ -154,7 +154,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command that asks for this run, without --resume and --report: every flag that is not as by default."""
-        return as_typed("train", self, but=("resume", "report", "dry_run"))
+        return as_typed("train", self, but=("resume", "report", "no_report", "dry_run"))
 
     def own_files(self) -> list[str]:
         """The files with code of the user's that were named, to be named again."""

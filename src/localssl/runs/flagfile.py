@@ -34,7 +34,7 @@ CODE = ("rule", "data", "encoder", "views")  # flags that may name a file of the
 Kind = TypeVar("Kind", bound="DataclassInstance")
 _RESOLVED = {"mean", "augmentation"}  # keys of a config.yaml that are no flags
 # of this start alone, not of what a run is
-NOT_KEPT = ("out", "config", "own", "resume", "expect", "report", "dry_run", "download")
+NOT_KEPT = ("out", "config", "own", "resume", "expect", "report", "no_report", "dry_run", "download")
 
 
 def read(path: Path, kind: type[DataclassInstance]) -> dict[str, Any]:
