@@ -56,6 +56,8 @@ soak: .venv/installed
 	.venv/bin/python -m pip install --disable-pip-version-check -q atheris
 	.venv/bin/python benchmarks/fuzz_guided.py --seconds 30 --out benchmarks/results/fuzz_guided.json
 	.venv/bin/python benchmarks/soak.py --minutes 360 --piece 60 --out benchmarks/results/soak.json
+	.venv/bin/python benchmarks/soak.py --minutes 61 --piece 61 --kill-every 600 --out benchmarks/results/soak-whole.json
+	.venv/bin/python benchmarks/oracle_mutants.py --out benchmarks/results/oracle_mutants.json
 	.venv/bin/python benchmarks/reliability.py
 
 test-lower: $(LOWER)/installed

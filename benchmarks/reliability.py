@@ -59,6 +59,30 @@ def fuzz() -> tuple[str, str]:
     )
 
 
+def mutants() -> tuple[str, str]:
+    """Count and result of ``oracle_mutants.py``."""
+    found = record("oracle_mutants")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    noticed = sum(row["noticed by"] is not None for row in found["rows"])
+    return f"{len({row['rule'] for row in found['rows']})} rules", f"{noticed} of {len(found['rows'])} were noticed"
+
+
+def whole() -> tuple[str, str]:
+    """Count and result of ``soak.py`` without kills."""
+    found = record("soak-whole")
+    if found is None:
+        return "not measured yet", "not measured yet"
+    (piece,) = found["pieces"]
+    course = piece["course_mib"]
+    (slope,) = piece["mib_per_1000_steps"]
+    return (
+        f"{piece['minutes']:.0f} minutes, {piece['course_steps']:,} steps",
+        f"resident MiB, means of {len(course)} equal parts: {', '.join(f'{mib:.0f}' for mib in course)}; "
+        f"{slope:+.2f} MiB per 1,000 steps after the first fifth",
+    )
+
+
 def soak() -> tuple[str, str]:
     """Count and result of ``soak.py``."""
     found = record("soak")
@@ -172,6 +196,13 @@ def rows() -> Iterator[tuple[str, ...]]:
            "every module; 10 files", SUITE, pytest("test_no_code_from_files.py tests/test_shards.py"))  # fmt: skip
     yield ("nothing grows or gets lost over hours", "training in pieces, killed and resumed at random", *soak(),
            command("make soak", "soak"))  # fmt: skip
+    yield ("memory levels off", "one process that nobody kills", *whole(),
+           command("python benchmarks/soak.py --minutes 61 --piece 61 --kill-every 600 --out "
+                   "benchmarks/results/soak-whole.json", "soak-whole"))  # fmt: skip
+    yield ("every rule's losses and updates are compared with a derivation of its own",
+           "the derivation's losses, then its gradients, times 1.01: a test that fails is looked for", *mutants(),
+           command("python benchmarks/oracle_mutants.py --out benchmarks/results/oracle_mutants.json",
+                   "oracle_mutants"))  # fmt: skip
     yield ("a set larger than memory comes in the order of its seed, each image once, resumed in mid-epoch, in bounded "
            "memory", "an epoch from tar shards on disk, stopped and resumed; images a second from disk and in memory",
            *large_data(),
