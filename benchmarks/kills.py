@@ -1,9 +1,10 @@
-"""SIGKILL at random moments of a training run, half of them aimed at a checkpoint being written, until it is finished.
+"""SIGKILL at random moments of a training run, until it is finished.
 
     python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json
 
 A small run on the digits is killed and resumed until it comes to its end; then the next one. Half of the runs are first
-killed in their first tenth of a second, before there is a checkpoint. After every kill the
+killed in their first tenth of a second, before there is a checkpoint; half of the other kills are aimed at a checkpoint
+being written. After every kill the
 folder must hold a whole checkpoint (or none yet), and every finished run must equal the one that was left alone: rows
 of metrics.csv and weights bit for bit. Status 1 where one does not.
 """

@@ -160,7 +160,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     """The table."""
     pytest = "`pytest tests/{}`".format
     yield ("killed anywhere, `--resume` finds a whole checkpoint; the run equals the undisturbed one bit for bit",
-           "SIGKILL, half of them aimed at a checkpoint being written", *kills(),
+           "SIGKILL; of half of the runs first in their first tenth of a second; half of the other kills aimed at a "
+           "checkpoint being written", *kills(),
            command("python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.json", "kills"))  # fmt: skip
     yield ("a write that fails leaves one line, a whole checkpoint and a way on",
            "each of ENOSPC, EROFS, EACCES, EDQUOT, EIO at every write of a run, in turn; a real tmpfs that is full; "

@@ -230,7 +230,7 @@ def test_stopped_and_resumed_with_others(monkeypatch: pytest.MonkeyPatch, whole:
     copies = [tmp_path / name for name in ("two", "one", "pipeline")]
     for copy in copies:
         subprocess.run(["cp", "-r", str(tmp_path / "x"), str(copy)], check=True)
-    run_tiny(copies[0], devices=2, resume=True, **changes)  # the same parts of a batch: the same views
+    run_tiny(copies[0], devices=2, resume=True, **changes)  # the views are those of any number of processes
     assert_same_run(copies[0], whole.path)
     run_tiny(copies[1], resume=True, **changes)
     run_tiny(copies[2], resume=True, pipeline=3, **changes)

@@ -67,3 +67,10 @@ def test_the_pace_is_what_was_measured() -> None:
     numbers = pace["bytes_a_second"] / 4
     assert traffic.THREAD.products == pytest.approx(pace["multiply_adds_a_second"] / numbers, rel=0.05)
     assert traffic.THREAD.message == pytest.approx(pace["message_seconds"] * numbers, rel=0.05)
+
+
+def test_what_auto_takes_is_in_the_record() -> None:
+    """The choice by the present pace, which the page describes."""
+    for r in benchmark_tables.rows("parallel"):
+        chosen = traffic.choose(scaling.sizes_of(r, 2)._replace(pace=traffic.pace("cpu", 1)))
+        assert r["auto"] == [layer + 1 for layer in sorted(chosen)], r

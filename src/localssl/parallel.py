@@ -1,8 +1,9 @@
 """Data parallel for losses that compare samples: processes that hold parts of one batch and train as one process would.
 
-Every process runs its own images through the blocks, the readouts go to all of them, and each computes the losses of
-the whole batch. What a process then lacks is the others' part of the change of W: a sum. The change of B it has whole,
-since B's factors are the readouts: no matrix of its size is ever sent.
+Every process runs its own images through the blocks. With rows the readouts go to all of them, and each computes the
+losses of the whole batch: what it then lacks is the others' part of the change of W, a sum; the change of B it has
+whole, since B's factors are the readouts. With matrices each computes the losses of its own samples, against negatives
+that others may have, and the changes of B are summed, too. Which way: ``localssl.traffic``.
 """
 
 from __future__ import annotations
