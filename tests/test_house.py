@@ -16,7 +16,7 @@ PLACES = ("src", "tests", "benchmarks", "examples", "website")
 LONG = {  # to be split where they grow further
     "docs/engine.md": "one subject, the cost of a step, whose sections are compared with each other",
     "docs/hardware.md": "one way from a black box to integers to a rule as data; the file's format is listed whole",
-    "docs/many-machines.md": "one subject, what changes with the number of processes; part of it is tables that are made",
+    "docs/many-machines.md": "what changes with the number of processes, one thing with another; two tables are long",
     "tests/test_certificate.py": "one honest and one cheating rule after the other; most of it is those rules",
     "tests/test_check_rule.py": "one broken rule for every check; most of it is those rules",
     "tests/test_compare.py": "one study is trained once and looked at from all sides",

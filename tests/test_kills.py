@@ -32,6 +32,6 @@ def test_killed_at_any_moment(kills: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_run_that_forgets_is_seen(kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed with another state of the random numbers, a run is not the same any more."""
-    monkeypatch.setattr(checkpoint, "set_rng_state", lambda state: torch.manual_seed(5))
+    monkeypatch.setattr(checkpoint, "set_rng_state", lambda state, device=None: torch.manual_seed(5))
     # Kills before the first checkpoint are no resumptions: other moments, then.
     assert any(kills.measure(2, 6, tmp_path / str(seed), seed=seed)["different"] for seed in range(2, 30))

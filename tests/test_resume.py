@@ -157,7 +157,9 @@ def test_ctrl_c_and_the_command_that_it_prints(tmp_path: Path) -> None:
     assert "--threads 1" in pasted
     done = subprocess.run(pasted, shell=True, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"done: {shlex.quote(str(out))}; next: ")
+    last, page = done.stdout.splitlines()[-2:]
+    assert last.startswith(f"done: {shlex.quote(str(out))}; next: ")
+    assert page.startswith(f"written: {out / 'report.html'} (")
     whole = train(
         TrainConfig(
             rule="clapp++",
