@@ -154,6 +154,7 @@ def main() -> None:
     pieces: list[dict[str, Any]] = []
     if arguments.out.is_file():
         pieces = json.loads(arguments.out.read_text(encoding="utf-8"))["pieces"]
+    begun_at = commit()  # the code that is loaded now, whatever is checked out meanwhile
     lengths = remaining(arguments.minutes - sum(p["minutes"] for p in pieces), arguments.piece)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         seeds = range(len(pieces), len(pieces) + len(lengths))
@@ -162,7 +163,7 @@ def main() -> None:
             if error := done.exception():
                 print(error, file=sys.stderr, flush=True)
                 continue
-            pieces.append({"commit": commit(), **done.result()})
+            pieces.append({"commit": begun_at, **done.result()})
             print(json.dumps(pieces[-1]), flush=True)
             write(arguments.out, 1, pieces=pieces)
     failed = any(w.exception() for w in work)
