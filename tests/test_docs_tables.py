@@ -72,3 +72,15 @@ def test_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert page.read_text(encoding="utf-8") == whole
     with pytest.raises(ValueError, match="no marks"):
         docs_tables.updated("nothing", "rules")
+
+
+def test_how_many_rules_there_are() -> None:
+    """Pages and README say it in words."""
+    n = len(BUILT_IN)
+    root = Path(__file__).resolve().parents[1]
+    said = {
+        "README.md": f"[{n} rules]",
+        "docs/rules.md": f"There are {n};",
+        "docs/certificate.md": f"of the {n} built-in",
+    }
+    assert [name for name, text in said.items() if text not in (root / name).read_text(encoding="utf-8")] == []

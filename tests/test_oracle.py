@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from localssl.rules import Batch, ScoreRule
 
 from .util import PATCHES, SCORE_RULES, N, assert_close_report, compare, run_oracle, small_learner, views
 
+ROOT = Path(__file__).resolve().parents[1]
 NEGATIVES: dict[str, Tensor | None] = {
     "next": None,
     "given": torch.tensor([4, 1, 1, 0, 5, 2]),  # sample 1 draws itself, sample 3 is drawn by nobody
@@ -157,6 +159,14 @@ def test_every_built_in_rule_has_an_oracle() -> None:
     modules = {name: type(localssl.rules.get(name)).__module__ for name in localssl.rules.names()}
     built_in = {name for name, module in modules.items() if module.startswith("localssl.rules.")}
     assert built_in <= set(oracle.names())  # an experiment registers candidates of its own when it is imported
+
+
+def test_every_oracle_is_compared() -> None:
+    """One that is one per cent off was noticed by a test of every name: anew with a new one, minutes."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "oracle_mutants.json").read_text(encoding="utf-8"))
+    noticed = {(row["rule"], row["what"]) for row in record["rows"] if row["noticed by"]}
+    wanted = {(name, what) for name in oracle.names() for what in ("losses", "gradients")}
+    assert noticed == wanted, "python benchmarks/oracle_mutants.py --out benchmarks/results/oracle_mutants.json"
 
 
 def test_oracle_refuses_unknown_rules_and_options() -> None:

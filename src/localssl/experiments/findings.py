@@ -196,7 +196,8 @@ def record(file: Path) -> dict[str, Any]:
 
 def commit(results: Path, name: str) -> str:
     """Commits that a folder's cells noted, or the commit itself."""
-    noted = {str(record(file)["environment"]["git"])[:7] for file in cells(results, name)}
+    states = (str(record(file)["environment"]["git"]) for file in cells(results, name))
+    noted = {state[:7] + "-dirty" * state.endswith("-dirty") for state in states}
     return ", ".join(sorted(noted)) or name
 
 
