@@ -39,7 +39,7 @@ def test_what_was_run_has_scale_date_and_commit() -> None:
             if said["verdict"] != "not run":
                 assert said["scale of ours"], row
                 assert re.fullmatch(r"\d{4}-\d\d-\d\d", said["date"]), row
-                assert re.fullmatch(r"[0-9a-f]{7}(, [0-9a-f]{7})*", said["commit"]), row
+                assert re.fullmatch(r"[0-9a-f]{7}(-dirty)?(, [0-9a-f]{7}(-dirty)?)*", said["commit"]), row
 
 
 def test_commands_are_there() -> None:
@@ -113,7 +113,7 @@ def test_what_has_been_run_since_stands_there(tmp_path: Path) -> None:
     for name, day in (("Figure 1E", 30), ("Figure 5", 30), ("Table A3", 30)):
         assert found[name]["verdict"] == "not comparable at this scale"
         assert found[name]["scale of ours"] == "cifar10, width 0.125, 4 epochs of 10,000 images, two seeds"
-        assert re.fullmatch(r"[0-9a-f]{7}(, [0-9a-f]{7})*", found[name]["commit"])
+        assert re.fullmatch(r"[0-9a-f]{7}(-dirty)?(, [0-9a-f]{7}(-dirty)?)*", found[name]["commit"])
         assert found[name]["date"] == f"2026-11-{day}"
     assert found["Figure 2"] == before["Figure 2"]
     assert found["Table A4"]["verdict"] == "not run"

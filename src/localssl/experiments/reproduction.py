@@ -203,7 +203,7 @@ it; a test makes it again and compares.
 Verdicts: *reproduced*, the paper's claim holds in every number that was measured; *in part*, where it does not is
 said; *not seen at this scale* and *not comparable at this scale*, the runs here are too small to confirm or to refute
 it; *not run*. Cosines are with backpropagation's update. Commit: the one that the runs noted (-dirty: the checkout
-held files that were not committed then, as the cells are that were finished before; which, nobody noted), or, for the
+held files that were not committed then, for instance cells finished before; which, was not noted), or, for the
 theory's figures, that the numbers came with. Where each thing is in the code: [from the paper to the code](paper.md).
 `--data-root` says where the data are; where MNIST is not found, figures 2, 3A, 3B and 4B take the embedded digits,
 and say so first and in what they write: those are other numbers.
