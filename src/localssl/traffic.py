@@ -10,7 +10,8 @@ of a layer. A ring sends, from every process:
   the one after the last image in both views; with random ones (N - 1) / N S on average.
 
 Of rows every process multiplies all N S with B, twice (g and ΔB), of matrices its own S: the others' are counted as the
-numbers that could be sent meanwhile (``Pace``).
+numbers that could be sent meanwhile (``Pace``). Products with a frozen inner factor are not counted, and those of a
+matrix that patches share once.
 
 Numbers, not bytes: those of B and of readouts are of one size, unless the precision is mixed.
 """
