@@ -14,6 +14,7 @@ from localssl import alignment, evaluate
 from localssl.experiments import prediction
 from localssl.experiments.cells import Cell, Settings, run_cells
 from localssl.experiments.cifar10 import LEARNING_RATES
+from localssl.markdown import counted
 from localssl.probe import fast_probe, features
 from localssl.report import layers_figure, scatter_figure
 from localssl.runs.config import TrainConfig
@@ -179,7 +180,8 @@ def _caption(found: list[dict[str, Any]], settings: Settings, of_points: bool = 
     of_optimum = " (optimum: 128, its rate not searched)" if "optimum" in shown else ""
     over, which = "mean and 95 % t interval", "seed 0 drawn"
     if of_points:  # a point a checkpoint, without intervals, of every seed
-        over, which = "mean", "a point a checkpoint"
+        runs = counted(len({r["config"]["seed"] for r in found}), "seed")
+        over, which = "mean", f"a point a checkpoint, {runs}; accuracy: fast probe"
     return (
         f"{facts or c['data']}: {c['encoder']['name']} at width {scale.width:g}, {images}, Adam (rates {rates}), last "
         f"layer averaged; cosine with bp-clapp++ at the same weights, views, negatives and B^L (clapp++both: with "
