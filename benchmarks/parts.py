@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from shared import BASE, LOCAL, MIB, Made, interval, make, random_views, write
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from localssl import encoders
@@ -45,9 +46,8 @@ def built(rule: str, width: float) -> Made:
     return make(rule, encoders.vgg6(width))
 
 
-def step(made: Made, batch: int, tiled: bool = True) -> float:
-    """Seconds of one step on random views."""
-    views = random_views(batch)
+def step(made: Made, views: tuple[Tensor, Tensor], tiled: bool = True) -> float:
+    """Seconds of one step."""
     began = time.perf_counter()
     made.step(*views, factored=tiled)
     return time.perf_counter() - began
@@ -55,9 +55,10 @@ def step(made: Made, batch: int, tiled: bool = True) -> float:
 
 def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
     """Milliseconds a step, by purpose."""
-    step(made, batch)
+    views = random_views(batch)
+    step(made, views)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        total = sum(step(made, batch) for _ in range(repeats))
+        total = sum(step(made, views) for _ in range(repeats))
     found = dict.fromkeys([*PURPOSES, "other"], 0.0)
     for event in profiled.key_averages():
         library, _, name = event.key.partition("::")
@@ -75,10 +76,11 @@ def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str
     tried = [(chunk, tiled) for chunk in (2, 4, 8, 1024) for tiled in (True, False)]
     ratios: list[list[float]] = [[] for _ in tried]
     for repeat in range(repeats + 1):
-        against = step(base, batch)
+        views = random_views(batch)
+        against = step(base, views)
         for (chunk, tiled), found in zip(tried, ratios, strict=True):
             passes.CHUNK = chunk * MIB
-            seconds = step(mine, batch, tiled)
+            seconds = step(mine, views, tiled)
             if repeat:
                 found.append(seconds / against)
     passes.CHUNK = usual

@@ -19,7 +19,7 @@ from localssl.engine import passes, refusal
 from localssl.engine.blocks import Block, plan
 from localssl.engine.events import events
 from localssl.errors import UsageError
-from localssl.projections import make
+from localssl.projections import Dense, LowRank, make
 from localssl.references import Last, Own
 from localssl.rules.base import Batch, Projections, ScoreRule
 
@@ -127,6 +127,27 @@ def test_low_rank_projections(kind: str) -> None:
     torch.manual_seed(0)
     spread = [float(make(k, 400, 300, 64, 400).weight.detach().var()) for k in (kind, "dense")]  # type: ignore[union-attr]
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
+
+
+@pytest.mark.parametrize("rank", [16, 64, 256])
+def test_low_rank_learns_as_fast_as_dense(rank: int) -> None:
+    """Adam's step on the outer factor, of one size in every entry, moves g about as far as on a dense B."""
+    torch.manual_seed(0)
+    c = torch.randn(20, 1024)
+
+    def farthest(b: torch.nn.Module, p: torch.Tensor) -> torch.Tensor:
+        """|Δg| of one unit where every entry of its row moves by one, with the sign that helps."""
+        reached: list[torch.Tensor] = []
+        for one in c:
+            p.grad = None
+            b(one[None])[0, 0].backward()
+            assert p.grad is not None
+            reached.append(p.grad[0].abs().sum())
+        return torch.stack(reached)
+
+    low, dense = LowRank(8, 1024, rank, frozen=True), Dense(8, 1024)
+    ratio = farthest(low, low.outer) / farthest(dense, dense.weight)
+    assert 0.9 < float(ratio.mean()) < 1.1
 
 
 @pytest.mark.parametrize("kind", ["patch-local", "patch-local-frozen", "patch-shared", "patch-shared-frozen"])

@@ -78,19 +78,21 @@ class Sharded(nn.Module):
 
 
 class LowRank(nn.Module):
-    """B = outer · inner, of rank r: outer (d_z, r), inner (r, d_c), random at first, with variance 1/r.
+    """B = outer · inner, of rank r: outer (d_z, r), inner (r, d_c), random at first.
 
     A frozen inner factor stays as it was drawn, and outer learns by the rule of a dense B, from z and the r numbers
     inner · c. A trained one learns through outerᵀ, other synapses' weights: that is not local.
 
-    With this scale inner keeps the length of c on average, B starts with the variance of a dense one, and a step of
-    Adam on outer moves an entry of B by as much as it moves a dense one's.
+    Scale: inner has variance d_c / r², so that the r numbers inner · c sum to about what those of c do, in absolute
+    value, and a step of Adam on outer moves g = Bc as far as its step moves that of a dense B (up to √2 times as far
+    where half of c is zero). outer makes up for it: g begins with the variance that a dense B gives. With an inner
+    factor that keeps the length of c, of variance 1 / r, a step moves g √(d_c / r) times less.
     """
 
     def __init__(self, d_z: int, d_c: int, rank: int, frozen: bool):
         super().__init__()
-        inner = torch.randn(rank, d_c) / math.sqrt(rank)
-        self.outer = nn.Parameter(torch.empty(d_z, rank).uniform_(-1, 1) / math.sqrt(d_c))
+        inner = torch.randn(rank, d_c) * (math.sqrt(d_c) / rank)
+        self.outer = nn.Parameter(torch.empty(d_z, rank).uniform_(-1, 1) * (math.sqrt(rank) / d_c))
         if frozen:
             self.register_buffer("inner", inner)
         else:
