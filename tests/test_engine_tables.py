@@ -67,9 +67,13 @@ def test_no_goal_is_met_by_a_b_whose_accuracy_is_open(tmp_path: Path, monkeypatc
     assert step_tables._met_if_accurate(0.6, 0.7) == "not counted: accuracy not resolved"
     (tmp_path / "cheap-b-final").mkdir()
     final = tmp_path / "cheap-b-final" / "final.csv"
-    final.write_text("# loses less than 0.3\nfrozen 64,60,59,61,0.1,-0.5,0.7,not resolved,5\n")
+    header = "projection,accuracy,low,high,loss,loss_low,loss_high,verdict,seeds"
+    final.write_text(f"# loses less than 0.3\n{header}\nfrozen 64,60,59,61,0.1,-0.5,0.7,not resolved,5\n")
+    assert "loses 0.1 points of accuracy, -0.5 to 0.7" in cheap_tables.cheap_sentence()
+    assert cheap_tables.SHORT in cheap_tables.cheap_sentence()
     assert not cheap_tables.resolved()
-    final.write_text("frozen 64,60,59,61,0.1,0.0,0.2,loses less than 0.3,5\n")
+    final.write_text(f"{header}\nfrozen 64,60,59,61,0.1,0.0,0.2,loses less than 0.3,5\n")
+    assert cheap_tables.SHORT not in cheap_tables.cheap_sentence()
     assert step_tables._met_if_accurate(0.6, 0.7) == "yes"
     assert step_tables._met_if_accurate(0.8, 0.7) == "no"
     assert [step_tables._met(r, 0.9, 1.0) for r in (0.9, 1.0, 1.1)] == ["yes", "the must alone", "no"]
@@ -106,7 +110,7 @@ def test_crossovers_of_both_kinds_of_b(results: Path) -> None:
 
 def test_shares_are_those_of_the_study() -> None:
     lines = [line.split(" | ") for line in cheap_tables.cheap_b().splitlines() if line.startswith("| ")]
-    found = {line[0].removeprefix("| "): [float(line[3]), float(line[4])] for line in lines[2:]}
+    found = {line[0].removeprefix("| "): [float(line[4]), float(line[5])] for line in lines[2:]}
     for name, row in {"dense": "dense", "frozen 64": "low-rank-frozen 64", "low-rank 16": "low-rank 16"}.items():
         assert found[row] == cheap_b.shares(name, 1)[2:]
 

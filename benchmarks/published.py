@@ -1,0 +1,104 @@
+"""Steps as localssl's commands take them beside those of the published code's layout, each as its users have it.
+
+    python benchmarks/published.py --out benchmarks/results/published.json
+
+``step.py`` takes both in one process, in which freed memory is kept (``keep_freed``), as the commands have it.
+Published code runs with the C library's allocator as it is. So here every case is a fresh process, all of them in turn,
+round after round: backpropagation and the layout with and without kept memory, the engine with it; views are included.
+A round gives one ratio of medians; a row has the median of the rounds' ratios to the engine's step of that rule and to
+backpropagation's under the same allocator, each with the distribution-free 95 % interval, and page faults of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from shared import BASE, SHAPE, in_process, interval, load, write
+from step import Case, made_of, step_of
+
+from localssl.system.allocator import keep_freed
+
+RULES = ("clapp++", "clapp++dfb")
+CASES = [
+    *({"rule": BASE, "layout": "ours", "kept": kept} for kept in (True, False)),
+    *({"rule": rule, "layout": "ours", "kept": True} for rule in RULES),
+    *({"rule": rule, "layout": "published", "kept": kept} for rule in RULES for kept in (True, False)),
+]
+
+
+def measure(case: Mapping[str, Any]) -> dict[str, float]:
+    """Median milliseconds and page faults of a step, in this process; the first step is not counted."""
+    if case["kept"]:
+        keep_freed()
+    torch.set_num_threads(case["threads"])
+    engine = "autograd" if case["layout"] == "published" else "auto"
+    of = Case(case["rule"], engine, layout=case["layout"], augmented=True)
+    step = step_of(of, made_of(of, case["width"]))
+    milliseconds: list[float] = []
+    faults: list[int] = []
+    for repeat in range(case["steps"] + 1):
+        images = torch.randint(256, (32, *SHAPE), dtype=torch.uint8)
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        step(images)
+        if repeat:
+            milliseconds.append(1e3 * (time.perf_counter() - began))
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return {"milliseconds": statistics.median(milliseconds), "faults": statistics.median(faults)}
+
+
+def summary(rounds: Sequence[Sequence[Mapping[str, float]]], width: float) -> list[dict[str, Any]]:
+    """A row a case, of its numbers in every round."""
+    times = [[found["milliseconds"] for found in one] for one in rounds]
+    place = {(c["rule"], c["layout"], c["kept"]): i for i, c in enumerate(CASES)}
+    rows: list[dict[str, Any]] = []
+    for i, case in enumerate(CASES):
+        row: dict[str, Any] = {**case, "width": width, "batch": 32, "n": len(rounds)}
+        row["milliseconds"] = round(statistics.median(one[i] for one in times), 1)
+        row["faults"] = round(statistics.median(one[i]["faults"] for one in rounds))
+        against = {"of_bp": place[BASE, "ours", case["kept"]], "of_ours": place[case["rule"], "ours", True]}
+        for name, other in against.items():
+            ratios = [one[i] / one[other] for one in times]
+            values = (statistics.median(ratios), *interval(ratios))
+            row |= {f"{name}{end}": round(v, 4) for end, v in zip(("", "_low", "_high"), values, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[2], help="of a process, for every width")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    if a.one:
+        print(json.dumps(measure(a.one)))
+        return
+    if a.out is None:
+        parser.error("--out is required")
+    rows: list[dict[str, Any]] = []
+    busy = load()
+    for width, steps in zip(a.widths, a.steps, strict=True):
+        rounds: list[list[dict[str, float]]] = []
+        for number in range(a.rounds):
+            more = {"width": width, "steps": steps, "threads": a.threads}
+            order = list(range(len(CASES)))[:: 1 if number % 2 else -1]
+            found = {i: in_process(__file__, CASES[i] | more) for i in order}
+            rounds.append([found[i] for i in range(len(CASES))])
+            print(width, [round(f["milliseconds"]) for f in rounds[-1]], flush=True)
+        rows += summary(rounds, width)
+    write(a.out, a.threads, load=busy, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
