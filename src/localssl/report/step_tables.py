@@ -160,7 +160,8 @@ def parts() -> str:
         for rule, width in dict.fromkeys((v["rule"], v["width"]) for v in tried)
     ]
     made_by = (
-        f"torch {found['torch']}, {found['threads']} threads, batches of {found['batch']}, commit {found['commit']}"
+        f"torch {found['torch']}, {found['threads']} threads, {found.get('processor', 'processor not noted')}, "
+        f"batches of {found['batch']}, commit {found['commit']}"
     )
     return "\n\n".join(
         [
