@@ -1,5 +1,6 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
-# make bench: time and memory of a training step into benchmarks/results, on an idle machine (20 minutes).
+# make bench: time of a training step into benchmarks/results/step.json, on an idle machine (a quarter of an hour).
+# make bench-memory: its memory, what kept memory is worth, and the published layout beside it (as idle, 25 minutes).
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, --pipeline, estimates of
 # --dry-run; as idle (an hour). The times of both are sums of their parts' times, not a run of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
@@ -16,7 +17,7 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q
 
 LOWER = .venv-lower
 
-.PHONY: demo test test-long test-lower lint docs site dist bench bench-growth soak clean
+.PHONY: demo test test-long test-lower lint docs site dist bench bench-memory bench-growth soak clean
 
 demo: .venv/installed
 	@echo "== training clapp++, clapp++dfb and bp-clapp++ on the embedded digits"
@@ -34,9 +35,14 @@ test-long: .venv/installed-test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m long
 
 bench: .venv/installed
-	@echo "== time and memory of a training step against backpropagation (an idle machine, 20 minutes)"
+	@echo "== time of a training step against backpropagation (an idle machine, a quarter of an hour)"
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
+
+bench-memory: .venv/installed
+	@echo "== memory of a training step, with and without kept memory, and the published layout (an idle machine, 25 minutes)"
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
+	.venv/bin/python benchmarks/allocator.py --out benchmarks/results/allocator.json
+	.venv/bin/python benchmarks/published.py --out benchmarks/results/published.json
 
 bench-growth: .venv/installed
 	@echo "== how a training step grows, the whole loop, inactive samples, processes, estimates (an idle machine, an hour)"
