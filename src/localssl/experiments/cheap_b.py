@@ -24,6 +24,7 @@ from localssl.stats import t_interval
 
 RULE, DENSE = "clapp++both", "dense"
 LOSS = 0.3  # points of accuracy that a cheap B may lose
+HELD = 3.0  # % of a dense B's numbers that it may hold at width 1
 TRIED: dict[str, tuple[str, ...]] = {  # label: options of the rule
     DENSE: (),
     "low-rank 64": ("projection=low-rank", "rank=64"),
@@ -62,7 +63,7 @@ def screen(settings: Settings) -> None:
 
 
 def final(settings: Settings) -> None:
-    """Dense B and the best two of cheap-b at width 0.25, five paired seeds, on test images (core-hours)."""
+    """Dense B and two that cheap-b named, at width 0.25, five paired seeds, on test images (core-hours)."""
     _final(settings, finalists(_screened(settings.out.parent / "cheap-b" / "screen.csv")), "final.csv")
 
 
@@ -89,11 +90,15 @@ def _final(settings: Settings, names: Sequence[str], file: str) -> None:
 
 
 def finalists(accuracies: Mapping[str, float]) -> list[str]:
-    """The cheapest at width 1 that lost less than 0.3 in the screening, and the most accurate of the others."""
-    by_accuracy = sorted((name for name in accuracies if name != DENSE), key=lambda name: -accuracies[name])
-    good = [name for name in by_accuracy if accuracies[DENSE] - accuracies[name] < LOSS]
-    first = min(good, key=lambda name: shares(name, 1)[0], default=by_accuracy[0])
-    return [first, *[name for name in by_accuracy if name != first][:1]]
+    """Of those that hold no more than ``HELD`` at width 1 the most accurate local one, and the most accurate other."""
+    small = [name for name in accuracies if name != DENSE and shares(name, 1)[1] <= HELD]
+    kinds = ([name for name in small if _is_local(name) == local] for local in (True, False))
+    return [max(kind, key=lambda name: accuracies[name]) for kind in kinds if kind]
+
+
+def _is_local(name: str) -> bool:
+    """Whether its B learns without other synapses' weights, as the certificate finds of the frozen ones alone."""
+    return TRIED[name][0].endswith("-frozen")
 
 
 def compared(mine: Sequence[float], dense: Sequence[float], itself: bool = False) -> list[object]:
