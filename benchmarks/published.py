@@ -4,15 +4,17 @@
 
 ``step.py`` takes both in one process, in which freed memory is kept (``keep_freed``), as the commands have it.
 Published code runs with the C library's allocator as it is. So here every case is a fresh process, all of them in turn,
-round after round: backpropagation and the layout with and without kept memory, the engine with it; views are included.
-A round gives one ratio of medians; a row has the median of the rounds' ratios to the engine's step of that rule and to
-backpropagation's under the same allocator, each with the distribution-free 95 % interval, and page faults of a step.
+round after round, each with and without kept memory; views are included. A round gives one ratio of medians; a row has
+the median of the rounds' ratios to the engine's step of that rule as its users have it, with kept memory (``of_ours``),
+to that under the same allocator (``of_ours_alike``), and to backpropagation's under the same allocator (``of_bp``),
+each with the distribution-free 95 % interval, and page faults of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
@@ -27,11 +29,8 @@ from step import Case, made_of, step_of
 from localssl.system.allocator import keep_freed
 
 RULES = ("clapp++", "clapp++dfb")
-CASES = [
-    *({"rule": BASE, "layout": "ours", "kept": kept} for kept in (True, False)),
-    *({"rule": rule, "layout": "ours", "kept": True} for rule in RULES),
-    *({"rule": rule, "layout": "published", "kept": kept} for rule in RULES for kept in (True, False)),
-]
+KINDS = [(BASE, "ours"), *((rule, "ours") for rule in RULES), *((rule, "published") for rule in RULES)]
+CASES = [{"rule": rule, "layout": layout, "kept": kept} for rule, layout in KINDS for kept in (True, False)]
 
 
 def measure(case: Mapping[str, Any]) -> dict[str, float]:
@@ -63,7 +62,10 @@ def summary(rounds: Sequence[Sequence[Mapping[str, float]]], width: float) -> li
         row: dict[str, Any] = {**case, "width": width, "batch": 32, "n": len(rounds)}
         row["milliseconds"] = round(statistics.median(one[i] for one in times), 1)
         row["faults"] = round(statistics.median(one[i]["faults"] for one in rounds))
-        against = {"of_bp": place[BASE, "ours", case["kept"]], "of_ours": place[case["rule"], "ours", True]}
+        against = {"of_bp": place[BASE, "ours", case["kept"]]}
+        if case["layout"] == "published":
+            against |= {"of_ours": place[case["rule"], "ours", True]}
+            against |= {"of_ours_alike": place[case["rule"], "ours", case["kept"]]}
         for name, other in against.items():
             ratios = [one[i] / one[other] for one in times]
             values = (statistics.median(ratios), *interval(ratios))
@@ -76,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[2], help="of a process, for every width")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -86,6 +88,8 @@ def main() -> None:
         return
     if a.out is None:
         parser.error("--out is required")
+    if set_by_user := [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        parser.error(f"{', '.join(set_by_user)} would tell the C library what to keep: unset it first")
     rows: list[dict[str, Any]] = []
     busy = load()
     for width, steps in zip(a.widths, a.steps, strict=True):

@@ -105,9 +105,12 @@ def test_stop_in_the_engine(block: int, tmp_path: Path, monkeypatch: Patch) -> N
     assert len(list((tmp_path / "x" / "nan").iterdir())) == (2 if block == 1 else 1)
 
 
-@pytest.mark.parametrize(("engine", "whole"), [("hebbian", True), ("hebbian-lean", False)])
-def test_stop_with_feedback(engine: str, whole: bool, tmp_path: Path, monkeypatch: Patch) -> None:
-    """Where every block has run before the first one learns, all of them are looked at before any is applied."""
+@pytest.mark.parametrize(
+    ("engine", "device", "whole"), [("hebbian", True, True), ("hebbian", False, False), ("hebbian-lean", True, False)]
+)
+def test_stop_with_feedback(engine: str, device: bool, whole: bool, tmp_path: Path, monkeypatch: Patch) -> None:
+    """Where a look makes the host wait for a device, all blocks that have run are looked at before any is applied."""
+    monkeypatch.setattr(divergence, "host_waits", lambda _learner: device)
     original, count = Learner.updates, [0]
 
     def updates(self: Learner, *rest: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from localssl.training import divergence
 from localssl.training.loop import Loop
 
 from .train_util import run_tiny
@@ -68,12 +69,20 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> list[i
 def test_one_look_at_an_update_and_nothing_else(
     changes: dict[str, Any], reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(divergence, "host_waits", lambda _learner: True)  # as on a device
     found = counted(monkeypatch, Loop, "train_step")
     rows = counted(monkeypatch, Loop, "log")
     run_tiny(tmp_path / "x", epochs=1, probe_every=0, **changes)
     assert found == [reads] * STEPS
     assert len(rows) == 2  # after the first step and after the epoch: losses are read there alone
     assert all(rows)
+
+
+def test_on_the_cpu_a_block_is_applied_when_it_has_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a look makes nobody wait, and no block's ΔW is held until the last one has its own."""
+    found = counted(monkeypatch, Loop, "train_step")
+    run_tiny(tmp_path / "x", epochs=1, probe_every=0, rule="clapp++dfb")
+    assert found == [BLOCKS] * STEPS
 
 
 def test_nothing_is_read_between_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from typing_extensions import override
 from localssl.errors import UsageError
 from localssl.products import product
 
-TILE = 8 * 2**20  # bytes of a gradient that are there at a time
+TILE = 8 * 2**20  # bytes of a gradient that are there at a time,
+PARTS = 4  # and no more than this part of it: of small matrices 8 MiB would be most of a step's memory
 
 
 def add_grad(p: Tensor, gradient: Tensor) -> None:
@@ -135,7 +136,7 @@ class FactoredAdamW(torch.optim.AdamW):
     def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
         state = self._moments(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)
-        rows = max(1, TILE // (p.shape[1] * p.element_size()))
+        rows = _tile(p)
         buffer = p.new_empty(min(rows, len(p)), p.shape[1])
         state["step"] += 1
         steps, options = [state["step"]], _options(group)
@@ -177,13 +178,18 @@ class FactoredAdamW(torch.optim.AdamW):
         corrected, squared = (-torch.expm1(steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2))  # 1 − βᵗ
         left = (state["row"] / squared).sqrt_()
         right = (state["column"] / mean.clamp_min(smallest)).sqrt_()
-        rows = max(1, TILE // (p.shape[1] * p.element_size()))
+        rows = _tile(p)
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
             gradient = product(signal[:, part].T, c.T) if dense is None else dense[part]
             moment = state["exp_avg"][part].lerp_(gradient, 1 - beta1)
             scale = torch.outer(left[part], right).add_(group["eps"]).mul_(corrected)
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
+
+
+def _tile(p: Tensor) -> int:
+    """Rows of a tile."""
+    return max(1, min(TILE // (p.shape[1] * p.element_size()), -(-len(p) // PARTS)))
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,10 +64,13 @@ class Among:
 
 
 class Change(NamedTuple):
-    """A change of B that is still two factors: dL/dg (2n, d_z), or of its columns that are here, and c (2n, d_c)."""
+    """A change of B that is still two factors: dL/dg (2n, d_z), or of its columns that are here, and c (2n, d_c).
+
+    ``g`` is what a B that is no matrix learns through, with its graph; None of a matrix, whose change needs no g.
+    """
 
     projection: nn.Module
-    g: Tensor
+    g: Tensor | None
     signal: Tensor
     c: Tensor
 
@@ -127,7 +130,8 @@ def learn(
         pos, neg = ((m / count)[:, None] for m in found)
         into -= pos * still
         among.give(negatives, neg * still, into)
-        changes.append(Change(projection, g, (neg * at_neg).sub_(pos * at_pos).to(g.dtype), c))
+        through = g if _matrix(projection) is None else None
+        changes.append(Change(projection, through, (neg * at_neg).sub_(pos * at_pos).to(g.dtype), c))
     soma = among.own(_of_samples(signal))
     if holder is not None and columns is not None:
         soma = soma + holder.processes.deal(_of_samples(columns), holder.d_z)
@@ -154,11 +158,11 @@ def predict(projection: nn.Module, c: Tensor) -> Tensor:
         return projection(c)
 
 
-def change(projection: nn.Module, g: Tensor, signal: Tensor, c: Tensor) -> None:
+def change(projection: nn.Module, g: Tensor | None, signal: Tensor, c: Tensor) -> None:
     """Add dL/dB to ``.grad``, from dL/dg = ``signal`` (2n, d_z) and c (2n, d_c): for a dense B Σ_i signal_i c_iᵀ."""
     weight = _matrix(projection)
     if weight is None:
-        if g.requires_grad:
+        if g is not None and g.requires_grad:
             g.backward(signal)  # pyright: ignore[reportUnknownMemberType]
     elif weight.requires_grad:
         add_grad(weight, product(signal.T, c.T))

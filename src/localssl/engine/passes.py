@@ -62,6 +62,7 @@ def run(block: Block, x: Tensor, keep: bool = True) -> Passed:
         pooled, back = _pool(block.pool, a, keep)
         z = _put(z, pooled, first, len(x))
         route = None if back is None else _put(route, back, first, len(x))
+        del a, pooled, back  # else they are there while the next chunk is made
     assert z is not None
     return Passed(x, z, route, drive)
 
@@ -102,6 +103,7 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...], c
         for p, change in zip(wanted, (change_by or change_of)(layer, passed.x[part], at_a, mask), strict=True):
             if p is not None and change is not None:
                 add_grad(p, change)
+        del at_a  # else it is there while the next chunk's is made
 
 
 def _chunk(block: Block, x: Tensor) -> int:

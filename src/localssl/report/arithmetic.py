@@ -101,9 +101,9 @@ def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[i
     Local rules make two passes through every block (forward, ΔW), backpropagation three (the first block has no
     gradient of its input to make). Activity, as the engine holds it: a lateral rule one block at a time, its input,
     output and gradient, and six vectors as long as the readout (positive, negative, g and signals); with references
-    above, every block's input, and a quarter of a number a pooled unit for the route; backpropagation every block's
-    drive, and where it pools, its output and an index of eight bytes. The drive of one chunk, tiles of ΔB and what the
-    libraries hold are not in it: they do not grow.
+    above, every block's input, and of a max-pooled unit its route, one byte, or two on maps of more than 256 units,
+    four on those of more than 32,768; backpropagation every block's drive, and where it pools, its output and an index
+    of eight bytes. The drive of one chunk, tiles of ΔB and what the libraries hold are not in it: they do not grow.
 
     Raises:
         ValueError: a rule that is neither a local score rule nor backpropagation, or blocks of other parts than the
@@ -131,9 +131,15 @@ def in_batch(found: Sequence[Layer], rule: ScoreRule) -> int:
     """Numbers of one sample and view that the engine ``hebbian`` holds at its peak, as ``step`` counts them."""
     last = len(found) - 1
     if any(r.source(i, last + 1) != i for r in rule.references.values() for i in range(last)):
-        kept = sum(layer.x + (layer.z // 4 if layer.a > layer.z else 0) for layer in found)
+        kept = sum(layer.x + (_route(layer) if layer.a > layer.z else 0) for layer in found)
         return kept + found[-1].z + 6 * max(layer.d for layer in found)
     return max(layer.x + layer.z + 6 * layer.d for layer in found)
+
+
+def _route(layer: Layer) -> int:
+    """Numbers of four bytes for the places that a max-pool took."""
+    units = layer.a // layer.channels
+    return layer.z * (1 if units <= 2**8 else 2 if units <= 2**15 else 4) // 4
 
 
 def between_views(found: Sequence[Layer], rule: ScoreRule) -> int:

@@ -80,6 +80,11 @@ def _runs_first(learner: Learner) -> bool:
     return learner.engine == "hebbian" and isinstance(rule, ScoreRule) and bool(above(rule, len(learner.patches)))
 
 
+def host_waits(learner: Learner) -> bool:
+    """Whether reading a number makes the host wait for a device: everywhere but on the CPU."""
+    return any(p.device.type != "cpu" for p in learner.parameters())
+
+
 @torch.no_grad()
 def blame(learner: Learner, x: Tensor, bad: Sequence[str]) -> tuple[int | None, list[str]]:
     """Which block fails on what enters the first one, x (N, ...), and how; its weights are as they were in the step."""
@@ -147,10 +152,11 @@ class Watch:
         self.named = list(learner.named_parameters())
         # All or nothing, where the run may go on: then the engine's parts of an update wait for the last one, and all
         # are held at once. "stop" applies each part when it is there: that is what keeps memory flat in depth.
-        # Where all blocks have run before the first one learns it is not flat, and parts that are small wait, too: a
-        # look makes the host wait for the device, once then and not once a block.
+        # Where all blocks have run before the first one learns it is not flat, and parts that are small wait, too, if
+        # a look makes the host wait for a device: once then and not once a block.
         small = prepared.factored and processes is None  # no dense change of B, no mean or sum of such
-        self.at_the_end = learner.engine != "autograd" and (on_nan != "stop" or (small and _runs_first(learner)))
+        waits = small and _runs_first(learner) and host_waits(learner)
+        self.at_the_end = learner.engine != "autograd" and (on_nan != "stop" or waits)
         self.bad: list[str] = []  # of the batch that is being learnt
         self.applied = 0  # parts of its update
         self.before: dict[str, Any] = {}
