@@ -1,8 +1,8 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
-# make bench: time of a training step into benchmarks/results/step.json, on an idle machine (a quarter of an hour).
+# make bench: time of a training step, of networks as drawn and trained, on an idle machine (20 minutes).
 # make bench-memory: its memory, what kept memory is worth, and the published layout beside it (as idle, 25 minutes).
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, --pipeline, estimates of
-# --dry-run; as idle (an hour). The times of both are sums of their parts' times, not a run of the whole.
+# --dry-run; as idle (an hour). The times are sums of their parts' times, not runs of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test: two processes of one thread each, which is faster on two cores than of two.
@@ -35,8 +35,9 @@ test-long: .venv/installed-test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m long
 
 bench: .venv/installed
-	@echo "== time of a training step against backpropagation (an idle machine, a quarter of an hour)"
+	@echo "== time of a training step against backpropagation (an idle machine, 20 minutes)"
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
+	.venv/bin/python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 
 bench-memory: .venv/installed
 	@echo "== memory of a training step, with and without kept memory, and the published layout (an idle machine, 25 minutes)"

@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="where CIFAR-10 lies, for --trained")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments, began = parser.parse_args(), time.perf_counter()
     keep_freed()  # as the commands do
     torch.set_num_threads(arguments.threads)
     cases = [Case(BASE, pool_first=True), *(Case(rule) for rule in LOCAL)]
@@ -236,7 +236,7 @@ def main() -> None:
             found += rows(Case(BASE, pool_first=True), local, width, arguments.batch, repeats, 0, batches)
             few = max(3, repeats // 2)
             found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, few, 0, batches)
-    write(arguments.out, arguments.threads, data=data, rows=found)
+    write(arguments.out, arguments.threads, data=data, seconds=round(time.perf_counter() - began), rows=found)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import localssl
 from localssl import encoders, projections, references, rules
 from localssl.data.sources import open_images
-from localssl.engine import factors
+from localssl.engine import factors, passes
+from localssl.engine.blocks import plan
 from localssl.optimizer import FactoredAdamW
-from localssl.report import arithmetic, growth_figure
+from localssl.report import arithmetic, benchmark_tables, growth_figure, step_tables
 from localssl.rules import ScoreRule
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -277,6 +278,42 @@ def test_steps_with_memory_that_is_kept_and_without(tmp_path: Path, monkeypatch:
     assert all(0 < r["low"] <= r["milliseconds"] <= r["high"] and r["peak_mib"] > 50 for r in found)
 
 
+def test_the_published_layout_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are of one round, to the case with the same allocator or to the engine's with kept memory."""
+    module = benchmark("published", monkeypatch)
+    rounds = [[{"milliseconds": 100.0 * (i + 1) * speed, "faults": 7} for i in range(10)] for speed in (1, 2, 3)]
+    found = module.summary(rounds, 1.0)
+    of = {(r["rule"], r["layout"], r["kept"]): r for r in found}
+    slow = of["clapp++", "published", False]
+    assert [c["kept"] for c in module.CASES[:2]] == [True, False]
+    assert slow["of_bp"] == slow["of_bp_low"] == slow["of_bp_high"] == 8 / 2
+    assert (slow["of_ours"], slow["of_ours_alike"]) == (pytest.approx(8 / 3, abs=1e-4), 8 / 4)
+    assert "of_ours" not in of["clapp++", "ours", False]
+    assert (slow["milliseconds"], slow["n"], slow["faults"]) == (1600, 3, 7)
+    monkeypatch.setattr(benchmark_tables, "RESULTS", tmp_path)
+    made_by = {"torch": "9", "threads": 2, "commit": "abc", "processor": "x"}
+    (tmp_path / "published.json").write_text(json.dumps({**made_by, "rows": found}))
+    text = step_tables.published()
+    assert "| bp-clapp++ | ours | as it is | 1 | 400 | 7 | 1.00 (1.00 to 1.00) |  |  | 3 |" in text
+    assert "is 2.67 (2.67 to 2.67) times as fast as that layout with the allocator as it is (aim 2.5: reached)" in text
+    assert "and 2.00 (2.00 to 2.00) times where neither keeps it" in text
+
+
+def test_activity_is_within_its_goals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the width where that is harder; allocations are counted, so that the machine does not matter."""
+    shared = benchmark("shared", monkeypatch)
+    views = shared.random_views(32)
+
+    def of(rule: str) -> float:
+        made = shared.make(rule, encoders.vgg6(0.25))
+        made.step(*views)
+        return shared.activity(lambda: made.step(*views))
+
+    base = of(shared.BASE)
+    for rule, goal in (("clapp++", 0.35), ("clapp++dfb", 0.45), ("clapp++both", 0.45)):
+        assert of(rule) <= goal * base, rule
+
+
 @pytest.mark.parametrize("name", ["gpu", "engines"])
 def test_tiny_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark(name, monkeypatch)
@@ -317,5 +354,16 @@ def test_in_a_batch_the_order_turns_round() -> None:
     assert isinstance(feedback, ScoreRule)
     assert arithmetic.between_views(found, lateral) > arithmetic.between_views(found, feedback)
     assert arithmetic.in_batch(found, lateral) < arithmetic.in_batch(found, feedback)
+    blocks = plan(encoders.vgg6(0.05))
+    assert not isinstance(blocks, str)
+    kept, x = [], torch.rand(1, 3, 32, 32)
+    for block in blocks:
+        kept.append(passes.run(block, x))
+        x = kept[-1].z
+    routes = [0 if p.route is None else p.route.numel() * p.route.element_size() // 4 for p in kept]
+    assert sum(routes) > 0
+    assert arithmetic.in_batch(found, feedback) == (
+        sum(p.x.numel() for p in kept) + sum(routes) + x.numel() + 6 * max(layer.d for layer in found)
+    )
     inputs = 3 * 32 * 32 + sum(z.numel() for z in encoders.vgg6(0.05)(torch.zeros(1, 3, 32, 32))[:-1])
     assert arithmetic.in_batch(found, feedback) > inputs  # of every block

@@ -86,7 +86,8 @@ class LowRank(nn.Module):
     Scale: inner has variance d_c / r², so that the r numbers inner · c sum to about what those of c do, in absolute
     value, and a step of Adam on outer moves g = Bc as far as its step moves that of a dense B (up to √2 times as far
     where half of c is zero). outer makes up for it: g begins with the variance that a dense B gives. With an inner
-    factor that keeps the length of c, of variance 1 / r, a step moves g √(d_c / r) times less.
+    factor that keeps the length of c, of variance 1 / r, a step moves g √(d_c / r) times less. A step on a trained
+    inner factor moves g by r^1.5 / (2 d_c) of that at first: where d_c is large it learns slowly.
     """
 
     def __init__(self, d_z: int, d_c: int, rank: int, frozen: bool):

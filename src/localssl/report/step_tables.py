@@ -23,7 +23,9 @@ PUBLISHED = {"clapp++": 2.2, "clapp++dfb": 1.6}  # of backpropagation's step at 
 def step() -> str:
     """Time of a training step against backpropagation's."""
     found = [r for r in rows("step") if r["against"] == BASE]
-    return "\n".join([_step_table(found), "", *_about(found), source("step")])
+    seconds = (record("step") or {}).get("seconds")
+    took = f" The run took {seconds / 60:.0f} minutes." if seconds else ""
+    return "\n".join([_step_table(found), "", *_about(found), source("step") + took])
 
 
 def trained() -> str:
