@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from localssl import markdown
 from localssl.report.benchmark_tables import BASE, CHEAP, LOCAL, Row, missing, record, rows, source
@@ -110,7 +110,22 @@ def goals() -> str:
         f"{PUBLISHED['clapp++dfb']:g} of backpropagation's step at width 1; in one process that keeps freed memory it "
         f"takes {of} here. What it takes as its users have it: [below](#the-published-layout)."
     )
-    return "\n\n".join([table, said, cheap_sentence()])
+    ratios = {place: r["ratio"] for place, r in found.items()}
+    return "\n\n".join([table, _musts("By medians", ratios), said, cheap_sentence()])
+
+
+def _musts(how: str, ratios: Mapping[tuple[str, float], float]) -> str:
+    """Which of the musts these ratios, by rule and width, meet."""
+    met: dict[bool, list[str]] = {True: [], False: []}
+    for rule, by_width in AIMS.items():
+        for width, (_, least) in by_width.items():
+            if least is not None and (rule, width) in ratios:
+                ratio = ratios[rule, width]
+                met[ratio <= least].append(f"`{rule}` at width {width:g} ({ratio:.3f} of {least:.2f})")
+    said = [
+        f"the must is {word} by {', '.join(met[key])}" for key, word in ((True, "met"), (False, "missed")) if met[key]
+    ]
+    return f"{how} {'; '.join(said)}."
 
 
 def _ratio(r: Row) -> str:
@@ -243,7 +258,8 @@ def allocator() -> str:
         lines.append([*line, f"{ratio:.2f}", f"{before['peak_mib']:,}", f"{after['peak_mib']:,}", str(after["n"])])
     head = ["rule", "width", "ms", "page faults", "ms, kept", "page faults", "of BP's, kept", "peak, MiB", "peak, kept"]
     head.append("repeats")
-    return f"{markdown.table(head, lines)}\n\n{source('allocator')}"
+    kept = {(r["rule"], r["width"]): r["milliseconds"] / base[r["width"], True] for r in found if r["kept"]}
+    return "\n\n".join([markdown.table(head, lines), source("allocator"), _musts("Alone and with kept memory", kept)])
 
 
 def engines() -> str:
