@@ -66,6 +66,7 @@ def cases(widths: list[float], depths: list[int], batch: int) -> list[dict[str, 
         for depth in depths if width == widths[0] else [6]:
             kinds = [(BASE, "autograd", "dense"), (BASE, "checkpointing", "dense")]
             kinds += [(rule, "hebbian", p) for rule in LOCAL for p in ("dense", "low-rank-frozen")]
+            kinds += [(rule, "hebbian", "low-rank") for rule in LOCAL if depth == 6]
             kinds += [(rule, "hebbian-lean", "dense") for rule in LOCAL[1:]]
             kinds += [("clapp++", "autograd", "dense")]
             found += [

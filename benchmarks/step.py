@@ -214,7 +214,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cases = [Case(BASE, pool_first=True), *(Case(rule) for rule in LOCAL)]
     cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]
-    cases += [Case(rule, projection="low-rank-frozen") for rule in LOCAL]
+    cases += [Case(rule, projection=kind) for kind in ("low-rank-frozen", "low-rank") for rule in LOCAL]
     cases += [Case("clapp++both", factored_moment=True)]
     cases += [Case("clapp++", "autograd"), Case("clapp++dfb", "autograd")]
     layouts: list[Case] = []

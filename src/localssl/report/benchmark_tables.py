@@ -12,6 +12,7 @@ from localssl import markdown
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 BASE, CHEAP = "bp-clapp++", "low-rank-frozen"
+LOW_RANK = (CHEAP, "low-rank")  # of rank 64, wherever a step or its memory is measured with a cheap B
 LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
 Row = Mapping[str, Any]
 
