@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -122,3 +124,20 @@ def test_the_same_bits_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None
                 optimiser.zero_grad()
         found.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
     assert torch.equal(*found)
+
+
+def test_no_layout_takes_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN takes a thousand times as long for a slice of transposed weights; a tile of ΔB must not become that."""
+    monkeypatch.setattr(products, "on_intel", lambda: True)
+    signal, c = torch.randn(64, 2048), torch.randn(64, 2048)
+    tile = signal[:, 512:1024].T
+
+    def seconds(make: Callable[[], Tensor]) -> float:
+        taken: list[float] = []
+        for _ in range(3):
+            began = time.perf_counter()
+            make()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    assert seconds(lambda: product(tile, c.T)) < 50 * seconds(lambda: tile @ c)

@@ -179,9 +179,11 @@ class FactoredAdamW(torch.optim.AdamW):
         left = (state["row"] / squared).sqrt_()
         right = (state["column"] / mean.clamp_min(smallest)).sqrt_()
         rows = _tile(p)
+        buffer = p.new_empty(rows if dense is None else 0, p.shape[1])
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
-            gradient = product(signal[:, part].T, c.T) if dense is None else dense[part]
+            room = buffer[: part.stop - first]
+            gradient = product(signal[:, part].T, c.T, room) if dense is None else dense[part]
             moment = state["exp_avg"][part].lerp_(gradient, 1 - beta1)
             scale = torch.outer(left[part], right).add_(group["eps"]).mul_(corrected)
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)

@@ -1,10 +1,10 @@
 """The product x wᵀ of few rows with a large matrix, by the faster of the two libraries that PyTorch has on a CPU.
 
 Behind ``torch.mm`` is MKL, which makes such products on an AMD EPYC at less than half of the rate of oneDNN, the
-library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, most as (w xᵀ)ᵀ; with the tiles of a large
-product neither is clear of the other, and MKL makes them (``benchmarks/products.py``, d of 2,048 and 8,192; other
-processors were not measured, and those that are no x86 have something else behind ``torch.mm``: there nothing is
-chosen).
+library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, with few rows most as (w xᵀ)ᵀ; with the
+tiles of a large product neither is clear of the other, and MKL makes them (``benchmarks/products.py``, d of 2,048 and
+8,192; other processors were not measured, and those that are no x86 have something else behind ``torch.mm``: there
+nothing is chosen).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from localssl.system.devices import processor
 
 WORTH = 2**25  # multiply-adds; below it oneDNN's way in costs more than it saves
+FEW = 64  # rows of x; with 256, on a Xeon, (w xᵀ)ᵀ takes a quarter longer
 
 
 def product(x: Tensor, w: Tensor, room: Tensor | None = None) -> Tensor:
@@ -29,7 +30,7 @@ def product(x: Tensor, w: Tensor, room: Tensor | None = None) -> Tensor:
     x, w = x.detach(), w.detach()
     if by_onednn(x, w, room is not None):
         onednn = torch.ops.mkldnn._linear_pointwise  # pyright: ignore[reportPrivateUsage]
-        if on_intel() and len(x) < len(w):  # the many rows in the place of the samples
+        if on_intel() and len(x) <= FEW:  # the many rows in the place of the samples
             return onednn(w, x, None, "none", [], "").T.contiguous()
         return onednn(x, w, None, "none", [], "")
     return x @ w.T if room is None else torch.mm(x, w.T, out=room)
