@@ -1,6 +1,6 @@
 # make demo: the main job on the embedded digits. make test: the tests. Both set up .venv here first.
-# make bench: time of a training step, of networks as drawn and trained, on an idle machine (20 minutes).
-# make bench-memory: its memory, what kept memory is worth, and the published layout beside it (as idle, 25 minutes).
+# make bench: time of a training step, on an idle machine (20 minutes).
+# make bench-memory: its memory, what kept memory is worth, the published layout, trained networks (as idle, half an hour).
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, --pipeline, estimates of
 # --dry-run; as idle (an hour). The times are sums of their parts' times, not runs of the whole.
 # It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
@@ -37,13 +37,13 @@ test-long: .venv/installed-test
 bench: .venv/installed
 	@echo "== time of a training step against backpropagation (an idle machine, 20 minutes)"
 	.venv/bin/python benchmarks/step.py --out benchmarks/results/step.json
-	.venv/bin/python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 
 bench-memory: .venv/installed
-	@echo "== memory of a training step, with and without kept memory, and the published layout (an idle machine, 25 minutes)"
+	@echo "== memory of a training step, with and without kept memory, and the published layout (an idle machine, half an hour)"
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 	.venv/bin/python benchmarks/allocator.py --out benchmarks/results/allocator.json
 	.venv/bin/python benchmarks/published.py --out benchmarks/results/published.json
+	.venv/bin/python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 
 bench-growth: .venv/installed
 	@echo "== how a training step grows, the whole loop, inactive samples, processes, estimates (an idle machine, an hour)"

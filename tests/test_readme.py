@@ -50,15 +50,18 @@ def test_a_step_is_as_fast_and_as_small_as_measured() -> None:
     against = {"layout": "ours", "views": False, "against": "bp-clapp++"}
     wide = only("step", **rule | {"width": 1.0}, **against)
     assert f"takes {with_interval(wide)} of the time of end-to-end backpropagation at width 1" in CLAIMS
-    assert f"but {with_interval(only('step', **rule, **against))} at width 0.25" in CLAIMS
+    assert f"and {with_interval(only('step', **rule, **against))} at width 0.25" in CLAIMS
     small = only("memory", **rule, depth=6, projection="low-rank-frozen")["total_ratio"]
     dense = only("memory", **rule, depth=6, projection="dense")["total_ratio"]
-    assert f"and {dense:.2f} of its whole memory" in CLAIMS
-    cells = ("better-rule/cells/clapp++both", "cheap-b/cells/frozen-64-s0")
-    texts = [(ROOT / "docs" / "results" / f"{cell}.json").read_text(encoding="utf-8") for cell in cells]
-    plain, cheap = (json.loads(text)["accuracy"] for text in texts)
-    assert f"the memory is {small:.2f}, but in the only screening it cost" in CLAIMS
-    assert f"it cost `clapp++both` {plain - cheap:.2f} points of accuracy" in CLAIMS
+    assert f"but {dense:.2f} of its whole memory there (`make bench-memory`)" in CLAIMS
+    lines = (ROOT / "docs/results/cheap-b-final/final.csv").read_text(encoding="utf-8").splitlines()
+    (cheap,) = (r for r in csv.DictReader(line for line in lines if line[0] != "#") if r["projection"] == "frozen 64")
+    assert cheap["verdict"] == "not resolved"
+    lost = f"{cheap['loss']} points ({cheap['loss_low']} to {cheap['loss_high']})"
+    assert (
+        f"the memory is {small:.2f}; what that costs in accuracy, five seeds of `clapp++both` did not resolve: {lost}"
+        in CLAIMS
+    )
 
 
 def test_two_processes_are_as_fast_as_measured() -> None:
