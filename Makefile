@@ -3,7 +3,7 @@
 # make bench-memory: its memory, what kept memory is worth, the published layout, trained networks (as idle, half an hour).
 # make bench-growth: how a step's cost grows, the whole loop of train, inactive samples, --pipeline, estimates of
 # --dry-run; as idle (an hour). The times are sums of their parts' times, not runs of the whole.
-# It takes CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
+# Where photographs are needed they take CIFAR-10 from LOCALSSL_DATA where that is set, and noise otherwise.
 # make soak: what of benchmarks/reliability.md takes hours; fuzz.py and soak.py go on where their results stop.
 # make test: two processes of one thread each, which is faster on two cores than of two.
 # make test-long: the tests marked so: whole studies, notebooks, and processes that are killed or cut off (minutes).

@@ -8,8 +8,8 @@ there already, the peak of the device's memory, and of some steps what torch.pro
 in which the device ran a kernel (the rest is launches and Python), and the operations that took most of it.
 ``bound_by`` says which of the two it comes to. Weights in float32, under bf16 autocast with ``--precision bf16``;
 ``--matmul high`` lets float32 products take TF32 (``torch.set_float32_matmul_precision``). No CUDA graph, nothing
-compiled. ``train`` also looks for NaN before it applies an update, which reads one number back from the device: that is
-not in these steps.
+compiled. ``train`` also looks for NaN before it applies an update, which reads one number back from the device, or one
+a block: that is not in these steps.
 
     python benchmarks/gpu.py --device cpu --tiny --out /tmp/gpu.json        # whether it runs, in seconds
 """

@@ -22,7 +22,7 @@ from shared import MIB, interval, load, write
 from torch import Tensor, nn
 
 from localssl import optimizer
-from localssl.optimizer import TILE, FactoredAdamW, leave_factors
+from localssl.optimizer import FactoredAdamW, leave_factors
 from localssl.system.allocator import keep_freed
 
 TRIED = (4, 8, 16)  # MiB of a tile
@@ -36,18 +36,18 @@ def onednn(x: Tensor, w: Tensor) -> Tensor:
 def ways(d: int, samples: int) -> dict[tuple[str, str], Callable[[], object]]:
     """Each product by both libraries; a tile is gone before the next is made."""
     c, delta, b = torch.randn(samples, d), torch.randn(samples, d), torch.randn(d, d)
-    rows = max(1, TILE // (4 * d))
+    learnt = nn.Parameter(b.clone())
+    rows = optimizer.tile_rows(learnt)
     tile, across, along = torch.empty(rows, d), delta.T.contiguous(), c.T.contiguous()
 
     def tiles(one: Callable[[int], Tensor]) -> None:
         for start in range(0, d, rows):
             one(start)
 
-    learnt = nn.Parameter(b.clone())
     adam = FactoredAdamW([learnt], lr=1e-4)
 
     def into_adam(mib: int) -> None:
-        optimizer.TILE = mib * MIB
+        optimizer.TILE, optimizer.PARTS = mib * MIB, 1
         leave_factors(learnt, delta, c)
         adam.step()
 

@@ -25,7 +25,7 @@ def factors(seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_equal_to_adamw_on_the_whole_gradient(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "TILE", 5 * 8 * 4)  # four rows: the last tile has one
+    monkeypatch.setattr(optimizer, "TILE", 5 * 8 * 2)  # two rows: the last tile has one
     start = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, tiled = (nn.Parameter(start.clone()) for _ in range(2))
     one = torch.optim.AdamW([whole], lr=0.01, weight_decay=decay, fused=True)
@@ -153,7 +153,7 @@ def reference(start: Tensor, gradients: list[Tensor], lr: float, decay: float) -
 @pytest.mark.parametrize("how", ["factors", "dense", "both"])
 def test_factored_moment(how: str, decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As defined, whichever way the gradient comes, tile by tile, and with a state that can be taken up again."""
-    monkeypatch.setattr(optimizer, "TILE", 5 * 8 * 4)
+    monkeypatch.setattr(optimizer, "TILE", 5 * 8 * 2)
     start = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p, q = nn.Parameter(start.clone()), nn.Parameter(torch.ones(3, dtype=torch.float64))
     groups = [{"params": [q]}, {"params": [p], "factored_moment": True}]

@@ -126,6 +126,7 @@ def test_the_same_bits_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(*found)
 
 
+@onednn
 def test_no_layout_takes_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN takes a thousand times as long for a slice of transposed weights; a tile of ΔB must not become that."""
     monkeypatch.setattr(products, "on_intel", lambda: True)

@@ -59,8 +59,7 @@ def test_a_step_is_as_fast_and_as_small_as_measured() -> None:
     assert cheap["verdict"] == "not resolved"
     lost = f"{cheap['loss']} points ({cheap['loss_low']} to {cheap['loss_high']})"
     assert (
-        f"the memory is {small:.2f}; what that costs in accuracy, five seeds of `clapp++both` did not resolve: {lost}"
-        in CLAIMS
+        f"that is {small:.2f}; what it costs in accuracy, five seeds of `clapp++both` did not resolve: {lost}" in CLAIMS
     )
 
 

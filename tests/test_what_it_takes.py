@@ -123,3 +123,11 @@ def test_the_page_begins_with_its_tables_numbers() -> None:
         assert f"- {data}: `clapp++dfb` {one}{join.format(eight)}, `bp-clapp++` {bp} and {bp_eight}" in short
     stl, imagenet = (row[4] for row in rows if row[2:4] == ["clapp++dfb", "dense"] and len(row) == 6)
     assert f"`clapp++dfb` takes {stl} and {imagenet} days" in short
+
+
+def test_every_kind_of_b_is_reckoned_as_what_it_is() -> None:
+    lines = [line.split(" | ") for line in takes.measured_table().splitlines() if line.startswith("| clapp")]
+    of = {(line[0].removeprefix("| "), line[1]): float(line[3]) for line in lines}
+    for rule in ("clapp++", "clapp++dfb", "clapp++both"):
+        for kind in ("low-rank-frozen", "low-rank"):
+            assert of[f"{rule}, B {kind} 64", "1"] < of[rule, "1"] - 0.01

@@ -20,7 +20,7 @@ from localssl.errors import UsageError
 from localssl.products import product
 
 TILE = 8 * 2**20  # bytes of a gradient that are there at a time,
-PARTS = 4  # and no more than this part of it: of small matrices 8 MiB would be most of a step's memory
+PARTS = 4  # and no more than a fourth of it: of small matrices 8 MiB would be most of a step's memory
 
 
 def add_grad(p: Tensor, gradient: Tensor) -> None:
@@ -136,8 +136,8 @@ class FactoredAdamW(torch.optim.AdamW):
     def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
         state = self._moments(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)
-        rows = _tile(p)
-        buffer = p.new_empty(min(rows, len(p)), p.shape[1])
+        rows = tile_rows(p)
+        buffer = p.new_empty(rows, p.shape[1])
         state["step"] += 1
         steps, options = [state["step"]], _options(group)
         for first in range(0, len(p), rows):
@@ -178,7 +178,7 @@ class FactoredAdamW(torch.optim.AdamW):
         corrected, squared = (-torch.expm1(steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2))  # 1 − βᵗ
         left = (state["row"] / squared).sqrt_()
         right = (state["column"] / mean.clamp_min(smallest)).sqrt_()
-        rows = _tile(p)
+        rows = tile_rows(p)
         buffer = p.new_empty(rows if dense is None else 0, p.shape[1])
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
@@ -189,8 +189,8 @@ class FactoredAdamW(torch.optim.AdamW):
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
 
 
-def _tile(p: Tensor) -> int:
-    """Rows of a tile."""
+def tile_rows(p: Tensor) -> int:
+    """Rows of a tile of the gradient of ``p``."""
     return max(1, min(TILE // (p.shape[1] * p.element_size()), -(-len(p) // PARTS)))
 
 

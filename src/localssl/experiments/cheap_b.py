@@ -1,4 +1,4 @@
-"""The cheapest projections B of ``clapp++both`` that lose less than 0.3 points against dense ones."""
+"""Cheaper projections B of ``clapp++both`` against dense ones: how small they are, and what they lose."""
 
 from __future__ import annotations
 

@@ -74,18 +74,21 @@ def _two_runs(base: Mapping[tuple[str, float], Row], grown: Sequence[Row]) -> st
     plain = [r for r in rows("memory") if (r["projection"], r["engine"]) == ("dense", "hebbian")]
     there = {(r["axis"], r["x"], r["rule"]): _ratio(r, base) for r in grown}
     pairs: list[tuple[float, float, str]] = []
+    cases = set[tuple[str, float, int]]()
     for r in plain:
         places = [("width", r["width"])] if r["depth"] == 6 else []
         places += [("depth", float(r["depth"]))] if r["width"] == 0.25 else []
         for axis, x in places:
             if (axis, x, r["rule"]) in there:
+                cases.add((r["rule"], r["width"], r["depth"]))
                 pairs.append((r["total_ratio"], there[axis, x, r["rule"]], f"`{r['rule']}` at {axis} {x:g}"))
     if not pairs:
         return ""
     one, other, where = max(pairs, key=lambda pair: max(pair[0] / pair[1], pair[1] / pair[0]))
     return (
         "A total is the peak of one process, and this table and the one above are of different ones: of their "
-        f"{len(pairs)} common cases they are farthest apart for {where}, {one:.2f} above and {other:.2f} here."
+        f"{len(cases)} common cases they are farthest apart for {where}, {one:.2f} above and {other:.2f} here "
+        "(growth.json is of an earlier engine)."
     )
 
 

@@ -198,7 +198,8 @@ def step_table() -> str:
             counted += [f"{n / 1e9:,.2f} GB" for n in (held, ACTIVITY * need.activity)]
             lines.append([name, rule, kind, task.batch, *counted])
     head = ["data", "rule", "B", "images", "products an image", "parameters", "of them B"]
-    return markdown.table([*head, "weights, moments", "activity"], lines)
+    table = markdown.table([*head, "weights, moments", "activity"], lines)
+    return f"{table}\n\nOf pools' indices, whole numbers that do not shrink in bf16, half the bytes are counted."
 
 
 def hours_table() -> str:
@@ -270,7 +271,7 @@ def measured_table() -> str:
     for r in benchmark_tables.rows("step"):
         ours = r["layout"] == "ours" and not r["views"] and r["engine"] == "hebbian"
         if ours and r["against"] == benchmark_tables.BASE and "moment" not in r["rule"]:
-            kind = "low-rank-frozen" if "low-rank-frozen" in r["rule"] else "dense"
+            kind = r["rule"].partition(", B ")[2].removesuffix(" 64") or "dense"
             mine = _cifar10(r["rule"].split(",")[0], kind, r["width"], r["batch"])
             ratio = mine.products / _cifar10(*CASES[0], r["width"], r["batch"]).products
             behind.append(r["ratio"] / ratio)
