@@ -1,8 +1,8 @@
 """The product x wᵀ of few rows with a large matrix, by the faster of the two libraries that PyTorch has on a CPU.
 
 Behind ``torch.mm`` is MKL, which makes such products on an AMD EPYC at less than half of the rate of oneDNN, the
-library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, with few rows most as (w xᵀ)ᵀ; with the
-tiles of a large product neither is clear of the other, and MKL makes them (``benchmarks/products.py``, d of 2,048 and
+library of PyTorch's convolutions. On a Xeon oneDNN is ahead with a large w, with few rows most as (w xᵀ)ᵀ, and MKL
+with the tiles of a large product (``benchmarks/products.py``, d of 2,048 and
 8,192; other processors were not measured, and those that are no x86 have something else behind ``torch.mm``: there
 nothing is chosen).
 """
