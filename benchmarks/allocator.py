@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import BASE, LOCAL, in_process, interval, load, make, random_views, status, write
+from shared import BASE, LOCAL, in_process, interval, load, make, random_views, status, timed, write
 
 from localssl import encoders
 from localssl.system.allocator import keep_freed
@@ -31,14 +29,7 @@ def measure(case: Mapping[str, Any]) -> dict[str, float]:
     torch.set_num_threads(case["threads"])
     torch.manual_seed(0)
     made, views = make(case["rule"], encoders.vgg6(case["width"])), random_views(32)
-    milliseconds: list[float] = []
-    faults: list[int] = []
-    for repeat in range(case["repeats"] + 1):
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-        made.step(*views)
-        if repeat:
-            milliseconds.append(1e3 * (time.perf_counter() - began))
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    milliseconds, faults = timed(lambda: made.step(*views), case["repeats"])
     low, high = interval(milliseconds)
     times = {"milliseconds": round(statistics.median(milliseconds), 1), "low": round(low, 1), "high": round(high, 1)}
     return {**times, "faults": round(statistics.median(faults)), "peak_mib": status("VmHWM") // 1024}

@@ -15,15 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import BASE, SHAPE, in_process, interval, load, write
+from shared import BASE, SHAPE, in_process, interval, load, timed, write
 from step import Case, made_of, step_of
 
 from localssl.system.allocator import keep_freed
@@ -41,15 +39,8 @@ def measure(case: Mapping[str, Any]) -> dict[str, float]:
     engine = "autograd" if case["layout"] == "published" else "auto"
     of = Case(case["rule"], engine, layout=case["layout"], augmented=True)
     step = step_of(of, made_of(of, case["width"]))
-    milliseconds: list[float] = []
-    faults: list[int] = []
-    for repeat in range(case["steps"] + 1):
-        images = torch.randint(256, (32, *SHAPE), dtype=torch.uint8)
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-        step(images)
-        if repeat:
-            milliseconds.append(1e3 * (time.perf_counter() - began))
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    images = torch.randint(256, (32, *SHAPE), dtype=torch.uint8)
+    milliseconds, faults = timed(lambda: step(images), case["steps"])
     return {"milliseconds": statistics.median(milliseconds), "faults": statistics.median(faults)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -92,6 +93,19 @@ def settled() -> int:
     made = make(LOCAL[-1], encoders.vgg6(0.02))
     made.step(*random_views(2))
     return status("VmRSS")
+
+
+def timed(step: Callable[[], object], repeats: int) -> tuple[list[float], list[int]]:
+    """Milliseconds and page faults of every step but the first, which is not counted."""
+    milliseconds: list[float] = []
+    faults: list[int] = []
+    for repeat in range(repeats + 1):
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        step()
+        if repeat:
+            milliseconds.append(1e3 * (time.perf_counter() - began))
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return milliseconds, faults
 
 
 def status(key: str) -> int:
