@@ -15,6 +15,11 @@ that its time should be the same later on. ``--trained STEPS`` measures that: bo
 batches of CIFAR-10, the same views for both, and are then timed on further ones:
 
     python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
+
+Freed memory is kept, as the commands of localssl have it. ``--as-it-is`` leaves the C library's allocator alone, as a
+program of one's own does that says nothing: then backpropagation, which frees and takes more, is the slower one.
+
+    python benchmarks/step.py --as-it-is --out benchmarks/results/step-as-it-is.json
 """
 
 from __future__ import annotations
@@ -206,11 +211,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, nargs="+", default=[21, 9], help="for every width")
     parser.add_argument("--trained", type=int, default=0, metavar="STEPS", help="rows of networks that learnt so long")
+    parser.add_argument("--as-it-is", action="store_true", help="rows of a process that gives freed memory back")
     parser.add_argument("--data-root", type=Path, help="where CIFAR-10 lies, for --trained")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments, began = parser.parse_args(), time.perf_counter()
-    keep_freed()  # as the commands do
+    if not arguments.as_it_is:
+        keep_freed()  # as the commands do
     torch.set_num_threads(arguments.threads)
     cases = [Case(BASE, pool_first=True), *(Case(rule) for rule in LOCAL)]
     cases += [Case("clapp++dfb", "hebbian-lean"), Case("clapp++both", "hebbian-lean")]
@@ -228,7 +235,7 @@ def main() -> None:
             batches, data = photographs(arguments.data_root, Path(folder), arguments.batch)
         for width, repeats in zip(arguments.widths, arguments.repeats, strict=True):
             print(f"width {width:g}, batch {arguments.batch}")
-            if arguments.trained:
+            if arguments.trained or arguments.as_it_is:
                 found += rows(Case(BASE), both, width, arguments.batch, repeats, arguments.trained, batches)
                 continue
             found += rows(Case(BASE), cases, width, arguments.batch, repeats, 0, batches)
@@ -236,7 +243,9 @@ def main() -> None:
             found += rows(Case(BASE, pool_first=True), local, width, arguments.batch, repeats, 0, batches)
             few = max(3, repeats // 2)
             found += rows(Case(BASE, augmented=True), layouts, width, arguments.batch, few, 0, batches)
-    write(arguments.out, arguments.threads, data=data, seconds=round(time.perf_counter() - began), rows=found)
+    took = round(time.perf_counter() - began)
+    kept = not arguments.as_it_is
+    write(arguments.out, arguments.threads, data=data, kept=kept, seconds=took, rows=found)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from localssl import rules
 from localssl.encoders import Encoder
 from localssl.encoders.layers import LengthNorm, Standardise
 from localssl.engine import passes
+from localssl.engine.blocks import plan
 from localssl.engine.events import events
 from localssl.projections import KINDS
 
@@ -85,6 +86,36 @@ def test_geometries_and_heads(axes: int, samples: int | None, monkeypatch: pytes
                 views,
                 case=(what, name),
             )
+
+
+ROUTES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], torch.dtype]] = {
+    "small": (lambda: nn.MaxPool2d(2), (8, 8), torch.uint8),
+    "the widest of a byte": (lambda: nn.MaxPool2d(2), (4, 254), torch.uint8),
+    "wider": (lambda: nn.MaxPool2d(2), (4, 255), torch.int16),
+    "high": (lambda: nn.MaxPool2d(2), (600, 4), torch.uint8),
+    "padded": (lambda: nn.MaxPool2d(3, 2, padding=1), (8, 126), torch.uint8),
+    "padded and dilated": (lambda: nn.MaxPool2d(3, 1, padding=1, dilation=2), (9, 64), torch.int16),
+    "two bytes are not enough": (lambda: nn.MaxPool2d((6, 2), 2), (8, 7000), torch.int32),
+}
+
+
+@pytest.mark.parametrize("what", ROUTES)
+def test_a_max_pools_way_back_takes_a_byte_a_unit(what: str) -> None:
+    """Wherever its windows fit into one, and leads to the places that autograd finds."""
+    made, sides, dtype = ROUTES[what]
+    encoder = Encoder.from_blocks([nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), made())]).double()
+    blocks = plan(encoder)
+    assert not isinstance(blocks, str)
+    x = torch.randn(2, 2, *sides, dtype=torch.float64)
+    passed = passes.run(blocks[0], x)
+    assert passed.route is not None
+    assert passed.route.dtype == dtype
+    soma = torch.randn(2, passed.z[0].numel(), dtype=torch.float64)
+    with torch.no_grad():
+        passes.learn(blocks[0], passed, soma, (1, 1))
+    mine = [p.grad for p in encoder.parameters()]
+    exact = torch.autograd.grad((encoder(x)[0].flatten(1) * soma).sum(), list(encoder.parameters()))
+    assert_equal(mine, exact)
 
 
 @pytest.mark.parametrize("margin", [-0.5, 0.0, 0.3, 20.0])

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from typing_extensions import override
 
 from localssl.errors import UsageError
-from localssl.products import product
+from localssl.products import by_onednn, product
 
 TILE = 8 * 2**20  # bytes of a gradient that are there at a time,
 PARTS = 4  # and no more than a fourth of it: of small matrices 8 MiB would be most of a step's memory
@@ -137,16 +137,17 @@ class FactoredAdamW(torch.optim.AdamW):
         state = self._moments(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)
         rows = tile_rows(p)
-        buffer = p.new_empty(rows, p.shape[1])
+        buffer = _buffer(p, signal, c)
         state["step"] += 1
         steps, options = [state["step"]], _options(group)
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
-            gradient = product(signal[:, part].T, c.T, buffer[: part.stop - first])
+            gradient = product(signal[:, part].T, c.T, None if buffer is None else buffer[: part.stop - first])
             # What ``adamw`` calls: the rest of it, at every tile, takes as long as a small tile does.
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
                 [p[part]], [gradient], [state["exp_avg"][part]], [state["exp_avg_sq"][part]], [], steps, **options
             )
+            del gradient  # else it is there while the next tile is made
 
     def _by_rows_and_columns(
         self, p: Tensor, factors: tuple[Tensor, Tensor] | None, dense: Tensor | None, group: dict[str, Any]
@@ -179,19 +180,26 @@ class FactoredAdamW(torch.optim.AdamW):
         left = (state["row"] / squared).sqrt_()
         right = (state["column"] / mean.clamp_min(smallest)).sqrt_()
         rows = tile_rows(p)
-        buffer = p.new_empty(rows if dense is None else 0, p.shape[1])
+        buffer = _buffer(p, signal, c) if dense is None else None
         for first in range(0, len(p), rows):
             part = slice(first, min(first + rows, len(p)))
-            room = buffer[: part.stop - first]
+            room = None if buffer is None else buffer[: part.stop - first]
             gradient = product(signal[:, part].T, c.T, room) if dense is None else dense[part]
             moment = state["exp_avg"][part].lerp_(gradient, 1 - beta1)
             scale = torch.outer(left[part], right).add_(group["eps"]).mul_(corrected)
             p[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(moment, scale, value=-lr)
+            del gradient, scale
 
 
 def tile_rows(p: Tensor) -> int:
     """Rows of a tile of the gradient of ``p``."""
     return max(1, min(TILE // (p.shape[1] * p.element_size()), -(-len(p) // PARTS)))
+
+
+def _buffer(p: Tensor, signal: Tensor, c: Tensor) -> Tensor | None:
+    """Room for every tile in turn, where the product takes it; oneDNN's has memory of its own."""
+    rows = tile_rows(p)
+    return None if by_onednn(signal[:, :rows].T, c.T, tile=True) else p.new_empty(rows, p.shape[1])
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

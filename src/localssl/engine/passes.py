@@ -23,9 +23,9 @@ class Passed(NamedTuple):
     Args:
         x: the presynaptic activity (N, ...).
         z: the block's output (N, ...); where a max-pooled or unpooled unit is 0, its gate ρ'(a) is closed.
-        route: where a signal at z goes in the drive a: of a max-pool, an index into the map for every unit of z, in
-            the smallest type that holds it; of an average pool, the gates, one bool a unit of a; None without a pool,
-            or where nobody wants it.
+        route: where a signal at z goes in the drive a: of a max-pool, for every unit of z how far behind the first
+            place of its window the one that it took lies on the map, a byte where that fits (``_firsts``); of an
+            average pool, the gates, one bool a unit of a; None without a pool, or where nobody wants it.
         drive: shape of one sample's drive a.
     """
 
@@ -144,10 +144,27 @@ def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     if not keep:
         return pool(a).relu_(), None
     z, index = F.max_pool2d_with_indices(_map(a), *windows(pool), ceil_mode=pool.ceil_mode)
-    z, index = (_unmapped(part, a.ndim) for part in (z, index))
-    units = math.prod(a.shape[2:])
-    smallest = torch.uint8 if units <= 2**8 else torch.int16 if units <= 2**15 else torch.int32
-    return z.relu_(), index.to(smallest)  # ReLU after the pool: the same, on fewer units
+    # In place: with two types at once PyTorch would hold a third map of eight bytes a unit.
+    index.sub_(_firsts(pool, index.shape, a.shape[-1], a.device))
+    route = index.to(route_type(pool, a.shape[-1]))
+    return _unmapped(z, a.ndim).relu_(), _unmapped(route, a.ndim)  # ReLU after the pool: the same, on fewer units
+
+
+def _firsts(pool: Pool, pooled: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Index of every window's first place on a map of rows this wide, (h, w); before the map, where that is padded."""
+    _, down, padding, _ = windows(pool)
+    rows, columns = (
+        torch.arange(-p * unit, (n * s - p) * unit, s * unit, device=device)
+        for n, s, p, unit in zip(pooled[-2:], down, padding, (width, 1), strict=True)
+    )
+    return rows.unsqueeze(1) + columns
+
+
+def route_type(pool: nn.MaxPool1d | nn.MaxPool2d, width: int) -> torch.dtype:
+    """The smallest that holds how far a window's last place lies behind its first one."""
+    (height, across), _, _, (down, right) = windows(pool)
+    farthest = (height - 1) * down * width + (across - 1) * right
+    return torch.uint8 if farthest < 2**8 else torch.int16 if farthest < 2**15 else torch.int32
 
 
 def _at_patches(soma: Tensor, z: Tensor, kernel: tuple[int, ...]) -> Tensor:
@@ -186,8 +203,9 @@ def _at_drive(
         counting = (pool.ceil_mode, pool.count_include_pad, divisor)
         aten.avg_pool2d_backward.grad_input(_map(spread), into, *windows(pool), *counting, grad_input=into)
         return _unmapped(into, z.ndim).mul_(route)
+    index = _map(route).to(torch.int64).add_(_firsts(pool, _map(z).shape, drive[-1], z.device))
     aten.max_pool2d_with_indices_backward.grad_input(
-        _map(spread), into, *windows(pool), pool.ceil_mode, _map(route.to(torch.int64)), grad_input=into
+        _map(spread), into, *windows(pool), pool.ceil_mode, index, grad_input=into
     )
     return _unmapped(into, z.ndim)  # looked at anew: whoever writes the rule down follows what was written there
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from localssl import projections, readout
 from localssl.encoders import Encoder
-from localssl.engine.blocks import plan
+from localssl.engine.blocks import Pool, plan
+from localssl.engine.passes import route_type
 from localssl.rules import Rule, ScoreRule
 
 MOMENTS = 2  # of Adam, numbers a parameter
@@ -24,6 +25,7 @@ class Layer:
         weights: of the convolution or linear layer, its bias included.
         products: multiply-adds of one pass through it.
         x: its input. a: its drive, before the pool. z: its output. d: its readout. channels: of its output.
+        route: bytes in which a pool's way back is held.
     """
 
     weights: int
@@ -33,6 +35,7 @@ class Layer:
     z: int
     d: int
     channels: int
+    route: int
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,16 @@ def layers(encoder: Encoder, shape: Sequence[int], patches: Sequence[int | None]
             products = a.numel() * weight[0].numel()
             weights = sum(p.numel() for p in block.layer.parameters())
             d = readout.dim(tuple(x.shape[1:]), patch)
-            found.append(Layer(weights, products, first.numel(), a.numel(), x.numel(), d, x.shape[1]))
+            route = _route(block.pool, a, x)
+            found.append(Layer(weights, products, first.numel(), a.numel(), x.numel(), d, x.shape[1], route))
     return found
+
+
+def _route(pool: Pool | None, a: Tensor, z: Tensor) -> int:
+    """Bytes: of a max-pool the place that every unit took, of an average pool the gates before it."""
+    if isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):
+        return z.numel() * route_type(pool, a.shape[-1]).itemsize
+    return 0 if pool is None else a.numel()
 
 
 def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[int | None], n: int) -> Cost:
@@ -101,9 +112,9 @@ def step(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: Sequence[i
     Local rules make two passes through every block (forward, ΔW), backpropagation three (the first block has no
     gradient of its input to make). Activity, as the engine holds it: a lateral rule one block at a time, its input,
     output and gradient, and six vectors as long as the readout (positive, negative, g and signals); with references
-    above, every block's input, and of a max-pooled unit its route, one byte, or two on maps of more than 256 units,
-    four on those of more than 32,768; backpropagation every block's drive, and where it pools, its output and an index
-    of eight bytes. The drive of one chunk, tiles of ΔB and what the libraries hold are not in it: they do not grow.
+    above, every block's input, and of a max-pooled unit its route, a byte on maps as wide as 254 units, two on wider
+    ones; backpropagation every block's drive, and where it pools, its output and an index of eight bytes. The drive of
+    one chunk, tiles of ΔB and what the libraries hold are not in it: they do not grow.
 
     Raises:
         ValueError: a rule that is neither a local score rule nor backpropagation, or blocks of other parts than the
@@ -131,15 +142,9 @@ def in_batch(found: Sequence[Layer], rule: ScoreRule) -> int:
     """Numbers of one sample and view that the engine ``hebbian`` holds at its peak, as ``step`` counts them."""
     last = len(found) - 1
     if any(r.source(i, last + 1) != i for r in rule.references.values() for i in range(last)):
-        kept = sum(layer.x + (_route(layer) if layer.a > layer.z else 0) for layer in found)
+        kept = sum(layer.x + layer.route // 4 for layer in found)
         return kept + found[-1].z + 6 * max(layer.d for layer in found)
     return max(layer.x + layer.z + 6 * layer.d for layer in found)
-
-
-def _route(layer: Layer) -> int:
-    """Numbers of four bytes for the places that a max-pool took."""
-    units = layer.a // layer.channels
-    return layer.z * (1 if units <= 2**8 else 2 if units <= 2**15 else 4) // 4
 
 
 def between_views(found: Sequence[Layer], rule: ScoreRule) -> int:

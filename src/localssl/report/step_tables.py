@@ -16,6 +16,7 @@ AIMS = {  # ratio to backpropagation's step, by width: the aim, and for a dense 
     **{f"{rule}, B {kind} 64": {0.25: (0.72, None), 1: (0.67, None)} for kind in LOW_RANK for rule in LOCAL[:2]},
 }
 FASTER = {"clapp++": 2.5, "clapp++dfb": 1.9}  # times as fast as the published code's layout
+OTHERS = ("step-epyc", "step-as-it-is")  # records of step.py beside step.json
 PUBLISHED = {"clapp++": 2.2, "clapp++dfb": 1.6}  # of backpropagation's step at width 1, by which those were set
 
 
@@ -79,11 +80,10 @@ def _elsewhere(width: float) -> str:
 
 def goals() -> str:
     """What was aimed at beside what was measured."""
+    found = _ratios("step")
     plain = [r for r in rows("step") if r["layout"] == "ours" and _plain(r)]
-    found = {(r["rule"], r["width"]): r for r in plain if r["against"] == BASE}
     first = {(r["rule"], r["width"]): _ratio(r) for r in plain if r["against"] != BASE}
-    other = [r for r in rows("step-epyc") if r["layout"] == "ours" and _plain(r)]
-    epyc = {(r["rule"], r["width"]): _ratio(r) for r in other if r["against"] == BASE}
+    others = [_ratios(name) for name in OTHERS]
     lines: list[list[str]] = []
     for rule, by_width in AIMS.items():
         for width, (aim, least) in by_width.items():
@@ -94,8 +94,10 @@ def goals() -> str:
             said = _met(r["ratio"], aim, least) if least is not None else _met_if_accurate(r["ratio"], aim, kind)
             shown = [f"{aim:.2f}", "" if least is None else f"{least:.2f}"]
             lines.append([rule, f"{width:g}", *shown, _ratio(r), said])
-            lines[-1] += [first.get((rule, width), ""), epyc.get((rule, width), "")]
-    head = ["rule", "width", "aim", "must", "measured", "met", "against BP that pools first", "step-epyc.json"]
+            lines[-1].append(first.get((rule, width), ""))
+            lines[-1] += [_ratio(other[rule, width]) if (rule, width) in other else "" for other in others]
+    head = ["rule", "width", "aim", "must", "measured", "met", "against BP that pools first"]
+    head += [f"{name}.json" for name in OTHERS]
     table = markdown.table(head, lines)
     quotients = [f"`{rule}` {' and '.join(_published(rule))}" for rule in FASTER]
     widths = " and ".join(f"{w:g}" for w in dict.fromkeys(r["width"] for r in rows("step")))
@@ -112,8 +114,15 @@ def goals() -> str:
         f"{PUBLISHED['clapp++dfb']:g} of backpropagation's step at width 1; in one process that keeps freed memory it "
         f"takes {of} here. What it takes as its users have it: [below](#the-published-layout)."
     )
-    ratios = {place: r["ratio"] for place, r in found.items()}
-    return "\n\n".join([table, _musts("By medians", ratios), said, cheap_sentence()])
+    records = [("By medians", found), *((f"In {name}.json", other) for name, other in zip(OTHERS, others, strict=True))]
+    musts = [_musts(how, {place: r["ratio"] for place, r in of.items()}) for how, of in records if of]
+    return "\n\n".join([table, *musts, said, cheap_sentence()])
+
+
+def _ratios(name: str) -> dict[tuple[str, float], Row]:
+    """Rows of our layout against backpropagation's step, by rule and width."""
+    found = [r for r in rows(name) if r["layout"] == "ours" and _plain(r) and r["against"] == BASE]
+    return {(r["rule"], r["width"]): r for r in found}
 
 
 def _musts(how: str, ratios: Mapping[tuple[str, float], float]) -> str:
