@@ -29,7 +29,7 @@ class Study:
     batch_size: int = 32
     epochs: int = 4
     labels: int = 5_000
-    staleness: tuple[int, ...] = (0, 1, 2, 5)
+    staleness: tuple[int, ...] = (0, 1, 5)  # what keeps two processes at work, and a process a block
 
 
 STUDY = Study()
