@@ -6,6 +6,8 @@ vgg6 on CIFAR-10 (noise of its form where it is not there). Every repeat, in tur
 itself (reading batches, views, step, loss rows, progress line), the views alone, and the step alone on views that are
 there already. ``of_step_and_views``: the loop's images a second over those of views and step one after the other, what
 the loop itself costs. ``of_step``: over those of the step alone, which nothing that makes views in between can reach.
+``ahead_of_step``: steps on views that a process of PyTorch's DataLoader makes ahead, over the step alone; ``train`` has
+no such process, this says what one would be worth.
 ``views_share``: of views in the time of views and step. Medians of the repeats' ratios with the distribution-free 95 %
 interval. Online monitors are off; a checkpoint's seconds stand apart, ``train`` writes one every ten minutes and at the
 end.
@@ -17,15 +19,18 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from loops import cifar10, prepare
 from shared import BASE, LOCAL, interval, write
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
 
 from localssl.system.allocator import keep_freed
+from localssl.training.loop import Loop
 
 Times = dict[str, float]
 
@@ -46,21 +51,45 @@ def once(rule: str, width: float, batch: int, steps: int, root: Path | None, fol
         _step(bare, view_a, view_b)
         found["step"] += time.perf_counter() - made
         found["views"] += made - began
+    found["ahead"] = _ahead(prepare(rule, width, batch, steps + 2, root, folder / "ahead", threads), steps)
     return found | _loop_of(prepare(rule, width, batch, steps + 2, root, folder / "loop", threads), steps)
 
 
-def _step(loop: Any, view_a: torch.Tensor, view_b: torch.Tensor) -> None:
+class _Ahead(IterableDataset[tuple[Tensor, Tensor]]):
+    """Views of a run's batches, made where they are asked for."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+
+    @override
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in self.loop.order(0):
+            yield self.loop.views(self.loop.images.batch(index))
+
+
+def _ahead(loop: Loop, steps: int) -> float:
+    """Seconds of the loop's last ``steps`` steps on views that another process makes, two batches ahead."""
+    clock = 0.0
+    views = DataLoader(_Ahead(loop), batch_size=None, num_workers=1, prefetch_factor=2, multiprocessing_context="fork")
+    for count, (view_a, view_b) in enumerate(views):
+        if count == loop.last_step - steps:  # the first ones start the process and make the optimiser's state
+            clock = time.perf_counter()
+        _step(loop, view_a, view_b)
+    return time.perf_counter() - clock
+
+
+def _step(loop: Loop, view_a: Tensor, view_b: Tensor) -> None:
     for _ in loop.learner.updates(view_a, view_b, factored=loop.prepared.factored):
         loop.prepared.optimizer.step()
         loop.prepared.optimizer.zero_grad()
 
 
-def _loop_of(loop: Any, steps: int) -> Times:
+def _loop_of(loop: Loop, steps: int) -> Times:
     """Seconds of the loop's last ``steps`` steps, and of the checkpoint that ends it."""
     clock: dict[str, float] = {}
     train_step, save = loop.train_step, loop.save
 
-    def stepped(*batch: torch.Tensor) -> None:
+    def stepped(*batch: Tensor) -> None:
         if loop.step == loop.last_step - steps:
             clock["began"] = time.perf_counter()
         train_step(*batch)
@@ -90,6 +119,7 @@ def row(rule: str, width: float, batch: int, steps: int, times: Sequence[Times])
         "batch": batch,
         **of("of_step_and_views", [(t["step"] + t["views"]) / t["loop"] for t in times]),
         **of("of_step", [t["step"] / t["loop"] for t in times]),
+        **of("ahead_of_step", [t["step"] / t["ahead"] for t in times]),
         **of("views_share", [t["views"] / (t["step"] + t["views"]) for t in times]),
         "images_per_second": round(statistics.median([images / t["loop"] for t in times]), 1),
         "step_images_per_second": round(statistics.median([images / t["step"] for t in times]), 1),

@@ -185,9 +185,12 @@ def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root, data = loops.cifar10(tmp_path / "nothing", tmp_path, 8)
     assert data == loops.NOISE
     times = module.once("clapp++", 0.02, 2, 2, root, tmp_path / "run", torch.get_num_threads())
-    assert set(times) == {"views", "step", "loop", "checkpoint"}
-    row = module.row("clapp++", 0.02, 2, 2, [{"views": 1.0, "step": 3.0, "loop": 5.0, "checkpoint": 0.0}])
+    assert set(times) == {"views", "step", "ahead", "loop", "checkpoint"}
+    assert min(times.values()) > 0
+    given = {"views": 1.0, "step": 3.0, "ahead": 4.0, "loop": 5.0, "checkpoint": 0.0}
+    row = module.row("clapp++", 0.02, 2, 2, [given])
     assert (row["of_step_and_views"], row["of_step"], row["views_share"]) == (0.8, 0.6, 0.25)
+    assert row["ahead_of_step"] == row["ahead_of_step_low"] == 0.75
     assert (row["images_per_second"], row["step_images_per_second"]) == (0.8, 1.3)
 
 

@@ -51,6 +51,10 @@ def test_a_step_is_as_fast_and_as_small_as_measured() -> None:
     wide = only("step", **rule | {"width": 1.0}, **against)
     assert f"takes {with_interval(wide)} of the time of end-to-end backpropagation at width 1" in CLAIMS
     assert f"and {with_interval(only('step', **rule, **against))} at width 0.25" in CLAIMS
+    assert (
+        f"on two cores of a Xeon ({only('step-epyc', **rule | {'width': 1.0}, **against)['ratio']:.3f} on an EPYC)"
+        in CLAIMS
+    )
     small = only("memory", **rule, depth=6, projection="low-rank-frozen")["total_ratio"]
     dense = only("memory", **rule, depth=6, projection="dense")["total_ratio"]
     assert f"but {dense:.2f} of its whole memory there (`make bench-memory`)" in CLAIMS

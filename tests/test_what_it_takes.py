@@ -88,7 +88,11 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rates = dict.fromkeys(("seconds_a_product", "seconds_a_product_of_b", "seconds_a_parameter", "seconds_a_step"), 0.0)
     rates |= {"median_error": 0.065, "largest_error": 0.325}
     rates["seconds_a_step"] = 86400 / (50 * 1_281_167 / 64)  # a day for all of ImageNet's steps
-    share = {f"{n}{e}": 0.5 for n in ("of_step_and_views", "of_step", "views_share") for e in ("", "_low", "_high")}
+    share = {
+        f"{n}{e}": 0.5
+        for n in ("of_step_and_views", "of_step", "ahead_of_step", "views_share")
+        for e in ("", "_low", "_high")
+    }
     written = {
         "growth": {"rates": rates, "exponents": exponents, "rows": [{"batch": 32, "size": 128}]},
         "throughput": {
@@ -103,7 +107,10 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, found in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({**made_by, **found}), encoding="utf-8")
     assert "| width | clapp++ | 1.90 | 2.00 | 2.10 | 1.00 | 1.10 | 1.20 | 1.30 |" in benchmark_tables.growth()
-    assert "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 | 3 |" in step_tables.throughput()
+    assert (
+        "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 (0.500 to 0.500) | 0.500 | 3 |"
+        in step_tables.throughput()
+    )
     assert "| clapp++ | 9 | 0.100 | 0.200 | 0.25 |" in benchmark_tables.inactive()
     assert "| ImageNet | bp-clapp++ | dense | 1 |" in takes._days()
     said = takes._days()
