@@ -20,7 +20,8 @@ from localssl.errors import UsageError
 from localssl.products import by_onednn, product
 
 TILE = 8 * 2**20  # bytes of a gradient that are there at a time,
-PARTS = 4  # and no more than a fourth of it: of small matrices 8 MiB would be most of a step's memory
+PARTS = 4  # and no more than a fourth of it: of small matrices 8 MiB would be most of a step's memory;
+LEAST = 2 * 2**20  # but so much in any case: below, a tile's calls take longer than its numbers
 
 
 def add_grad(p: Tensor, gradient: Tensor) -> None:
@@ -136,16 +137,15 @@ class FactoredAdamW(torch.optim.AdamW):
     def _by_tiles(self, p: Tensor, signal: Tensor, c: Tensor, group: dict[str, Any]) -> None:
         state = self._moments(p)
         signal, c = signal.to(p.dtype), c.to(p.dtype)
-        rows = tile_rows(p)
-        buffer = _buffer(p, signal, c)
+        buffer, columns = _buffer(p, signal, c), c.T
         state["step"] += 1
         steps, options = [state["step"]], _options(group)
-        for first in range(0, len(p), rows):
-            part = slice(first, min(first + rows, len(p)))
-            gradient = product(signal[:, part].T, c.T, None if buffer is None else buffer[: part.stop - first])
+        whole = (p.detach(), signal.T, state["exp_avg"], state["exp_avg_sq"])
+        for weight, part, first, second in zip(*(x.split(tile_rows(p)) for x in whole), strict=True):
+            gradient = product(part, columns, None if buffer is None else buffer[: len(weight)])
             # What ``adamw`` calls: the rest of it, at every tile, takes as long as a small tile does.
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-                [p[part]], [gradient], [state["exp_avg"][part]], [state["exp_avg_sq"][part]], [], steps, **options
+                [weight], [gradient], [first], [second], [], steps, **options
             )
             del gradient  # else it is there while the next tile is made
 
@@ -193,7 +193,8 @@ class FactoredAdamW(torch.optim.AdamW):
 
 def tile_rows(p: Tensor) -> int:
     """Rows of a tile of the gradient of ``p``."""
-    return max(1, min(TILE // (p.shape[1] * p.element_size()), -(-len(p) // PARTS)))
+    row = p.shape[1] * p.element_size()
+    return max(1, min(TILE // row, max(-(-len(p) // PARTS), LEAST // row)))
 
 
 def _buffer(p: Tensor, signal: Tensor, c: Tensor) -> Tensor | None:

@@ -23,9 +23,10 @@ class Passed(NamedTuple):
     Args:
         x: the presynaptic activity (N, ...).
         z: the block's output (N, ...); where a max-pooled or unpooled unit is 0, its gate ρ'(a) is closed.
-        route: where a signal at z goes in the drive a: of a max-pool, for every unit of z how far behind the first
-            place of its window the one that it took lies on the map, a byte where that fits (``_firsts``); of an
-            average pool, the gates, one bool a unit of a; None without a pool, or where nobody wants it.
+        route: where a signal at z goes in the drive a: of a max-pool, for every unit of z the lowest byte of an index
+            into the map, or more of it where windows are wide (``route_type``): the window says the rest
+            (``_places``); of an average pool, the gates, one bool a unit of a; None without a pool, or where nobody
+            wants it.
         drive: shape of one sample's drive a.
     """
 
@@ -96,10 +97,15 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...], c
         return
     count = _chunk(block, passed.x)
     signal = _at_patches(soma, passed.z, kernel)
+    firsts: Tensor | None = None
+    if isinstance(block.pool, nn.MaxPool1d | nn.MaxPool2d):
+        firsts = _firsts(block.pool, _map(passed.z).shape, passed.drive[-1], passed.z.device)
     for first in range(0, len(passed.x), count):
         part = slice(first, first + count)
         route = None if passed.route is None else passed.route[part]
-        at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, route, passed.drive)
+        places = route if firsts is None or route is None else _places(_map(route), firsts)
+        at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, places, passed.drive)
+        del places  # eight bytes a unit
         for p, change in zip(wanted, (change_by or change_of)(layer, passed.x[part], at_a, mask), strict=True):
             if p is not None and change is not None:
                 add_grad(p, change)
@@ -144,10 +150,8 @@ def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     if not keep:
         return pool(a).relu_(), None
     z, index = F.max_pool2d_with_indices(_map(a), *windows(pool), ceil_mode=pool.ceil_mode)
-    # In place: with two types at once PyTorch would hold a third map of eight bytes a unit.
-    index.sub_(_firsts(pool, index.shape, a.shape[-1], a.device))
-    route = index.to(route_type(pool, a.shape[-1]))
-    return _unmapped(z, a.ndim).relu_(), _unmapped(route, a.ndim)  # ReLU after the pool: the same, on fewer units
+    z, index = (_unmapped(part, a.ndim) for part in (z, index))
+    return z.relu_(), index.to(route_type(pool, a.shape[-1]))  # ReLU after the pool: the same, on fewer units
 
 
 def _firsts(pool: Pool, pooled: Sequence[int], width: int, device: torch.device) -> Tensor:
@@ -158,6 +162,11 @@ def _firsts(pool: Pool, pooled: Sequence[int], width: int, device: torch.device)
         for n, s, p, unit in zip(pooled[-2:], down, padding, (width, 1), strict=True)
     )
     return rows.unsqueeze(1) + columns
+
+
+def _places(route: Tensor, firsts: Tensor) -> Tensor:
+    """The indices whose lowest bytes these are: how far behind its window's first place, in numbers that wrap round."""
+    return (route - firsts.to(route.dtype)).to(torch.int64).add_(firsts)
 
 
 def route_type(pool: nn.MaxPool1d | nn.MaxPool2d, width: int) -> torch.dtype:
@@ -182,7 +191,10 @@ def _at_drive(
     route: Tensor | None,
     drive: tuple[int, ...],
 ) -> Tensor:
-    """dL/da (N, *drive): the signal spread over its patch, through the pool, through the gate."""
+    """dL/da (N, *drive): the signal spread over its patch, through the pool, through the gate.
+
+    ``route``: gates, or places on the map.
+    """
     shape = list(z.shape[:2])  # z as (N, C, h, k, w, k): the signal is the same along every k
     for axis, k in enumerate(kernel):
         shape += [z.shape[2 + axis] // k, k]
@@ -203,9 +215,8 @@ def _at_drive(
         counting = (pool.ceil_mode, pool.count_include_pad, divisor)
         aten.avg_pool2d_backward.grad_input(_map(spread), into, *windows(pool), *counting, grad_input=into)
         return _unmapped(into, z.ndim).mul_(route)
-    index = _map(route).to(torch.int64).add_(_firsts(pool, _map(z).shape, drive[-1], z.device))
     aten.max_pool2d_with_indices_backward.grad_input(
-        _map(spread), into, *windows(pool), pool.ceil_mode, index, grad_input=into
+        _map(spread), into, *windows(pool), pool.ceil_mode, route, grad_input=into
     )
     return _unmapped(into, z.ndim)  # looked at anew: whoever writes the rule down follows what was written there
 
