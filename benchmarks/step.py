@@ -17,7 +17,7 @@ batches of CIFAR-10, the same views for both, and are then timed on further ones
     python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 
 Freed memory is kept, as the commands of localssl have it. ``--as-it-is`` leaves the C library's allocator alone, as a
-program of one's own does that says nothing: then backpropagation, which frees and takes more, is the slower one.
+program of one's own does that says nothing.
 
     python benchmarks/step.py --as-it-is --out benchmarks/results/step-as-it-is.json
 """

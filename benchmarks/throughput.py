@@ -16,6 +16,7 @@ end.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -56,26 +57,27 @@ def once(rule: str, width: float, batch: int, steps: int, root: Path | None, fol
 
 
 class _Ahead(IterableDataset[tuple[Tensor, Tensor]]):
-    """Views of a run's batches, made where they are asked for."""
+    """Views of a run's batches, over and over, made where they are asked for."""
 
     def __init__(self, loop: Loop):
         self.loop = loop
 
     @override
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in self.loop.order(0):
+        for index in itertools.cycle(self.loop.order(0)):
             yield self.loop.views(self.loop.images.batch(index))
 
 
 def _ahead(loop: Loop, steps: int) -> float:
-    """Seconds of the loop's last ``steps`` steps on views that another process makes, two batches ahead."""
-    clock = 0.0
-    views = DataLoader(_Ahead(loop), batch_size=None, num_workers=1, prefetch_factor=2, multiprocessing_context="fork")
-    for count, (view_a, view_b) in enumerate(views):
-        if count == loop.last_step - steps:  # the first ones start the process and make the optimiser's state
-            clock = time.perf_counter()
-        _step(loop, view_a, view_b)
-    return time.perf_counter() - clock
+    """Seconds of ``steps`` steps on views that another process makes, two batches ahead, and goes on making."""
+    made = DataLoader(_Ahead(loop), batch_size=None, num_workers=1, prefetch_factor=2, multiprocessing_context="fork")
+    views = iter(made)
+    for _ in range(2):  # the first ones start the process and make the optimiser's state
+        _step(loop, *next(views))
+    began = time.perf_counter()
+    for _ in range(steps):
+        _step(loop, *next(views))
+    return time.perf_counter() - began
 
 
 def _step(loop: Loop, view_a: Tensor, view_b: Tensor) -> None:

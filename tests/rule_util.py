@@ -31,7 +31,8 @@ def made(rule: str, encoder: Encoder | None = None, options: dict[str, Any] | No
     weighted = [*layers, nn.Sequential(nn.Flatten(), nn.Linear(11 * side**2, 8))]
     wanted = encoders.Options(**chosen.encoder_options)
     encoder = encoder or wanted.stack(weighted, (True, False, False), {"name": "small"})
-    config = config_of(rule, SHAPE, **{"rule_options": options or {}, "patches": (2, 2, None), **changes})
+    images = (1, *[changes.pop("side", SHAPE[1])] * 2)
+    config = config_of(rule, images, **{"rule_options": options or {}, "patches": (2, 2, None), **changes})
     learner = Learner(encoder, chosen, config.input_shape, config.patches, config.engine)
     return json.loads(json.dumps(manifest(config, learner))), learner
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -184,9 +185,11 @@ def test_throughput_of_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module, loops = benchmark("throughput", monkeypatch), benchmark("loops", monkeypatch)
     root, data = loops.cifar10(tmp_path / "nothing", tmp_path, 8)
     assert data == loops.NOISE
+    began = time.perf_counter()
     times = module.once("clapp++", 0.02, 2, 2, root, tmp_path / "run", torch.get_num_threads())
     assert set(times) == {"views", "step", "ahead", "loop", "checkpoint"}
     assert min(times.values()) > 0
+    assert sum(times.values()) < time.perf_counter() - began
     given = {"views": 1.0, "step": 3.0, "ahead": 4.0, "loop": 5.0, "checkpoint": 0.0}
     row = module.row("clapp++", 0.02, 2, 2, [given])
     assert (row["of_step_and_views"], row["of_step"], row["views_share"]) == (0.8, 0.6, 0.25)

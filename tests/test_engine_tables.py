@@ -120,13 +120,15 @@ def test_shares_are_those_of_the_study() -> None:
 
 def test_musts_are_said_of_every_record(results: Path) -> None:
     write(results, "step", rows=[{**STEP, "ratio": 0.99}, {**STEP, "width": 1, "ratio": 0.5}])
-    write(results, "step-as-it-is", rows=[{**STEP, "ratio": 0.98}])
+    write(results, "step-as-it-is", processor="EPYC", rows=[{**STEP, "ratio": 0.98}])
     text = step_tables.goals()
     head, _, first = text.splitlines()[:3]
     assert head.endswith("| against BP that pools first | step-epyc.json | step-as-it-is.json |")
     assert first == "| clapp++ | 0.25 | 0.90 | 0.98 | 0.990 (0.800 to 1.000) | no |  |  | 0.980 (0.800 to 1.000) |"
     assert "missed by `clapp++` at width 0.25 (0.990 of 0.98)" in text
-    assert "In step-as-it-is.json the must is met by `clapp++` at width 0.25 (0.980 of 0.98)." in text
+    assert (
+        "In step-as-it-is.json (EPYC, commit abc) the must is met by `clapp++` at width 0.25 (0.980 of 0.98)." in text
+    )
     assert "In step-epyc.json" not in text
 
 

@@ -248,3 +248,19 @@ def test_a_weight_of_another_layout_than_its_gradient_follows_it() -> None:
         adam.step()
         moved.append(conv.weight.detach())
     torch.testing.assert_close(moved[0], moved[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((2048, 2048), 512),  # a quarter of 16 MiB
+        ((8192, 8192), 256),  # 8 MiB of 256
+        ((1024, 1024), 512),  # 2 MiB of 4
+        ((512, 512), 512),  # all of 1 MiB
+        ((10, 10), 10),
+        ((0, 8), 1),
+        ((4, 2**22), 1),  # a row is more than a tile
+    ],
+)
+def test_tiles_are_neither_most_of_a_matrix_nor_too_small_to_be_worth_a_call(shape: tuple[int, int], rows: int) -> None:
+    assert optimizer.tile_rows(torch.empty(shape, device="meta")) == rows

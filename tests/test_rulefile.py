@@ -50,6 +50,21 @@ def test_the_interpreter_reproduces_every_local_rule(name: str) -> None:
         assert all(np.any(READS["array"](update)) for update in step["updates"].values())
 
 
+POOLS = {  # whose places an export must find: before the map's edge, and beyond what one byte of an index says
+    "padded": (nn.MaxPool2d(3, 2, padding=1), 8),
+    "odd and of more than 256 units": (nn.MaxPool2d(2), 27),
+}
+
+
+@pytest.mark.parametrize("what", POOLS)
+def test_the_interpreter_finds_the_places_of_max_pools(what: str) -> None:
+    pool, side = POOLS[what]
+    encoder = Encoder.from_blocks([nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), pool)])
+    found, learner = made("clapp++", encoder, patches=(None,), side=side)
+    assert learner.engine == "hebbian"
+    assert worst(found) < 1e-9
+
+
 def test_the_interpreter_is_short_and_needs_numpy_alone() -> None:
     text = INTERPRETER.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from localssl.experiments import EXPERIMENTS, Settings, staleness
+from localssl.report import study_tables
 
 
 def test_it_runs_and_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +25,19 @@ def test_it_runs_and_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(float(row[6]) == 0 for row in rows[1:3])  # itself
     assert float(rows[4][6]) == pytest.approx(float(rows[4][3]) - float(rows[2][3]), abs=1.1e-4)
     assert float(rows[4][6]) != 0
+
+
+def test_the_table_is_made_of_the_cells_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_tables, "RESULTS", tmp_path)
+    assert study_tables.staleness() == "Not measured yet: `localssl reproduce staleness`."
+    cells = tmp_path / "staleness" / "cells"
+    cells.mkdir(parents=True)
+    config = {"rule": "clapp++dfb", "data": "digits", "limit_images": 64, "batch_size": 16, "epochs": 1}
+    found = {(0, 0): (50.0, 0.3), (0, 1): (52.0, 0.4), (1, 0): (49.0, 0.2), (1, 1): (51.0, 0.3), (5, 1): (40.0, 0.1)}
+    for (d, seed), (accuracy, cosine) in found.items():
+        cell = {"accuracy": accuracy, "cosine": cosine, "config": {**config, "staleness": d, "seed": seed}}
+        (cells / f"{d}-{seed}.json").write_text(json.dumps(cell))
+    lines = study_tables.staleness().splitlines()
+    assert lines[2] == "| `clapp++dfb` | 0 | 51.00 ± 12.71 |  | 0.350 ± 0.635 |  | 2 |"
+    assert lines[3] == "| `clapp++dfb` | 1 | 50.00 ± 12.71 | −1.00 ± 0.00 | 0.250 ± 0.635 | −0.100 ± 0.000 | 2 |"
+    assert lines[4] == "| `clapp++dfb` | 5 | 40.00 | −12.00 | 0.100 | −0.300 | 1 |"

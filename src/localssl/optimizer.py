@@ -194,7 +194,7 @@ class FactoredAdamW(torch.optim.AdamW):
 def tile_rows(p: Tensor) -> int:
     """Rows of a tile of the gradient of ``p``."""
     row = p.shape[1] * p.element_size()
-    return max(1, min(TILE // row, max(-(-len(p) // PARTS), LEAST // row)))
+    return max(1, min(len(p), TILE // row, max(-(-len(p) // PARTS), LEAST // row)))
 
 
 def _buffer(p: Tensor, signal: Tensor, c: Tensor) -> Tensor | None:

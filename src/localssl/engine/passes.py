@@ -23,10 +23,9 @@ class Passed(NamedTuple):
     Args:
         x: the presynaptic activity (N, ...).
         z: the block's output (N, ...); where a max-pooled or unpooled unit is 0, its gate ρ'(a) is closed.
-        route: where a signal at z goes in the drive a: of a max-pool, for every unit of z the lowest byte of an index
-            into the map, or more of it where windows are wide (``route_type``): the window says the rest
-            (``_places``); of an average pool, the gates, one bool a unit of a; None without a pool, or where nobody
-            wants it.
+        route: where a signal at z goes in the drive a: of a max-pool, for every unit of z how far behind the first
+            place of its window the one that it took lies on the map, a byte where that fits (``route_type``); of an
+            average pool, the gates, one bool a unit of a; None without a pool, or where nobody wants it.
         drive: shape of one sample's drive a.
     """
 
@@ -55,12 +54,16 @@ def run(block: Block, x: Tensor, keep: bool = True) -> Passed:
         return Passed(x, a.relu_(), None, tuple(a.shape[1:]))
     z: Tensor | None = None
     route: Tensor | None = None
+    firsts: Tensor | None = None
     drive: tuple[int, ...] = ()
     count = _chunk(block, x)
     for first in range(0, len(x), count):
         a = drive_of(layer, x[first : first + count], weight, bias)
         drive = tuple(a.shape[1:])
         pooled, back = _pool(block.pool, a, keep)
+        if back is not None and isinstance(block.pool, nn.MaxPool1d | nn.MaxPool2d):
+            firsts = _firsts(block.pool, pooled, drive) if firsts is None else firsts
+            back = back.sub_(firsts).to(route_type(block.pool, drive))  # in place: else a third map of eight bytes
         z = _put(z, pooled, first, len(x))
         route = None if back is None else _put(route, back, first, len(x))
         del a, pooled, back  # else they are there while the next chunk is made
@@ -99,11 +102,11 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...], c
     signal = _at_patches(soma, passed.z, kernel)
     firsts: Tensor | None = None
     if isinstance(block.pool, nn.MaxPool1d | nn.MaxPool2d):
-        firsts = _firsts(block.pool, _map(passed.z).shape, passed.drive[-1], passed.z.device)
+        firsts = _firsts(block.pool, passed.z, passed.drive)
     for first in range(0, len(passed.x), count):
         part = slice(first, first + count)
         route = None if passed.route is None else passed.route[part]
-        places = route if firsts is None or route is None else _places(_map(route), firsts)
+        places = route if firsts is None or route is None else route.to(torch.int64).add_(firsts)
         at_a = _at_drive(block.pool, signal[part], passed.z[part], kernel, places, passed.drive)
         del places  # eight bytes a unit
         for p, change in zip(wanted, (change_by or change_of)(layer, passed.x[part], at_a, mask), strict=True):
@@ -144,35 +147,30 @@ def drive_of(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 def _pool(pool: Pool, a: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """The pooled activity, and the route back."""
+    """The pooled activity, and of an average pool the gates, of a max-pool the places that it took."""
     if isinstance(pool, nn.AvgPool1d | nn.AvgPool2d):
         return pool(a.relu_()), (a > 0) if keep else None
     if not keep:
         return pool(a).relu_(), None
     z, index = F.max_pool2d_with_indices(_map(a), *windows(pool), ceil_mode=pool.ceil_mode)
     z, index = (_unmapped(part, a.ndim) for part in (z, index))
-    return z.relu_(), index.to(route_type(pool, a.shape[-1]))  # ReLU after the pool: the same, on fewer units
+    return z.relu_(), index  # ReLU after the pool: the same, on fewer units
 
 
-def _firsts(pool: Pool, pooled: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """Index of every window's first place on a map of rows this wide, (h, w); before the map, where that is padded."""
-    _, down, padding, _ = windows(pool)
+def _firsts(pool: Pool, z: Tensor, drive: Sequence[int]) -> Tensor:
+    """Index of every window's first place on the map of one sample's drive; before the map, where that is padded."""
+    _, strides, padding, _ = windows(pool)
     rows, columns = (
-        torch.arange(-p * unit, (n * s - p) * unit, s * unit, device=device)
-        for n, s, p, unit in zip(pooled[-2:], down, padding, (width, 1), strict=True)
+        torch.arange(-p * unit, (n * s - p) * unit, s * unit, device=z.device)
+        for n, s, p, unit in zip(_map(z).shape[2:], strides, padding, (drive[-1], 1), strict=True)
     )
     return rows.unsqueeze(1) + columns
 
 
-def _places(route: Tensor, firsts: Tensor) -> Tensor:
-    """The indices whose lowest bytes these are: how far behind its window's first place, in numbers that wrap round."""
-    return (route - firsts.to(route.dtype)).to(torch.int64).add_(firsts)
-
-
-def route_type(pool: nn.MaxPool1d | nn.MaxPool2d, width: int) -> torch.dtype:
-    """The smallest that holds how far a window's last place lies behind its first one."""
+def route_type(pool: nn.MaxPool1d | nn.MaxPool2d, drive: Sequence[int]) -> torch.dtype:
+    """The smallest that holds how far a window's last place lies behind its first one on the map of a drive."""
     (height, across), _, _, (down, right) = windows(pool)
-    farthest = (height - 1) * down * width + (across - 1) * right
+    farthest = (height - 1) * down * drive[-1] + (across - 1) * right
     return torch.uint8 if farthest < 2**8 else torch.int16 if farthest < 2**15 else torch.int32
 
 
@@ -216,7 +214,7 @@ def _at_drive(
         aten.avg_pool2d_backward.grad_input(_map(spread), into, *windows(pool), *counting, grad_input=into)
         return _unmapped(into, z.ndim).mul_(route)
     aten.max_pool2d_with_indices_backward.grad_input(
-        _map(spread), into, *windows(pool), pool.ceil_mode, route, grad_input=into
+        _map(spread), into, *windows(pool), pool.ceil_mode, _map(route), grad_input=into
     )
     return _unmapped(into, z.ndim)  # looked at anew: whoever writes the rule down follows what was written there
 

@@ -102,7 +102,7 @@ def layers(encoder: Encoder, shape: Sequence[int], patches: Sequence[int | None]
 def _route(pool: Pool | None, a: Tensor, z: Tensor) -> int:
     """Bytes: of a max-pool the place that every unit took, of an average pool the gates before it."""
     if isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):
-        return z.numel() * route_type(pool, a.shape[-1]).itemsize
+        return z.numel() * route_type(pool, a.shape[1:]).itemsize
     return 0 if pool is None else a.numel()
 
 

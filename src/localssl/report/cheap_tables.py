@@ -52,9 +52,18 @@ def cheap_b() -> str:
 
 def cheap_b_final() -> str:
     """The two that the screening named, five seeds at width 0.25, and the dense B that they are paired with."""
-    rows = _final()
+    return _compared("cheap-b-final", "final.csv")
+
+
+def factored_moment() -> str:
+    """Adam with the second moment of B factored against Adam."""
+    return _compared("factored-moment", "factored-moment.csv")
+
+
+def _compared(study: str, file: str) -> str:
+    rows = _rows(study, file)
     if not rows:
-        return "Not measured yet: `localssl reproduce cheap-b-final`."
+        return f"Not measured yet: `localssl reproduce {study}`."
     head = [
         "B",
         "accuracy, %",
@@ -80,9 +89,8 @@ def cheap_b_final() -> str:
         ]
         lines.append([*own, *(f"{float(row[k]):.2f}" for k in ("learnt_at_width_1", "held_at_width_1"))])
     return (
-        f"{markdown.table(head, lines)}\n\n`localssl reproduce cheap-b-final` "
-        "([final.csv](results/cheap-b-final/final.csv)); `clapp++both`, width 0.25, test images; intervals are t's "
-        "over seeds, losses are paired by seed."
+        f"{markdown.table(head, lines)}\n\n`localssl reproduce {study}` ([{file}](results/{study}/{file})); "
+        "`clapp++both`, width 0.25, test images; intervals are t's over seeds, losses are paired by seed."
     )
 
 
@@ -117,7 +125,11 @@ def resolved(kind: str) -> bool:
 
 def _final() -> list[dict[str, str]]:
     """The rows of cheap-b-final; none where it was not run."""
-    path = STUDIES / "cheap-b-final" / "final.csv"
+    return _rows("cheap-b-final", "final.csv")
+
+
+def _rows(study: str, file: str) -> list[dict[str, str]]:
+    path = STUDIES / study / file
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]

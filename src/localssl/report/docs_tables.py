@@ -72,6 +72,8 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "temporal": ("engine.md", memory_tables.temporal),
     "cheap-b": ("engine.md", cheap_tables.cheap_b),
     "cheap-b-final": ("engine.md", cheap_tables.cheap_b_final),
+    "factored-moment": ("engine.md", cheap_tables.factored_moment),
+    "staleness": ("engine.md", study_tables.staleness),
     "pipeline": ("engine.md", benchmark_tables.pipeline),
     "parallel": ("many-machines.md", benchmark_tables.parallel),
     "scaling": ("many-machines.md", scaling.table),

@@ -114,7 +114,10 @@ def goals() -> str:
         f"{PUBLISHED['clapp++dfb']:g} of backpropagation's step at width 1; in one process that keeps freed memory it "
         f"takes {of} here. What it takes as its users have it: [below](#the-published-layout)."
     )
-    records = [("By medians", found), *((f"In {name}.json", other) for name, other in zip(OTHERS, others, strict=True))]
+    records = [("By medians", found)]
+    for name, other in zip(OTHERS, others, strict=True):
+        made_by = record(name) or {}
+        records.append((f"In {name}.json ({made_by.get('processor')}, commit {made_by.get('commit')})", other))
     musts = [_musts(how, {place: r["ratio"] for place, r in of.items()}) for how, of in records if of]
     return "\n\n".join([table, *musts, said, cheap_sentence()])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from localssl import markdown
 from localssl.stats import t_interval
@@ -86,6 +88,36 @@ def flaws() -> str:
     return _curves("flaws", rows, columns, labels, "none")
 
 
+def staleness() -> str:
+    """Accuracy and cosine by staleness, from the study's cells: those that are there."""
+    cells: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
+    for file in sorted((RESULTS / "staleness" / "cells").glob("*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        config = cell["config"]
+        cells.setdefault(config["rule"], {}).setdefault(config["staleness"], {})[config["seed"]] = cell
+    if not cells:
+        return "Not measured yet: `localssl reproduce staleness`."
+    lines: list[list[str]] = []
+    for rule, by_staleness in cells.items():
+        for staleness, mine in sorted(by_staleness.items()):
+            fresh = by_staleness.get(0, {})
+            line = [f"`{rule}`", str(staleness)]
+            for quantity, digits in (("accuracy", 2), ("cosine", 3)):
+                line.append(_plus_minus([c[quantity] for c in mine.values()], digits))
+                paired = [c[quantity] - fresh[seed][quantity] for seed, c in mine.items() if seed in fresh]
+                line.append(_plus_minus(paired, digits, sign="+") if staleness and paired else "")
+            lines.append([*line, str(len(mine))])
+    head = ["rule", "D", "accuracy, %", "minus D = 0, paired", "cosine", "minus D = 0, paired", "seeds"]
+    config = next(c for by in cells.values() for mine in by.values() for c in mine.values())["config"]
+    return (
+        f"{markdown.table(head, lines)}\n\n`localssl reproduce staleness --seeds 3` "
+        f"([cells](results/staleness/cells)): {config['data']}, {config['limit_images']:,} images, width 0.25, batches "
+        f"of {config['batch_size']}, {config['epochs']} epochs; ± half of Student's 95 % interval over seeds, where "
+        "there are two or more. Accuracy: fast probe of all blocks, 5,000 labels, test images. Cosine: of ΔW with "
+        "backpropagation's of the rule's own last-layer loss, mean over all blocks but the last."
+    )
+
+
 def resnet18() -> str:
     """The study's own table."""
     text = (RESULTS / "resnet18" / "resnet18.md").read_text(encoding="utf-8")
@@ -144,6 +176,13 @@ def _shown(study: str) -> dict[str, Row]:
 def _read(study: str, file: str) -> list[Row]:
     text = (RESULTS / study / file).read_text(encoding="utf-8")
     return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
+def _plus_minus(values: Sequence[float], digits: int, sign: str = "-") -> str:
+    """The mean, and half of its interval where it has one; ``sign``: as in a format."""
+    mean, low, high = t_interval(values)
+    half = f" ± {(high - low) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:{sign}.{digits}f}{half}".replace("-", "−")
 
 
 def _mean(values: Iterable[str]) -> str:
