@@ -67,6 +67,30 @@ def test_what_the_user_has_set_stays(name: str, anew: int) -> None:
     assert faults(STEPS.format(before=KEEP), **{name: "65536"}) > anew // 2
 
 
+HELD = """
+import ctypes
+from localssl.system.allocator import give_back, keep_freed
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+keep_freed()
+malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+malloc.restype, free.argtypes, malloc.argtypes = ctypes.c_void_p, [ctypes.c_void_p], [ctypes.c_size_t]
+places = [malloc(3 * 2**23) for _ in range(10)]  # 240 MiB, and at the heap's end something that stays
+for place in places:
+    ctypes.memset(place, 1, 3 * 2**23)
+stays = malloc(2**20)
+for place in places:
+    free(place)
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+def test_what_was_kept_is_given_back(anew: int) -> None:
+    assert faults(HELD) > 200
+
+
 def test_commands_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GLIBC_TUNABLES", *(name for _, name, _ in KEPT)):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards

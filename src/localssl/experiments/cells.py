@@ -23,7 +23,7 @@ from localssl.errors import RunError, UsageError
 from localssl.runs.config import TrainConfig
 from localssl.runs.manifest import environment
 from localssl.runs.run import Run, open_run
-from localssl.system import guard, interrupts
+from localssl.system import allocator, guard, interrupts
 from localssl.system.files import write_atomic, write_text
 from localssl.training.train import train
 
@@ -195,6 +195,7 @@ def _run(cell: Cell | Part, settings: Settings, report: Callable[[str], None]) -
         config = json.loads(json.dumps(dataclasses.asdict(run.config)))
     record = {"cell": cell.name, **measured, "config": config, "environment": environment()}
     write_text(settings.out / "cells" / f"{cell.name}.json", json.dumps(record, indent=1) + "\n")
+    allocator.give_back()  # the next cell begins with training
 
 
 def _trained(cell: Cell, settings: Settings, report: Callable[[str], None]) -> Run:
