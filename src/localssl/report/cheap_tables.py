@@ -89,8 +89,9 @@ def _compared(study: str, file: str) -> str:
         ]
         lines.append([*own, *(f"{float(row[k]):.2f}" for k in ("learnt_at_width_1", "held_at_width_1"))])
     return (
-        f"{markdown.table(head, lines)}\n\n`localssl reproduce {study}` ([{file}](results/{study}/{file})); "
-        "`clapp++both`, width 0.25, test images; intervals are t's over seeds, losses are paired by seed."
+        f"{markdown.table(head, lines)}\n\n`localssl reproduce {study} --seeds {rows[0]['seeds']}` "
+        f"([{file}](results/{study}/{file})); `clapp++both`, width 0.25, test images; intervals are t's over seeds, "
+        "losses are paired by seed."
     )
 
 
