@@ -19,7 +19,7 @@ batches of CIFAR-10, the same views for both, and are then timed on further ones
 Freed memory is kept, as the commands of localssl have it. ``--as-it-is`` leaves the C library's allocator alone, as a
 program of one's own does that says nothing.
 
-    python benchmarks/step.py --as-it-is --out benchmarks/results/step-as-it-is.json
+    python benchmarks/step.py --as-it-is --widths 0.25 --repeats 21 --out benchmarks/results/step-as-it-is.json
 """
 
 from __future__ import annotations

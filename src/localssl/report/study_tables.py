@@ -139,10 +139,8 @@ def _curves(
         paired: list[str] = []
         for name, label in labels.items():
             values = seeds[f"{rule} {label}"]
-            found = t_interval([values[seed] - base[seed] for seed in base])
-            paired.append(
-                "" if name == against else f"{found[0]:+.2f} ± {(found[2] - found[1]) / 2:.2f}".replace("-", "−")
-            )
+            differences = [values[seed] - base[seed] for seed in base]
+            paired.append("" if name == against else _plus_minus(differences, 2, sign="+"))
         lines.append([f"`{rule}`", "accuracy", *(_one(mine, "accuracy", wanted, 2) for wanted in columns.values())])
         lines.append(["", f"minus {against}, paired", *paired])
         lines.append(["", "cosine", *(_one(mine, "cosine", wanted, 3) for wanted in columns.values())])
