@@ -1,11 +1,11 @@
-"""Whether the engine without autograd is the faster one: steps of both in turn, by network and rule.
+"""Whether the engine without autograd is the faster one: steps of both in turn, by network, batch and rule.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
-``--engine auto`` takes ``hebbian`` wherever it can do the rule and the blocks, whatever they cost. Here a step of each,
-on the same random views, now the one first, now the other; a row has the median of the ratios hebbian / autograd and
-its distribution-free 95 % interval. Networks: vgg6 at width 0.25 on 3 x 32 x 32, vgg5 on 16 x 16, mlp (six layers of
-512) on 784, cnn1d on series of 128. Fused AdamW; under autograd it gets dense gradients of B.
+``--engine auto`` chooses by the size of a step (``localssl.engine.small``); "auto" is what it comes to. Here a step of
+each, on the same random views, now the one first, now the other; a row has the median of the ratios hebbian / autograd
+and its distribution-free 95 % interval. Networks: vgg6 on 3 x 32 x 32, vgg5 on 16 x 16, cnn1d on series of 128, of
+some width, and mlp, six layers of some units, on 784. Fused AdamW; under autograd it gets dense gradients of B.
 """
 
 from __future__ import annotations
@@ -23,23 +23,34 @@ from torch import Tensor
 
 from localssl import encoders
 from localssl.encoders import Encoder
+from localssl.engine import small
 from localssl.system.allocator import keep_freed
 
 ENGINES = ("autograd", "hebbian")
 
 
-def network(name: str, tiny: bool) -> tuple[Encoder, tuple[int, ...], tuple[int | None, ...]]:
+Case = tuple[str, float, int]  # network, width (of mlp: units of a layer), images of a batch
+CASES: tuple[Case, ...] = (
+    ("vgg6", 1, 4),
+    *[("vgg6", 0.25, batch) for batch in (8, 16, 32)],
+    *[("vgg6", 0.125, batch) for batch in (32, 64)],
+    *[("vgg5", 1, batch) for batch in (32, 128, 512)],
+    *[("cnn1d", 1, batch) for batch in (32, 128, 512)],
+    *[("mlp", 512, batch) for batch in (32, 512)],
+    ("mlp", 2048, 32),
+)
+TINY: tuple[Case, ...] = (("cnn1d", 0.1, 2),)
+
+
+def network(name: str, width: float) -> tuple[Encoder, tuple[int, ...], tuple[int | None, ...]]:
     """The encoder of that name, the shape of one input, and its patches."""
     if name == "vgg6":
-        return encoders.vgg6(0.02 if tiny else 0.25), SHAPE, PATCHES
+        return encoders.vgg6(width), SHAPE, PATCHES
     if name == "vgg5":
-        return encoders.vgg5(0.1 if tiny else 1.0), (1, 16, 16), (4, 4, 2, 2, 1)
+        return encoders.vgg5(width), (1, 16, 16), (4, 4, 2, 2, 1)
     if name == "mlp":
-        return encoders.mlp(widths=(8 if tiny else 512,) * 6), (784,), (None,) * 6
-    return encoders.cnn1d(0.1 if tiny else 1.0), (1, 128), (None,) * 4
-
-
-NETWORKS = ("vgg6", "vgg5", "mlp", "cnn1d")
+        return encoders.mlp(widths=(round(width),) * 6), (784,), (None,) * 6
+    return encoders.cnn1d(width), (1, 128), (None,) * 4
 
 
 def measure(made: Sequence[Made], shape: Sequence[int], batch: int, repeats: int) -> list[list[float]]:
@@ -55,22 +66,27 @@ def measure(made: Sequence[Made], shape: Sequence[int], batch: int, repeats: int
     return seconds
 
 
-def row(name: str, rule: str, batch: int, repeats: int, tiny: bool) -> dict[str, Any]:
+def row(case: Case, rule: str, repeats: int) -> dict[str, Any]:
     """Both engines on one network by one rule."""
     busy = load()
+    name, width, batch = case
     made: list[Made] = []
     for engine in ENGINES:
         torch.manual_seed(0)
-        encoder, shape, patches = network(name, tiny)
+        encoder, shape, patches = network(name, width)
         made.append(make(rule, encoder, shape, patches, engine))
-    _, shape, _ = network(name, tiny)
+    _, shape, patches = network(name, width)
+    learner = made[0].learner
+    few = small(learner.encoder, learner.rule, shape, patches, batch)
     autograd, hebbian = measure(made, shape, batch, repeats)
     ratios = [h / a for h, a in zip(hebbian, autograd, strict=True)]
     low, high = interval(ratios)
     return {
         "encoder": name,
-        "rule": rule,
+        "width": width,
         "batch": batch,
+        "rule": rule,
+        "auto": ENGINES[0] if few else ENGINES[1],
         "ratio": round(statistics.median(ratios), 4),
         "low": round(low, 4),
         "high": round(high, 4),
@@ -83,19 +99,17 @@ def row(name: str, rule: str, batch: int, repeats: int, tiny: bool) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="networks too small to say anything: whether it runs")
+    parser.add_argument("--tiny", action="store_true", help="a network too small to say anything: whether it runs")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     keep_freed()  # as the commands do
     torch.set_num_threads(a.threads)
     rows: list[dict[str, Any]] = []
-    for name in a.networks:
+    for case in TINY if a.tiny else CASES:
         for rule in LOCAL:
-            rows.append(row(name, rule, a.batch, a.repeats, a.tiny))
+            rows.append(row(case, rule, a.repeats))
             print(rows[-1], flush=True)
     write(a.out, a.threads, rows=rows)
 

@@ -325,7 +325,7 @@ def test_tiny_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     module = benchmark(name, monkeypatch)
     flags = {
         "gpu": ["--device", "cpu", "--rules", "clapp++both"],
-        "engines": ["--networks", "cnn1d", "--batch", "2", "--repeats", "2", "--threads", str(torch.get_num_threads())],
+        "engines": ["--repeats", "2", "--threads", str(torch.get_num_threads())],
     }
     monkeypatch.setattr(sys, "argv", [name, *flags[name], "--tiny", "--out", str(tmp_path / "x.json")])
     module.main()
@@ -341,7 +341,7 @@ def test_tiny_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert row["bound_by"]
     else:
         assert [r["rule"] for r in found["rows"]] == ["clapp++", "clapp++dfb", "clapp++both"]
-        assert all(r["low"] <= r["ratio"] <= r["high"] for r in found["rows"])
+        assert all(r["low"] <= r["ratio"] <= r["high"] and r["auto"] == "autograd" for r in found["rows"])
 
 
 @pytest.mark.parametrize("name", ["clapp++", "clapp++dfb", "clapp++both"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,6 +69,14 @@ def parts(block: nn.Module) -> Block | str:
     assert isinstance(pool, Pool | None)
     assert isinstance(grid, Grid | None)
     return Block(tuple(head), layer, pool, grid)
+
+
+def pooled(block: Block) -> int:
+    """Units of the drive to a unit of the block's output, but for those at an edge."""
+    if block.pool is None:
+        return 1
+    stride, axes = block.pool.stride, 2 if isinstance(block.layer, nn.Conv2d) else 1
+    return stride**axes if isinstance(stride, int) else math.prod(stride)
 
 
 def plan(encoder: Encoder) -> list[Block] | str:

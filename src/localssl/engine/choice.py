@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from localssl import credit
+import torch
+
+from localssl import credit, readout
 from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
-from localssl.engine.blocks import plan
+from localssl.engine.blocks import plan, pooled
 from localssl.engine.integer import Integer, bits_of, refused, refused_encoder
 from localssl.engine.synapses import PERFECT, Device
 from localssl.engine.three_factor import ThreeFactor
@@ -15,6 +19,8 @@ from localssl.errors import UsageError, unknown
 from localssl.rules.base import Rule, ScoreRule
 
 ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean", "integer")
+FEW_UNITS = 2**23  # of a step's two views: below, calls cost the engine more than memory traffic saves it
+FEW_WEIGHTS = 2**25  # of blocks and B, of which the engine has no gradient that is dense
 
 
 class Chosen(NamedTuple):
@@ -52,6 +58,33 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
     if why:
         raise UsageError(f"engine {engine!r}: {why}; use engine 'auto' or 'autograd'")
     return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)
+
+
+def small(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: readout.Patches, images: int) -> bool:
+    """Whether a step is so small that autograd is the faster engine, by ``benchmarks/engines.py`` (docs/engine.md).
+
+    It goes by size, not by a clock: one command is to give one result on every machine. False of what the three factors
+    cannot train, and of encoders with black boxes, which are asked for nothing here.
+
+    Args:
+        encoder, rule: on the meta device, or a real one.
+        shape: of one image (C, H, W).
+        patches: of the readouts, as ``Learner`` takes them.
+        images: in a batch.
+    """
+    blocks = plan(encoder)
+    if isinstance(blocks, str) or refused_rule(rule) or black_boxes(encoder.blocks):
+        return False
+    outputs = encoder.output_shapes(rule.inputs().shape(tuple(shape)))
+    units = sum(math.prod(z) * pooled(block) for block, z in zip(blocks, outputs, strict=True))
+    if 2 * images * units >= FEW_UNITS:
+        return False
+    sides = rule.patches(readout.per_block(patches, len(blocks)))
+    lengths = [readout.dim(z, side) for z, side in zip(outputs, sides, strict=True)]
+    with torch.device("meta"):
+        parts = rule.build(readout.Dims(lengths, [z[0] for z in outputs]))
+    modules = [encoder, *(module for of_layers in parts.values() for module in of_layers)]
+    return sum(p.numel() for module in modules for p in module.parameters()) < FEW_WEIGHTS
 
 
 def refusal(encoder: Encoder, rule: Rule) -> str | None:

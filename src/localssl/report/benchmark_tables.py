@@ -175,9 +175,11 @@ def source(name: str) -> str:
     found = record(name)
     assert found is not None
     first = found["rows"][0]
-    batch = first["batch"] if "batch" in first else f"{first['batch_of_each']} a process"
+    batch = f"batches of {first['batch']}" if "batch" in first else f"batches of {first['batch_of_each']} a process"
+    if len({r.get("batch") for r in found["rows"]}) > 1:
+        batch = "batches as given"
     processor = "" if found.get("processor", "x86_64") == "x86_64" else f"{found['processor']}, "  # which says nothing
     return (
         f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {found['torch']}, "
-        f"{found['threads']} threads, {processor}batches of {batch}, commit {found['commit']}."
+        f"{found['threads']} threads, {processor}{batch}, commit {found['commit']}."
     )

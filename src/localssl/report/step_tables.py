@@ -277,25 +277,44 @@ def allocator() -> str:
 
 
 def engines() -> str:
-    """The engine without autograd against autograd by network and rule."""
+    """The engine without autograd against autograd by network, batch and rule, and what ``auto`` takes."""
     found = rows("engines")
     if not found:
         return missing("engines")
     lines = [
         [
             r["encoder"],
+            f"{r['width']:g}",
+            str(r["batch"]),
             r["rule"],
             f"{r['ratio']:.3f}",
             f"{r['low']:.3f} to {r['high']:.3f}",
             f"{r['milliseconds']:.1f}",
             f"{r['milliseconds_autograd']:.1f}",
+            r["auto"],
             str(r["n"]),
             f"{r['load']:.1f}",
         ]
         for r in found
     ]
-    head = ["network", "rule", "hebbian / autograd", "95 %", "ms", "autograd's ms", "repeats", "load before"]
-    return f"{markdown.table(head, lines)}\n\n{source('engines')}"
+    head = ["network", "width", "batch", "rule", "hebbian / autograd", "95 %", "ms", "autograd's ms", "auto takes"]
+    head += ["repeats", "load before"]
+    return f"{markdown.table(head, lines)}\n\n{_chosen(found)}\n\n{source('engines')}"
+
+
+def _chosen(found: Sequence[Row]) -> str:
+    """How far ``auto`` was from the faster engine of every row."""
+    lost = {id(r): (r["ratio"] if r["auto"] == "hebbian" else 1 / r["ratio"]) - 1 for r in found}
+    slower = [r for r in found if lost[id(r)] > 0]
+    told = [r for r in slower if (r["low"] > 1 if r["auto"] == "hebbian" else r["high"] < 1)]
+    most = max(slower, key=lambda r: lost[id(r)], default=None)
+    if most is None:
+        return f"`auto` takes the faster engine, by medians, in all {len(found)} rows."
+    return (
+        f"`auto` takes the slower engine, by medians, in {len(slower)} of {len(found)} rows, in {len(told)} of them by "
+        f"more than the interval; most in `{most['rule']}` on {most['encoder']} of width {most['width']:g} in batches "
+        f"of {most['batch']}, where its step takes {100 * lost[id(most)]:.1f} % longer than the other's."
+    )
 
 
 def gpu() -> str:

@@ -204,7 +204,12 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         encoder = encoders.build(encoder_name, images.shape, config.width, typed, wished(rule, config.bits))
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
-    chosen = engines.choose("integer" if integers else config.engine, encoder, rule)
+    patches = config.patches or default_patches(encoder_name, height)
+    engine = engines.choose("integer" if integers else config.engine, encoder, rule).name
+    # Old activity and changes of B as matrices are the three factors' alone.
+    if (engine, config.engine) == ("hebbian", "auto") and not config.staleness and config.exchange != "matrices":
+        ruled = rule.for_images(images.shape)
+        engine = "autograd" if engines.small(encoder, ruled, images.shape, patches, config.batch_size) else engine
     weight_decay = 0.0 if integers or config.optimizer == "shift-sgd" else config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -220,7 +225,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         limit_images=config.limit_images,
         skip_bad=config.skip_bad,
         encoder=encoder.config or {},
-        patches=config.patches or default_patches(encoder_name, height),
+        patches=patches,
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
         lr=_rate(config, rule, spec.lr),
@@ -229,7 +234,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         schedule=config.schedule,
         seed=config.seed,
         precision="64-true" if integers else config.precision,
-        engine=chosen.name,
+        engine=engine,
         probe_every=config.probe_every,
         align_every=config.align_every,
         staleness=config.staleness,
