@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from localssl.engine.choice import ENGINES, Chosen, choose, refusal, small
+from localssl.engine.choice import ENGINES, Chosen, choose, refusal, slower
 from localssl.engine.integer import KEY, places
 from localssl.engine.spread import sizes
 from localssl.engine.synapses import PERFECT, Device, Numbers, Writes
@@ -26,5 +26,5 @@ __all__ = [
     "places",
     "refusal",
     "sizes",
-    "small",
+    "slower",
 ]

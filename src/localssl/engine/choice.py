@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from localssl import credit, readout
 from localssl.blocks import black_boxes
@@ -60,11 +61,11 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
     return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)
 
 
-def small(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: readout.Patches, images: int) -> bool:
-    """Whether a step is so small that autograd is the faster engine, by ``benchmarks/engines.py`` (docs/engine.md).
+def slower(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: readout.Patches, images: int) -> bool:
+    """Whether the three factors can train this and take longer than autograd, by ``benchmarks/engines.py``.
 
-    It goes by size, not by a clock: one command is to give one result on every machine. False of what the three factors
-    cannot train, and of encoders with black boxes, which are asked for nothing here.
+    Of steps with few weights: the small ones, and those on sequences. It goes by size, not by a clock: one command is
+    to give one result on every machine. Encoders with black boxes are asked for nothing here, and never slower.
 
     Args:
         encoder, rule: on the meta device, or a real one.
@@ -77,7 +78,7 @@ def small(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: readout.P
         return False
     outputs = encoder.output_shapes(rule.inputs().shape(tuple(shape)))
     units = sum(math.prod(z) * pooled(block) for block, z in zip(blocks, outputs, strict=True))
-    if 2 * images * units >= FEW_UNITS:
+    if 2 * images * units >= FEW_UNITS and not any(isinstance(block.layer, nn.Conv1d) for block in blocks):
         return False
     sides = rule.patches(readout.per_block(patches, len(blocks)))
     lengths = [readout.dim(z, side) for z, side in zip(outputs, sides, strict=True)]

@@ -97,7 +97,7 @@ class TrainConfig:
     """Arithmetic of the training step."""
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can
-    do the rule and the step is not so small that autograd is faster."""
+    do the rule and is not the slower one, as in small steps."""
     bits: int | None = None
     """Learn in integers of 2 to 16 bits (weights, activities, signals), by powers of two: docs/hardware.md."""
     weight_noise: float = 0.0

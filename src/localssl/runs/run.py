@@ -209,7 +209,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
     # Old activity and changes of B as matrices are the three factors' alone.
     if (engine, config.engine) == ("hebbian", "auto") and not config.staleness and config.exchange != "matrices":
         ruled = rule.for_images(images.shape)
-        engine = "autograd" if engines.small(encoder, ruled, images.shape, patches, config.batch_size) else engine
+        engine = "autograd" if engines.slower(encoder, ruled, images.shape, patches, config.batch_size) else engine
     weight_decay = 0.0 if integers or config.optimizer == "shift-sgd" else config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
