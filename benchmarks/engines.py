@@ -2,10 +2,10 @@
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
-``--engine auto`` chooses by the size and kind of a step (``localssl.engine.slower``); "auto" is what it comes to. Here a
-step of each, on the same random views, now the one first, now the other; a row has the median of the ratios hebbian /
-autograd and its distribution-free 95 % interval. Networks: vgg6 on 3 x 32 x 32, vgg5 on 16 x 16, cnn1d on series of 128,
-of some width, and mlp, six layers of some units, on 784. Fused AdamW; under autograd it gets dense gradients of B.
+``--engine auto`` chooses by the size and kind of a step (``localssl.engine.slower``); "auto" is what it comes to. Here
+a step of each, on the same random views, now the one first, now the other; a row has the median of ratios hebbian /
+autograd and its distribution-free 95 % interval. Networks: vgg6 on 3 x 32 x 32, vgg5 on 16 x 16, cnn1d on series of
+128, of some width, and mlp, six layers of some units, on 784. Fused AdamW; under autograd it gets dense gradients of B.
 """
 
 from __future__ import annotations

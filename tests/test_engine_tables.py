@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localssl.experiments import cheap_b
-from localssl.report import benchmark_tables, cheap_tables, memory_tables, step_tables
+from localssl.report import benchmark_tables, cheap_tables, memory_tables, profile_tables, step_tables
 
 STEP: dict[str, Any] = {
     "rule": "clapp++",
@@ -41,10 +41,10 @@ def write(results: Path, name: str, **found: Any) -> None:
 
 
 def test_what_was_not_measured_says_how_it_would_be(results: Path) -> None:
-    assert step_tables.engines().startswith("Not measured yet: `python benchmarks/engines.py")
-    assert step_tables.gpu().startswith("Not measured here: `python benchmarks/gpu.py --device cuda")
+    assert profile_tables.engines().startswith("Not measured yet: `python benchmarks/engines.py")
+    assert profile_tables.gpu().startswith("Not measured here: `python benchmarks/gpu.py --device cuda")
     assert "--trained 300" in step_tables.trained()
-    for make in (step_tables.parts, step_tables.throughput, memory_tables.crossovers):
+    for make in (profile_tables.parts, profile_tables.throughput, memory_tables.crossovers):
         assert make().startswith("Not measured yet: ")
 
 
@@ -136,7 +136,7 @@ def test_the_loop_says_what_was_left_out(results: Path) -> None:
     row = {"rule": "clapp++", "batch": 32, "images_per_second": 1.0, "of_step": 0.9, "views_share": 0.1, "n": 3}
     row |= {f"{name}{end}": 0.95 for name in ("of_step_and_views", "ahead_of_step") for end in ("", "_low", "_high")}
     write(results, "throughput", data="noise", rows=[row])
-    text = step_tables.throughput()
+    text = profile_tables.throughput()
     assert "is missed: it is 0.900 to 0.900" in text
     assert "`clapp++dfb` and `clapp++both`: not measured yet" in text
 
@@ -170,3 +170,39 @@ def test_the_page_begins_with_what_was_measured() -> None:
     assert f"is {min(held):.2f} to {max(held):.2f} of backpropagation's with six blocks" in short
     times = [row["ratio"] for row in rows("pipeline")]
     assert f"are {min(times):.2f} to {max(times):.2f} times as fast as one of one thread" in short
+
+
+def test_what_b_costs_is_as_the_page_says() -> None:
+    """A third to two thirds of the convolutions that it saves, of ``clapp++both`` more than all of them."""
+    file = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "parts.json"
+    of = {(part["rule"], part["width"]): part for part in json.loads(file.read_text(encoding="utf-8"))["parts"]}
+    text = profile_tables.parts()
+    for (rule, width), part in of.items():
+        base = of["bp-clapp++", width]
+        saved = base["convolutions"] - part["convolutions"]
+        paid = sum(part[key] - base[key] for key in ("g and ΔB", "optimiser"))
+        if rule != "bp-clapp++":
+            assert f"`{rule}` at width {width:g} {saved:,.0f} and {paid:,.0f}" in text
+            assert paid > saved if rule == "clapp++both" else 0.3 < paid / saved < 0.67
+
+
+def test_what_auto_lost_is_said(results: Path) -> None:
+    base = {"encoder": "mlp", "width": 8, "batch": 2, "rule": "clapp++", "low": 0.9, "high": 1.2, "n": 5, "load": 0.1}
+    base |= {"milliseconds": 1.0, "milliseconds_autograd": 1.0}
+    fine = [{**base, "auto": "hebbian", "ratio": 0.95}, {**base, "auto": "autograd", "ratio": 1.1}]
+    write(results, "engines", rows=fine)
+    assert "takes the faster engine, by medians, in all 2 rows" in profile_tables.engines()
+    worse = [{**base, "auto": "hebbian", "ratio": 1.1}, {**base, "auto": "autograd", "ratio": 0.8, "high": 0.9}]
+    write(results, "engines", rows=[*fine, *worse])
+    text = profile_tables.engines()
+    assert "slower engine, by medians, in 2 of 4 rows, in 1 of them by more than the interval" in text
+    assert "25.0 % longer than the other's" in text
+
+
+def test_the_usual_chunk_is_held_against_the_best() -> None:
+    ratios = {
+        (rule, 1.0, "tiled", float(chunk)): {"ratio": ratio, "low": low}
+        for rule, chunk, ratio, low in (("a", 4, 1.0, 0.9), ("a", 8, 0.95, 0.9), ("b", 4, 1.0, 0.9), ("b", 8, 0.8, 0.7))
+    }
+    said = profile_tables._usual(ratios)
+    assert said.endswith("of `a` at width 1; not of `b` at width 1.")

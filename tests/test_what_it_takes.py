@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from localssl.report import benchmark_tables, step_tables
+from localssl.report import benchmark_tables, profile_tables
 from localssl.report import what_it_takes as takes
 
 
@@ -109,7 +109,7 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| width | clapp++ | 1.90 | 2.00 | 2.10 | 1.00 | 1.10 | 1.20 | 1.30 |" in benchmark_tables.growth()
     assert (
         "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 (0.500 to 0.500) | 0.500 | 3 |"
-        in step_tables.throughput()
+        in profile_tables.throughput()
     )
     assert "| clapp++ | 9 | 0.100 | 0.200 | 0.25 |" in benchmark_tables.inactive()
     assert "| ImageNet | bp-clapp++ | dense | 1 |" in takes._days()

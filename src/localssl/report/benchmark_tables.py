@@ -170,8 +170,13 @@ def missing(name: str) -> str:
     return f"Not measured yet: `python benchmarks/{name}.py --out benchmarks/results/{name}.json`."
 
 
-def source(name: str) -> str:
-    """The command, and what it was run with."""
+def ratio(r: Row) -> str:
+    """A row's ratio with its interval."""
+    return f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+
+
+def source(name: str, command: str | None = None) -> str:
+    """The command, which is named as its record unless it is given, and what it was run with."""
     found = record(name)
     assert found is not None
     first = found["rows"][0]
@@ -180,6 +185,6 @@ def source(name: str) -> str:
         batch = "batches as given"
     processor = "" if found.get("processor", "x86_64") == "x86_64" else f"{found['processor']}, "  # which says nothing
     return (
-        f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json`; torch {found['torch']}, "
+        f"`{command or f'python benchmarks/{name}.py --out benchmarks/results/{name}.json'}`; torch {found['torch']}, "
         f"{found['threads']} threads, {processor}{batch}, commit {found['commit']}."
     )

@@ -1,12 +1,11 @@
-"""What docs/engine.md says of time: a step's, its parts, its goals, the whole loop's, and other engines and devices."""
+"""What docs/engine.md says of a step's time: against backpropagation's, its goals, and what kept memory is worth."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from localssl import markdown
-from localssl.report.benchmark_tables import BASE, LOCAL, LOW_RANK, Row, missing, record, rows, source
+from localssl.report.benchmark_tables import BASE, LOCAL, LOW_RANK, Row, missing, ratio, record, rows, source
 from localssl.report.cheap_tables import cheap_sentence, resolved
 
 AIMS = {  # ratio to backpropagation's step, by width: the aim, and for a dense B the least that was asked for
@@ -31,12 +30,10 @@ def step() -> str:
 def trained() -> str:
     """The same of networks that have learnt for a while."""
     name = "step-trained"
+    command = f"python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/{name}.json"
     if record(name) is None:
-        command = (
-            f"python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/{name}.json"
-        )
         return f"Not measured yet: `{command}`."
-    return "\n".join([_step_table(rows(name)), "", *_about(rows(name))])
+    return "\n".join([_step_table(rows(name)), "", *_about(rows(name)), source(name, command)])
 
 
 def _step_table(found: Sequence[Row]) -> str:
@@ -82,7 +79,7 @@ def goals() -> str:
     """What was aimed at beside what was measured."""
     found = _ratios("step")
     plain = [r for r in rows("step") if r["layout"] == "ours" and _plain(r)]
-    first = {(r["rule"], r["width"]): _ratio(r) for r in plain if r["against"] != BASE}
+    first = {(r["rule"], r["width"]): ratio(r) for r in plain if r["against"] != BASE}
     others = [_ratios(name) for name in OTHERS]
     lines: list[list[str]] = []
     for rule, by_width in AIMS.items():
@@ -93,9 +90,9 @@ def goals() -> str:
             kind = rule.partition(", B ")[2].removesuffix(" 64")
             said = _met(r["ratio"], aim, least) if least is not None else _met_if_accurate(r["ratio"], aim, kind)
             shown = [f"{aim:.2f}", "" if least is None else f"{least:.2f}"]
-            lines.append([rule, f"{width:g}", *shown, _ratio(r), said])
+            lines.append([rule, f"{width:g}", *shown, ratio(r), said])
             lines[-1].append(first.get((rule, width), ""))
-            lines[-1] += [_ratio(other[rule, width]) if (rule, width) in other else "" for other in others]
+            lines[-1] += [ratio(other[rule, width]) if (rule, width) in other else "" for other in others]
     head = ["rule", "width", "aim", "must", "measured", "met", "against BP that pools first"]
     head += [f"{name}.json" for name in OTHERS]
     table = markdown.table(head, lines)
@@ -142,10 +139,6 @@ def _musts(how: str, ratios: Mapping[tuple[str, float], float]) -> str:
     return f"{how} {'; '.join(said)}."
 
 
-def _ratio(r: Row) -> str:
-    return f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-
-
 def _plain(r: Row) -> bool:
     return not r["views"] and r["engine"] == "hebbian"
 
@@ -164,65 +157,6 @@ def _published(rule: str) -> list[str]:
     mine = [r for r in rows("step") if r["rule"] == rule and r["views"]]
     ours, theirs = ([r for r in mine if r["layout"] == layout] for layout in ("ours", "published"))
     return [f"{t['ratio'] / o['ratio']:.2f}" for o, t in zip(ours, theirs, strict=True)]
-
-
-def parts() -> str:
-    """Where a step's time goes, and what other chunks take."""
-    found = record("parts")
-    command = "python benchmarks/parts.py --out benchmarks/results/parts.json"
-    if found is None:
-        return f"Not measured yet: `{command}`."
-    names = {
-        "convolutions": "convolutions",
-        "g and ΔB": "g = cBᵀ and ΔB",
-        "optimiser": "optimiser",
-        "pool, gate, spreading": "ReLU, pool, gate, spreading",
-        "other": "other operations",
-        "outside": "outside of operations",
-        "step": "step",
-    }
-    of = {(p["rule"], p["width"]): p for p in found["parts"]}
-    lines = [[rule, f"{width:g}", *(f"{p[key]:,.1f}" for key in names)] for (rule, width), p in of.items()]
-    shares = [
-        f"{statistics.mean(of[rule, w]['convolutions'] for rule in LOCAL) / of[BASE, w]['convolutions']:.2f}"
-        for w in dict.fromkeys(width for _, width in of)
-    ]
-    tried = found["variants"]
-    kinds = [(b, chunk) for chunk in dict.fromkeys(v["chunk_mib"] for v in tried) for b in ("tiled", "dense")]
-    ratios = {(v["rule"], v["width"], v["b"], v["chunk_mib"]): v for v in tried}
-    names_of = [f"{'none' if chunk > 100 else chunk}, {b}" for b, chunk in kinds]
-    variants = [
-        [rule, f"{width:g}", *(_ratio(ratios[rule, width, b, chunk]) for b, chunk in kinds)]
-        for rule, width in dict.fromkeys((v["rule"], v["width"]) for v in tried)
-    ]
-    made_by = (
-        f"torch {found['torch']}, {found['threads']} threads, {found.get('processor', 'processor not noted')}, "
-        f"batches of {found['batch']}, commit {found['commit']}"
-    )
-    return "\n\n".join(
-        [
-            markdown.table(["rule", "width", *names.values()], lines),
-            f"The local rules' convolutions, on average, are {' and '.join(shares)} of backpropagation's.",
-            "Ratio to backpropagation's step by MiB of drive a chunk (usual: 4) and by ΔB in tiles (usual) or whole:",
-            markdown.table(["rule", "width", *names_of], variants),
-            f"`{command}`; {made_by}.",
-        ]
-    )
-
-
-def products() -> str:
-    """The two products of B by two libraries, on two processors."""
-    names = [name for name in ("products", "products-epyc") if rows(name)]
-    if not names:
-        return missing("products")
-    lines: list[list[str]] = []
-    for name in names:
-        for r in rows(name):
-            line = [f"{name}.json", r["product"], f"{r['d']:,}", r["library"], f"{r['ms']:.1f}"]
-            lines.append([*line, f"{r['low']:.1f} to {r['high']:.1f}", f"{r['billion_a_second']:.0f}", str(r["n"])])
-    head = ["record", "product", "d", "library", "ms", "95 %", "billion multiply-adds a second", "repeats"]
-    said = ", ".join(f"{name}.json commit {found['commit']}" for name in names if (found := record(name)))
-    return f"{markdown.table(head, lines)}\n\n{source(names[0])} {said}."
 
 
 def published() -> str:
@@ -274,103 +208,3 @@ def allocator() -> str:
     head.append("repeats")
     kept = {(r["rule"], r["width"]): r["milliseconds"] / base[r["width"], True] for r in found if r["kept"]}
     return "\n\n".join([markdown.table(head, lines), source("allocator"), _musts("Alone and with kept memory", kept)])
-
-
-def engines() -> str:
-    """The engine without autograd against autograd by network, batch and rule, and what ``auto`` takes."""
-    found = rows("engines")
-    if not found:
-        return missing("engines")
-    lines = [
-        [
-            r["encoder"],
-            f"{r['width']:g}",
-            str(r["batch"]),
-            r["rule"],
-            f"{r['ratio']:.3f}",
-            f"{r['low']:.3f} to {r['high']:.3f}",
-            f"{r['milliseconds']:.1f}",
-            f"{r['milliseconds_autograd']:.1f}",
-            r["auto"],
-            str(r["n"]),
-            f"{r['load']:.1f}",
-        ]
-        for r in found
-    ]
-    head = ["network", "width", "batch", "rule", "hebbian / autograd", "95 %", "ms", "autograd's ms", "auto takes"]
-    head += ["repeats", "load before"]
-    return f"{markdown.table(head, lines)}\n\n{_chosen(found)}\n\n{source('engines')}"
-
-
-def _chosen(found: Sequence[Row]) -> str:
-    """How far ``auto`` was from the faster engine of every row."""
-    lost = {id(r): (r["ratio"] if r["auto"] == "hebbian" else 1 / r["ratio"]) - 1 for r in found}
-    slower = [r for r in found if lost[id(r)] > 0]
-    told = [r for r in slower if (r["low"] > 1 if r["auto"] == "hebbian" else r["high"] < 1)]
-    most = max(slower, key=lambda r: lost[id(r)], default=None)
-    if most is None:
-        return f"`auto` takes the faster engine, by medians, in all {len(found)} rows."
-    return (
-        f"`auto` takes the slower engine, by medians, in {len(slower)} of {len(found)} rows, in {len(told)} of them by "
-        f"more than the interval; most in `{most['rule']}` on {most['encoder']} of width {most['width']:g} in batches "
-        f"of {most['batch']}, where its step takes {100 * lost[id(most)]:.1f} % longer than the other's."
-    )
-
-
-def gpu() -> str:
-    """Images a second on a GPU, and what bounds them."""
-    found = record("gpu")
-    if found is None:
-        return (
-            "Not measured here: `python benchmarks/gpu.py --device cuda --out benchmarks/results/gpu.json`. Aimed at, "
-            "for `clapp++both` at full width on CIFAR-10, views included, in bf16 on an H100: 7,000 images a second at "
-            "batches of 32, 12,500 at 128. A real run of it: `localssl train --rule clapp++both --data cifar10 "
-            "--epochs 300 --device cuda --precision bf16-mixed --out runs/full`."
-        )
-    lines = [
-        [
-            r["rule"],
-            f"{r['width']:g}",
-            str(r["batch"]),
-            r["precision"],
-            f"{r['images_per_second']:,.0f}",
-            f"{r['low']:,.0f} to {r['high']:,.0f}",
-            f"{r['images_per_second_without_views']:,.0f}",
-            f"{r['peak_mib']:,.0f}" if r["peak_mib"] else "",
-            f"{r['busy']:.2f}",
-            r["bound_by"],
-        ]
-        for r in found["rows"]
-    ]
-    head = ["rule", "width", "batch", "precision", "images/s", "95 %", "without views", "peak, MiB", "busy", "bound by"]
-    command = f"`python benchmarks/gpu.py --device cuda --out benchmarks/results/gpu.json`; {found['device']}"
-    return f"{markdown.table(head, lines)}\n\n{command}, torch {found['torch']}, commit {found['commit']}."
-
-
-def throughput() -> str:
-    """Images a second of the whole loop against its step."""
-    found = record("throughput")
-    if found is None:
-        return missing("throughput")
-    lines = [
-        [
-            r["rule"],
-            f"{r['images_per_second']:,.0f}",
-            f"{r['of_step_and_views']:.3f}",
-            f"{r['of_step_and_views_low']:.3f} to {r['of_step_and_views_high']:.3f}",
-            f"{r['of_step']:.3f}",
-            f"{r['ahead_of_step']:.3f} ({r['ahead_of_step_low']:.3f} to {r['ahead_of_step_high']:.3f})",
-            f"{r['views_share']:.3f}",
-            r["n"],
-        ]
-        for r in found["rows"]
-    ]
-    head = ["rule", "loop, images/s", "of step and views", "95 %", "of the step alone", "with views made ahead"]
-    head += ["share of views", "repeats"]
-    bare = [r["of_step"] for r in found["rows"]]
-    measured = [r["rule"] for r in found["rows"]]
-    verdict = "met" if min(bare) >= 0.95 else "missed"
-    absent = [f"`{rule}`" for rule in (BASE, *LOCAL) if rule not in measured]
-    said = f"The goal, 0.95 of the bare step, is {verdict}: it is {min(bare):.3f} to {max(bare):.3f}."
-    said += f" {' and '.join(absent)}: not measured yet, by the same command." if absent else ""
-    return "\n\n".join([markdown.table(head, lines), f"{found['data']}. {source('throughput')}", said])
