@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
-``--engine auto`` chooses by the size and kind of a step (``localssl.engine.slower``); "auto" is what it comes to. Here
+``--engine auto`` chooses by the size of a step (``engine.autograd_is_faster``); "auto" is what it comes to. Here
 a step of each, on the same random views, now the one first, now the other; a row has the median of ratios hebbian /
 autograd and its distribution-free 95 % interval. Networks: vgg6 on 3 x 32 x 32, vgg5 on 16 x 16, cnn1d on series of
 128, of some width, and mlp, six layers of some units, on 784. Fused AdamW; under autograd it gets dense gradients of B.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from localssl import encoders
 from localssl.encoders import Encoder
-from localssl.engine import slower
+from localssl.engine import autograd_is_faster
 from localssl.system.allocator import keep_freed
 
 ENGINES = ("autograd", "hebbian")
@@ -75,9 +75,10 @@ def row(case: Case, rule: str, repeats: int) -> dict[str, Any]:
         torch.manual_seed(0)
         encoder, shape, patches = network(name, width)
         made.append(make(rule, encoder, shape, patches, engine))
-    _, shape, patches = network(name, width)
+    _, shape, _ = network(name, width)
     learner = made[0].learner
-    behind = slower(learner.encoder, learner.rule, shape, patches, batch)
+    weights = sum(p.numel() for p in learner.parameters())
+    small = autograd_is_faster(learner.encoder, learner.output_shapes, weights, batch)
     autograd, hebbian = measure(made, shape, batch, repeats)
     ratios = [h / a for h, a in zip(hebbian, autograd, strict=True)]
     low, high = interval(ratios)
@@ -86,7 +87,7 @@ def row(case: Case, rule: str, repeats: int) -> dict[str, Any]:
         "width": width,
         "batch": batch,
         "rule": rule,
-        "auto": ENGINES[0] if behind else ENGINES[1],
+        "auto": ENGINES[0] if small else ENGINES[1],
         "ratio": round(statistics.median(ratios), 4),
         "low": round(low, 4),
         "high": round(high, 4),

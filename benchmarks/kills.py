@@ -37,6 +37,7 @@ def settings(out: Path, epochs: int) -> TrainConfig:
     """Checkpoints at every epoch's end, four steps apart."""
     return TrainConfig(
         rule="clapp++dfb",
+        engine="hebbian",
         data="digits",
         out=out,
         epochs=epochs,

@@ -46,7 +46,15 @@ LEAST = 20  # looks that a process needs for a slope
 def settings(out: Path) -> TrainConfig:
     """More epochs than any piece has time for."""
     return TrainConfig(
-        rule="clapp++dfb", data="digits", out=out, epochs=10**6, width=0.25, lr=0.001, threads=1, resume=True
+        rule="clapp++dfb",
+        engine="hebbian",
+        data="digits",
+        out=out,
+        epochs=10**6,
+        width=0.25,
+        lr=0.001,
+        threads=1,
+        resume=True,
     )
 
 

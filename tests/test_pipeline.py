@@ -26,6 +26,7 @@ from localssl.training.pipeline import split
 from localssl.training.prepared import Prepared, prepare
 
 from .train_util import (
+    ENGINE,
     assert_same_run,
     encoder_bytes,
     rows,
@@ -66,20 +67,20 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 @pytest.mark.parametrize("rule", RULES)
 def test_equal(rule: str, processes: int, precision: str, sequential: Callable[..., Run], tmp_path: Path) -> None:
     """Weights, optimiser, random numbers and metrics, bit for bit."""
-    changes = {"rule": rule, "precision": precision, "epochs": 1}
+    changes = {"rule": rule, "precision": precision, "epochs": 1, **ENGINE}
     assert_same_run(run_tiny(tmp_path / "x", pipeline=processes, **changes).path, sequential(**changes).path)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rule": "clapp++both", "split": (1, 3, 1), **RANDOM},
-        {"rule": "clapp++", "split": (1, 4), **RANDOM, "engine": "autograd"},
+        {"rule": "clapp++both", "split": (1, 3, 1), **RANDOM, **ENGINE},
+        {"rule": "clapp++", "split": (1, 4), **RANDOM},
         {"rule": "clapp++both", "engine": "autograd", "optimizer": "sgd"},
         {"rule": "clapp++both", "engine": "hebbian-lean", "precision": "bf16-mixed"},
         {"rule": "clapp++both", "engine": "hebbian-lean", "precision": "64-true"},
         {"rule": "clapp++dfb", "engine": "hebbian-lean", "precision": "64-true"},
-        {"rule": "clapp", "rule_options": ("projection=low-rank-frozen", "rank=4"), "align_every": 1},
+        {"rule": "clapp", "rule_options": ("projection=low-rank-frozen", "rank=4"), "align_every": 1, **ENGINE},
         {"rule": "clapp++", "encoder_options": ("norm=batch",)},
     ],
 )
@@ -142,7 +143,7 @@ def _stale_update(reference: Prepared, older: dict[str, torch.Tensor], x: torch.
 
 
 def test_staleness_does_not_depend_on_the_processes(sequential: Callable[..., Run], tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"rule": "clapp++dfb", **RANDOM}
+    changes: dict[str, Any] = {"rule": "clapp++dfb", **RANDOM, **ENGINE}
     whole = run_tiny(tmp_path / "1", staleness=2, **changes)
     assert open_run(whole.path).config.staleness == 2
     assert_same_run(run_tiny(tmp_path / "3", staleness=2, pipeline=3, **changes).path, whole.path)
@@ -171,7 +172,7 @@ def _at_feed(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obj
 def test_stopped_and_resumed_with_others(
     monkeypatch: pytest.MonkeyPatch, sequential: Callable[..., Run], tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"rule": "clapp++both", **RANDOM}
+    changes: dict[str, Any] = {"rule": "clapp++both", **RANDOM, **ENGINE}
     said: list[str] = []
     for number, processes in ((signal.SIGINT, 2), (signal.SIGTERM, 3)):
         with monkeypatch.context() as patch:
@@ -194,12 +195,12 @@ def test_a_killed_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         _at_feed(patch, 6, kill)
         began = time.monotonic()
         with pytest.raises(RunError, match=r"^the process of blocks? .*ended by signal 9 .*--resume .*--pipeline 3$"):
-            run_tiny(tmp_path / "x", rule="clapp++dfb", pipeline=3)
+            run_tiny(tmp_path / "x", rule="clapp++dfb", pipeline=3, **ENGINE)
         assert time.monotonic() - began < 60  # seconds, on a busy machine
     assert steps(tmp_path / "x") == [0, 4]
     assert not multiprocessing.active_children()
     run_tiny(tmp_path / "x", rule="clapp++dfb", pipeline=2, resume=True)
-    assert_same_run(tmp_path / "x", run_tiny(tmp_path / "y", rule="clapp++dfb").path)
+    assert_same_run(tmp_path / "x", run_tiny(tmp_path / "y", rule="clapp++dfb", **ENGINE).path)
 
 
 def test_a_process_says_why_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from localssl.training import divergence
 from localssl.training.loop import Loop
 
-from .train_util import run_tiny
+from .train_util import ENGINE, run_tiny
 
 READ = {  # by the host, which then waits for all that the device was told before
     f"aten::{name}"
@@ -51,16 +51,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> list[i
 @pytest.mark.parametrize(
     ("changes", "reads"),
     [
-        ({"rule": "clapp++"}, BLOCKS),  # every block is applied before the next one runs
-        ({"rule": "clapp"}, BLOCKS),
-        ({"rule": "clapp++", "rule_options": ("negatives=random",)}, BLOCKS),
+        ({"rule": "clapp++", **ENGINE}, BLOCKS),  # every block is applied before the next one runs
+        ({"rule": "clapp", **ENGINE}, BLOCKS),
+        ({"rule": "clapp++", "rule_options": ("negatives=random",), **ENGINE}, BLOCKS),
         ({"rule": "clapp++dfb", "engine": "hebbian-lean"}, BLOCKS),
-        ({"rule": "clapp++dfb", "optimizer": "sgd"}, BLOCKS),  # dense changes of B are not held together
-        ({"rule": "clapp++dfb"}, 1),
-        ({"rule": "clapp++both", "rule_options": ("negatives=random",)}, 1),
-        ({"rule": "clapp++both", "rule_options": ("projection=patch-local", "rank=4")}, 1),
-        ({"rule": "clapp++", "on_nan": "skip"}, 1),
-        ({"rule": "clapp++", "engine": "autograd"}, 1),
+        ({"rule": "clapp++dfb", "optimizer": "sgd", **ENGINE}, BLOCKS),  # dense changes of B are not held together
+        ({"rule": "clapp++dfb", **ENGINE}, 1),
+        ({"rule": "clapp++both", "rule_options": ("negatives=random",), **ENGINE}, 1),
+        ({"rule": "clapp++both", "rule_options": ("projection=patch-local", "rank=4"), **ENGINE}, 1),
+        ({"rule": "clapp++", "on_nan": "skip", **ENGINE}, 1),
+        ({"rule": "clapp++"}, 1),  # autograd, which auto takes of a step so small
         ({"rule": "lpl"}, 1),
         ({"rule": "bp-clapp++"}, 1),
         ({"rule": "bp-simclr"}, 1),
@@ -81,7 +81,7 @@ def test_one_look_at_an_update_and_nothing_else(
 def test_on_the_cpu_a_block_is_applied_when_it_has_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There a look makes nobody wait, and no block's ΔW is held until the last one has its own."""
     found = counted(monkeypatch, Loop, "train_step")
-    run_tiny(tmp_path / "x", epochs=1, probe_every=0, rule="clapp++dfb")
+    run_tiny(tmp_path / "x", epochs=1, probe_every=0, rule="clapp++dfb", **ENGINE)
     assert found == [BLOCKS] * STEPS
 
 

@@ -32,12 +32,12 @@ TIMES = ("seconds", "images_per_second")  # columns that differ between equal ru
 BUILT_IN = [name for name in rules.names() if type(rules.get(name)).__module__.startswith("localssl.rules.")]
 
 
+ENGINE = {"engine": "hebbian"}  # which auto takes of steps that are not as small as these
+
+
 def tiny(out: Path, **changes: Any) -> TrainConfig:
     """Two epochs of four steps."""
     given: dict[str, Any] = {"rule": "clapp++", "data": "digits", "epochs": 2, "limit_images": 64, "batch_size": 16}
-    otherwise = {"bits", "resume", "config", "encoder", "encoder_options"} & changes.keys()
-    if changes.get("rule", given["rule"]).startswith("clapp") and not otherwise:
-        given["engine"] = "hebbian"  # what "auto" takes for larger networks
     return TrainConfig(**{**given, "width": 0.25, "lr": 0.01, "threads": 1, "out": out, **changes})
 
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from localssl.engine.choice import ENGINES, Chosen, choose, refusal, slower
+from localssl.engine.choice import ENGINES, Chosen, autograd_is_faster, choose, refusal
 from localssl.engine.integer import KEY, places
 from localssl.engine.spread import sizes
 from localssl.engine.synapses import PERFECT, Device, Numbers, Writes
@@ -22,9 +22,9 @@ __all__ = [
     "Numbers",
     "ThreeFactor",
     "Writes",
+    "autograd_is_faster",
     "choose",
     "places",
     "refusal",
     "sizes",
-    "slower",
 ]

@@ -71,8 +71,8 @@ def parts(block: nn.Module) -> Block | str:
     return Block(tuple(head), layer, pool, grid)
 
 
-def pooled(block: Block) -> int:
-    """Units of the drive to a unit of the block's output, but for those at an edge."""
+def units_per_output(block: Block) -> int:
+    """How many times as many units the drive has as the block's output, by the stride of its pool."""
     if block.pool is None:
         return 1
     stride, axes = block.pool.stride, 2 if isinstance(block.layer, nn.Conv2d) else 1

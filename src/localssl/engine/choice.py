@@ -6,13 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
-from localssl import credit, readout
+from localssl import credit
 from localssl.blocks import black_boxes
 from localssl.encoders import Encoder
-from localssl.engine.blocks import plan, pooled
+from localssl.engine.blocks import plan, units_per_output
 from localssl.engine.integer import Integer, bits_of, refused, refused_encoder
 from localssl.engine.synapses import PERFECT, Device
 from localssl.engine.three_factor import ThreeFactor
@@ -20,8 +17,8 @@ from localssl.errors import UsageError, unknown
 from localssl.rules.base import Rule, ScoreRule
 
 ENGINES = ("auto", "autograd", "hebbian", "hebbian-lean", "integer")
-FEW_UNITS = 2**23  # of a step's two views: below, calls cost the engine more than memory traffic saves it
-FEW_WEIGHTS = 2**25  # of blocks and B, of which the engine has no gradient that is dense
+FEW_UNITS = 2**23  # of a batch's two views: below, its calls cost the engine more than it saves in memory traffic
+FEW_WEIGHTS = 2**25  # of blocks and B: above, no dense gradient of B is worth as much
 
 
 class Chosen(NamedTuple):
@@ -61,31 +58,22 @@ def choose(engine: str, encoder: Encoder, rule: Rule, device: Device = PERFECT) 
     return Chosen(ThreeFactor(lean=engine == "hebbian-lean"), "hebbian" if engine == "auto" else engine)
 
 
-def slower(encoder: Encoder, rule: Rule, shape: Sequence[int], patches: readout.Patches, images: int) -> bool:
-    """Whether the three factors can train this and take longer than autograd, by ``benchmarks/engines.py``.
+def autograd_is_faster(encoder: Encoder, outputs: Sequence[Sequence[int]], weights: int, images: int) -> bool:
+    """Whether autograd's step takes less time than that of the three factors, which can train the encoder.
 
-    Of steps with few weights: the small ones, and those on sequences. It goes by size, not by a clock: one command is
-    to give one result on every machine. Encoders with black boxes are asked for nothing here, and never slower.
+    By size and not by a clock, so that one command gives one result on every machine of a kind; what the bounds are
+    worth on two CPU cores stands in docs/engine.md (``benchmarks/engines.py``).
 
     Args:
-        encoder, rule: on the meta device, or a real one.
-        shape: of one image (C, H, W).
-        patches: of the readouts, as ``Learner`` takes them.
+        encoder: of blocks that the engine knows, also on the meta device.
+        outputs: shape of every block's output for one image.
+        weights: numbers that are trained, of blocks and B.
         images: in a batch.
     """
     blocks = plan(encoder)
-    if isinstance(blocks, str) or refused_rule(rule) or black_boxes(encoder.blocks):
-        return False
-    outputs = encoder.output_shapes(rule.inputs().shape(tuple(shape)))
-    units = sum(math.prod(z) * pooled(block) for block, z in zip(blocks, outputs, strict=True))
-    if 2 * images * units >= FEW_UNITS and not any(isinstance(block.layer, nn.Conv1d) for block in blocks):
-        return False
-    sides = rule.patches(readout.per_block(patches, len(blocks)))
-    lengths = [readout.dim(z, side) for z, side in zip(outputs, sides, strict=True)]
-    with torch.device("meta"):
-        parts = rule.build(readout.Dims(lengths, [z[0] for z in outputs]))
-    modules = [encoder, *(module for of_layers in parts.values() for module in of_layers)]
-    return sum(p.numel() for module in modules for p in module.parameters()) < FEW_WEIGHTS
+    assert not isinstance(blocks, str)
+    units = sum(math.prod(z) * units_per_output(block) for block, z in zip(blocks, outputs, strict=True))
+    return 2 * images * units < FEW_UNITS and weights < FEW_WEIGHTS
 
 
 def refusal(encoder: Encoder, rule: Rule) -> str | None:

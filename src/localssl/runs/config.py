@@ -97,7 +97,7 @@ class TrainConfig:
     """Arithmetic of the training step."""
     engine: Literal["auto", "autograd", "hebbian", "hebbian-lean"] = "auto"
     """hebbian: three factors, no autograd; lean: less memory, more time. auto: hebbian where it can
-    do the rule and is not the slower one, as in small steps."""
+    do the rule, but autograd, which is faster there, for small steps of one process on a CPU."""
     bits: int | None = None
     """Learn in integers of 2 to 16 bits (weights, activities, signals), by powers of two: docs/hardware.md."""
     weight_noise: float = 0.0

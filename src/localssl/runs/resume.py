@@ -22,6 +22,7 @@ from localssl.runs.limits import check
 from localssl.runs.run import (
     Run,
     about_rate,
+    by_autograd,
     check_memory,
     get_rule,
     manifest_of,
@@ -30,6 +31,7 @@ from localssl.runs.run import (
     open_run,
     resolve,
     run_in,
+    sketch,
     stored_root,
     train_split,
     wished,
@@ -47,6 +49,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         UsageError: anything that the user must mend; nothing was written or changed.
     """
     state = stored = None
+    begins = False  # by flags alone
     if config.resume:
         state, stored = _last(config, out, report)
         if stored is not None:
@@ -65,6 +68,7 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         resolved, images = _stored_and_typed(Run(out, stored), config)
     else:
         resolved, images = resolve(config)
+        begins = state is None
     stored_too = {name: getattr(resolved, name) for name in ("bits", "weight_noise", "dead", "mismatch", "staleness")}
     check(dataclasses.replace(config, **stored_too))  # what was typed goes together with what was stored
     if len(images) < resolved.batch_size:
@@ -89,7 +93,11 @@ def begin(config: TrainConfig, out: Path, report: Callable[[str], None]) -> tupl
         if threads != torch.get_num_threads():
             report(f"begun with {threads} threads, now {torch.get_num_threads()}: the last digits may differ")
     resolved = _alignable(config, resolved, report)
-    check_memory(resolved)
+    learner = sketch(resolved)
+    check_memory(resolved, learner)
+    if begins and by_autograd(config, resolved, learner):
+        resolved = dataclasses.replace(resolved, engine="autograd")
+        report("engine: autograd (the faster one for so small a step; --engine hebbian takes the other)")
     if stored is None and config.config is None and (line := about_rate(config, resolved)):
         report(line)
     return resolved, images, state

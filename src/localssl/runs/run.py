@@ -204,12 +204,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         encoder = encoders.build(encoder_name, images.shape, config.width, typed, wished(rule, config.bits))
     if config.align_every and (boxes := black_boxes(encoder.blocks)):
         raise UsageError(f"--align-every needs derivatives, and black box {boxes[0][1].name!r} has none; leave it out")
-    patches = config.patches or default_patches(encoder_name, height)
-    engine = engines.choose("integer" if integers else config.engine, encoder, rule).name
-    # Old activity and changes of B as matrices are the three factors' alone.
-    if (engine, config.engine) == ("hebbian", "auto") and not config.staleness and config.exchange != "matrices":
-        ruled = rule.for_images(images.shape)
-        engine = "autograd" if engines.slower(encoder, ruled, images.shape, patches, config.batch_size) else engine
+    chosen = engines.choose("integer" if integers else config.engine, encoder, rule)
     weight_decay = 0.0 if integers or config.optimizer == "shift-sgd" else config.weight_decay
     if weight_decay is None:
         weight_decay = spec.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -225,7 +220,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         limit_images=config.limit_images,
         skip_bad=config.skip_bad,
         encoder=encoder.config or {},
-        patches=patches,
+        patches=config.patches or default_patches(encoder_name, height),
         epochs=spec.epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size,
         lr=_rate(config, rule, spec.lr),
@@ -234,7 +229,7 @@ def resolve(config: TrainConfig) -> tuple[RunConfig, Images]:
         schedule=config.schedule,
         seed=config.seed,
         precision="64-true" if integers else config.precision,
-        engine=engine,
+        engine=chosen.name,
         probe_every=config.probe_every,
         align_every=config.align_every,
         staleness=config.staleness,
@@ -313,14 +308,18 @@ def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:
     return rule
 
 
-def check_memory(config: RunConfig) -> None:
+def sketch(config: RunConfig) -> Learner:
+    """The learner of a configuration, as far as an encoder of this library has no weights: its shapes."""
+    with registry.sketched(str(config.encoder.get("name"))):
+        return build(config)
+
+
+def check_memory(config: RunConfig, learner: Learner) -> None:
     """Refuse a learner that with gradients and optimiser is larger than this machine's memory, before it is made.
 
     Raises:
         UsageError: says how large it would be.
     """
-    with registry.sketched(str(config.encoder.get("name"))):  # shapes only
-        learner = build(config)
     number = 8 if config.precision == "64-true" else 4  # bytes
     need = sum(p.numel() for p in learner.parameters()) * number * (4 if config.optimizer.startswith("adam") else 3)
     memory = devices.memory()
@@ -329,6 +328,20 @@ def check_memory(config: RunConfig) -> None:
             f"weights, gradients and optimiser would take {need / 2**30:,.1f} GiB, this machine has "
             f"{memory / 2**30:,.1f} GiB; use a smaller --width"
         )
+
+
+def by_autograd(config: TrainConfig, resolved: RunConfig, learner: Learner) -> bool:
+    """Whether a run of one process that takes the engine because it can had better take autograd: small, on a CPU.
+
+    Several processes keep the engine, whose changes of B cost less to exchange, and so does staleness, which autograd
+    cannot do.
+    """
+    if (config.engine, resolved.engine) != ("auto", "hebbian") or config.staleness:
+        return False
+    if config.devices * config.nodes > 1 or devices.choose(config.device).type != "cpu":
+        return False
+    weights = sum(p.numel() for p in learner.parameters())
+    return engines.autograd_is_faster(learner.encoder, learner.output_shapes, weights, resolved.batch_size)
 
 
 def measure_mean_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -28,7 +28,6 @@ from localssl.training.progress import Progress
 
 SMALL = 200 * 2**20  # bytes of a checkpoint that may be written at step 0 and at every epoch's end
 ALIGN_BATCHES = 4
-FASTER = "the faster one here; --engine hebbian takes the other"
 STEPS_PER_ROW = 20  # at least; long epochs have ten rows
 
 
@@ -56,8 +55,7 @@ class Loop:
         self.prepared = prepare(config, options.device, number, shared)
         self.fabric = self.prepared.fabric
         self.learner = learner = self.prepared.learner
-        if options.engine == "auto" and config.engine == "autograd":
-            why = engine.refusal(learner.encoder, learner.rule) or (FASTER if state is None else "as it was begun")
+        if options.engine == "auto" and config.bits is None and (why := engine.refusal(learner.encoder, learner.rule)):
             report(f"engine: autograd ({why})")
         self.together = bool(sharding.shards(learner))  # who measures or saves B needs the others' rows of it
         self.boxes = black_boxes(learner.encoder.blocks)
