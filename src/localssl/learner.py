@@ -179,7 +179,7 @@ class Learner(nn.Module):
         """
         sizes = self.sizes(processes, images)
         if isinstance(sizes, str) and processes.exchange == "matrices":
-            raise UsageError(f"--exchange matrices: {sizes}; leave it out, or give an engine that can")
+            raise UsageError(f"--exchange matrices: {sizes}; leave it out")
         if isinstance(sizes, str) or processes.exchange == "rows":
             return frozenset()
         return traffic.choose(sizes) if processes.exchange == "auto" else frozenset(range(len(sizes.layers)))
