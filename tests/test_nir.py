@@ -150,7 +150,9 @@ def test_spikes_in_norse(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_the_command_writes_of_a_trained_vgg(tmp_path: Path, name: str, size: int) -> None:
     """Spikes against our own neurons on the trained weights: the same, but for the rare one that rounding moves."""
-    run = run_tiny(tmp_path / "run", encoder=name, image_size=size, width=0.1, epochs=1, encoder_options=("pool=avg",))
+    with torch.enable_grad():
+        options = {"encoder": name, "image_size": size, "width": 0.1, "encoder_options": ("pool=avg",)}
+        run = run_tiny(tmp_path / "run", epochs=1, **options)
     path, shape, steps = tmp_path / "x.nir", (1, size, size), 100
     assert main(["export", str(run.path), "--nir", str(path), "--nir-activation", "if"]) == 0
     encoder = run.encoder().eval()
