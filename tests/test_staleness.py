@@ -41,3 +41,15 @@ def test_the_table_is_made_of_the_cells_that_are_there(tmp_path: Path, monkeypat
     assert lines[2] == "| `clapp++dfb` | 0 | 51.00 ± 12.71 |  | 0.350 ± 0.635 |  | 2 |"
     assert lines[3] == "| `clapp++dfb` | 1 | 50.00 ± 12.71 | −1.00 ± 0.00 | 0.250 ± 0.635 | −0.100 ± 0.000 | 2 |"
     assert lines[4] == "| `clapp++dfb` | 5 | 40.00 | −12.00 | 0.100 | −0.300 | 1 |"
+
+
+def test_the_page_says_what_the_table_has() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "engine.md").read_text(encoding="utf-8")
+    prose = " ".join(page.partition("<!-- end of table staleness -->")[2].partition("\n\n")[2].split())
+    lost = {tuple(line.split(" | ")[:2]): line.split(" | ")[3] for line in study_tables.staleness().splitlines()[2:7]}
+    for row, said in {
+        ("| `clapp++dfb`", "1"): "have lost {} points on average",
+        ("| `clapp++dfb`", "5"): "it loses {} points",
+        ("| `clapp++both`", "1"): "which lost {} points",
+    }.items():
+        assert said.format(lost[row].partition(" ± ")[0].removeprefix("−")) in prose
