@@ -309,7 +309,7 @@ def get_rule(name: str, options: dict[str, Any]) -> rules.Rule:
 
 
 def sketch(config: RunConfig) -> Learner:
-    """The learner of a configuration, as far as an encoder of this library has no weights: its shapes."""
+    """The learner of a configuration for its shapes alone: an encoder of this library takes no memory."""
     with registry.sketched(str(config.encoder.get("name"))):
         return build(config)
 
