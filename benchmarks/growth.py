@@ -210,6 +210,8 @@ def main() -> None:
         found["low_rank"] = low_rank(a.axes, a.tiny, a.threads)
         write_text(a.out, json.dumps(found, indent=1) + "\n")
         return
+    figures = a.figures or a.out.parent
+    figures.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
     rows: list[dict[str, Any]] = []
     known: dict[tuple[str, Point], dict[str, float]] = {}  # the middle of all axes is measured once
     for axis in a.axes:
@@ -228,7 +230,7 @@ def main() -> None:
     cheap = low_rank(a.axes, a.tiny, a.threads)
     write(a.out, a.threads, base=asdict(Point()), rates=rates(rows), exponents=fitted, rows=rows, low_rank=cheap)
     for axis in a.axes:
-        file = (a.figures or a.out.parent) / f"{axis.replace(' ', '-')}.png"
+        file = figures / f"{axis.replace(' ', '-')}.png"
         print(f"written: {growth_figure.draw(axis, rows, fitted, file)}")
 
 

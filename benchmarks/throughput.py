@@ -2,7 +2,8 @@
 
     python benchmarks/throughput.py --data-root DATA --out benchmarks/results/throughput.json
 
-vgg6 on CIFAR-10 (noise of its form where it is not there). Every repeat, in turn, on as many batches each: the loop
+vgg6 on CIFAR-10 (noise of its form where it is not there), at width 0.25, and at width 1 the rule of the shortest step,
+in which views weigh most. Every repeat, in turn, on as many batches each: the loop
 itself (reading batches, views, step, loss rows, progress line), the views alone, and the step alone on views that are
 there already. ``of_step_and_views``: the loop's images a second over those of views and step one after the other, what
 the loop itself costs. ``of_step``: over those of the step alone, which nothing that makes views in between can reach.
@@ -34,6 +35,10 @@ from localssl.system.allocator import keep_freed
 from localssl.training.loop import Loop
 
 Times = dict[str, float]
+CASES: dict[float, tuple[tuple[str, ...], int, int]] = {  # of a width: rules, steps of a repeat, repeats
+    0.25: ((BASE, *LOCAL), 20, 11),
+    1: (("clapp++dfb",), 5, 6),  # a step takes fifteen times as long
+}
 
 
 def once(rule: str, width: float, batch: int, steps: int, root: Path | None, folder: Path, threads: int) -> Times:
@@ -133,11 +138,8 @@ def row(rule: str, width: float, batch: int, steps: int, times: Sequence[Times])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rules", nargs="+", default=[BASE, *LOCAL])
-    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--widths", nargs="+", type=float, choices=list(CASES), default=list(CASES))
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20, help="of every repeat")
-    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -146,13 +148,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        root, data = cifar10(a.data_root, folder, (a.steps + 2) * a.batch)
-        for rule in a.rules:
+        most = max(CASES[width][1] for width in a.widths)
+        root, data = cifar10(a.data_root, folder, (most + 2) * a.batch)
+        for width, rule in ((width, rule) for width in a.widths for rule in CASES[width][0]):
+            _, steps, repeats = CASES[width]
             times = [
-                once(rule, a.width, a.batch, a.steps, root, folder / f"{rule}-{repeat}", a.threads)
-                for repeat in range(a.repeats)
+                once(rule, width, a.batch, steps, root, folder / f"{rule}-{width:g}-{repeat}", a.threads)
+                for repeat in range(repeats)
             ]
-            rows.append(row(rule, a.width, a.batch, a.steps, times))
+            rows.append(row(rule, width, a.batch, steps, times))
             print(rows[-1], flush=True)
     write(a.out, a.threads, data=data, rows=rows)
 

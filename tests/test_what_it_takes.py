@@ -97,7 +97,9 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "growth": {"rates": rates, "exponents": exponents, "rows": [{"batch": 32, "size": 128}]},
         "throughput": {
             "data": "CIFAR-10",
-            "rows": [{"rule": "clapp++", "batch": 32, "images_per_second": 300.0, "n": 3, **share}],
+            "rows": [
+                {"rule": "clapp++", "width": 0.25, "batch": 32, "images_per_second": 300.0, "n": 3, **share},
+            ],
         },
         "inactive": {
             "data": "CIFAR-10",
@@ -108,7 +110,7 @@ def test_tables_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / f"{name}.json").write_text(json.dumps({**made_by, **found}), encoding="utf-8")
     assert "| width | clapp++ | 1.90 | 2.00 | 2.10 | 1.00 | 1.10 | 1.20 | 1.30 |" in benchmark_tables.growth()
     assert (
-        "| clapp++ | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 (0.500 to 0.500) | 0.500 | 3 |"
+        "| clapp++ | 0.25 | 300 | 0.500 | 0.500 to 0.500 | 0.500 | 0.500 (0.500 to 0.500) | 0.500 | 3 |"
         in profile_tables.throughput()
     )
     assert "| clapp++ | 9 | 0.100 | 0.200 | 0.25 |" in benchmark_tables.inactive()
