@@ -7,8 +7,8 @@ other; a row has the median of their ratios, the distribution-free 95 % interval
 milliseconds, and the load average before it. A load of more than the benchmark's own is warned of. A step: losses,
 update and the optimiser (fused AdamW, channels-last for all but "published"). "published" is the layout of the
 published code: one graph over detached blocks, NCHW, AdamW not fused, every image augmented alone; its row and the two
-beside it include the views. "pool first": backpropagation through blocks that pool before ReLU, as the engine does; the
-rules are held against it, too.
+beside it include the views. "pool first": backpropagation through blocks that pool before ReLU and make the gradient of
+their weights as the engine does (engine/weights.py); the rules are held against it, too.
 
 State: "start", noise and weights as drawn, where nearly every sample is active. The engine skips no inactive sample, so
 that its time should be the same later on. ``--trained STEPS`` measures that: both networks first learn from that many
@@ -38,6 +38,7 @@ from loops import cifar10
 from shared import BASE, LOCAL, RANK, SHAPE, Made, commit, interval, load, make, write
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from typing_extensions import override
 
 import localssl
 from localssl import encoders, rules
@@ -45,6 +46,7 @@ from localssl.data.sources import open_images
 from localssl.data.specs import spec_for
 from localssl.data.views import Views, blur_kernel
 from localssl.encoders import Encoder
+from localssl.engine import weights
 from localssl.system.allocator import keep_freed
 
 AT_START = "start"
@@ -90,11 +92,46 @@ def made_of(case: Case, width: float) -> Made:
     return Made(made.learner, torch.optim.AdamW(made.learner.parameters(), 1e-4))
 
 
+class _Convolution(torch.autograd.Function):
+    """A convolution of odd kernel that leaves the map as it is, whose weights' gradient is the engine's."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.Conv2d) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return nn.functional.conv2d(x, weight, bias, padding=layer.padding)  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (x,), layer, (at_a,) = ctx.saved_tensors, ctx.layer, grad_outputs
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = nn.functional.grad.conv2d_input(x.shape, layer.weight, at_a, padding=layer.padding)
+        return below, *weights.change_of(layer, x, at_a, (True, True)), None
+
+
+class _AsTheEngine(nn.Conv2d):
+    """As ``nn.Conv2d`` where the engine takes oneDNN's gradient of weights, which makes both gradients in one call."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if not weights.by_places(self, input):
+            return super().forward(input)
+        found = _Convolution.apply(input, self.weight, self.bias, self)
+        assert isinstance(found, Tensor)
+        return found
+
+
 def pool_first(net: Encoder) -> Encoder:
-    """The same blocks with max-pooling before ReLU, which comes to the same numbers."""
+    """The same blocks with the engine's order and gradient of weights, which come to the same numbers."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = _AsTheEngine
 
     def order(module: nn.Module) -> int:
-        return (nn.Conv2d, nn.MaxPool2d, nn.ReLU).index(type(module))  # pyright: ignore[reportArgumentType]
+        return (_AsTheEngine, nn.MaxPool2d, nn.ReLU).index(type(module))  # pyright: ignore[reportArgumentType]
 
     return Encoder.from_blocks([nn.Sequential(*sorted(block.children(), key=order)) for block in net.blocks])
 

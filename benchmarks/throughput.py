@@ -150,7 +150,7 @@ def main() -> None:
         folder = Path(name)
         most = max(CASES[width][1] for width in a.widths)
         root, data = cifar10(a.data_root, folder, (most + 2) * a.batch)
-        for width, rule in ((width, rule) for width in a.widths for rule in CASES[width][0]):
+        for width, rule in [(w, rule) for w in a.widths for rule in CASES[w][0]]:
             _, steps, repeats = CASES[width]
             times = [
                 once(rule, width, a.batch, steps, root, folder / f"{rule}-{width:g}-{repeat}", a.threads)

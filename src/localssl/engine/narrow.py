@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from localssl.engine import passes
+from localssl.engine import passes, weights
 from localssl.engine.blocks import Block, Pool
 
 HELD = 2**24
@@ -64,7 +64,7 @@ def windows_of_a_unit(pool: Pool | None) -> int:
 def change_of(
     layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool], largest: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As ``passes.change_of``, part by part of the samples.
+    """As ``weights.change_of``, part by part of the samples.
 
     Args:
         layer, x, at_a, mask: see there; float64, multiples of one step each.
@@ -72,11 +72,11 @@ def change_of(
     """
     count = int(HELD // (largest * math.prod(at_a.shape[2:] if isinstance(layer, nn.Conv2d) else at_a.shape[1:-1])))
     if not count:
-        return passes.change_of(layer, x, at_a, mask)
+        return weights.change_of(layer, x, at_a, mask)
     found: list[Tensor | None] = [None, None]
     for first in range(0, len(x), count):
         part = slice(first, first + count)
-        for i, change in enumerate(passes.change_of(layer, x[part].float(), at_a[part].float(), mask)):
+        for i, change in enumerate(weights.change_of(layer, x[part].float(), at_a[part].float(), mask)):
             if change is not None:
                 before = found[i]
                 found[i] = change.double() if before is None else before.add_(change)

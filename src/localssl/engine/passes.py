@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localssl.engine.blocks import Block, Pool
+from localssl.engine.weights import change_of
 from localssl.optimizer import add_grad
 
 CHUNK = 4 * 2**20  # bytes of drive that a block makes at a time; half of it costs a twentieth of a step
@@ -91,7 +92,7 @@ def learn(block: Block, passed: Passed, soma: Tensor, kernel: tuple[int, ...], c
         block, passed: the block, and what is kept of its run.
         soma: dL/d(readout), (N, d): the dendritic signal at every unit of the readout.
         kernel: the readout's patch on the map; () where there is no map.
-        change_by: in place of ``change_of``.
+        change_by: in place of ``weights.change_of``.
     """
     layer = block.layer
     wanted = (layer.weight, _bias(layer))
@@ -237,17 +238,3 @@ def windows(pool: Pool) -> list[list[int]]:
     if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d):
         return [[n, n] if isinstance(n, int) else list(n) for n, _ in found]
     return [[across, *([n] if isinstance(n, int) else n)] for n, across in found]
-
-
-def change_of(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dW and dL/d(bias) of these samples, where asked for."""
-    if isinstance(layer, nn.Linear):
-        at_a, x = at_a.flatten(0, -2), x.flatten(0, -2)
-        return (at_a.T @ x if mask[0] else None), (at_a.sum(0) if mask[1] else None)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    sizes = None if layer.bias is None else [layer.out_channels]  # pyright: ignore[reportUnnecessaryComparison]
-    still = [0] * len(layer.stride)
-    geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), False, still, layer.groups)
-    weight = layer.weight.to(x.dtype)
-    _, change, bias = aten.convolution_backward(at_a, x, weight, sizes, *geometry, [False, *mask])
-    return change, bias

@@ -63,6 +63,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {  # by name: the file, an
     "step-goals": ("engine.md", step_tables.goals),
     "parts": ("engine.md", profile_tables.parts),
     "products": ("engine.md", profile_tables.products),
+    "weights": ("engine.md", profile_tables.weights),
     "engines": ("engine.md", profile_tables.engines),
     "published": ("engine.md", step_tables.published),
     "allocator": ("engine.md", step_tables.allocator),

@@ -95,6 +95,29 @@ def products() -> str:
     return f"{markdown.table(head, lines)}\n\n{source(names[0])} {said}."
 
 
+def weights() -> str:
+    """The gradient of convolutions' weights by two ways."""
+    found = record("weights")
+    if found is None:
+        return missing("weights")
+    lines = [
+        [
+            f"{r['width']:g}",
+            str(r["block"]),
+            " → ".join(f"{c:,}" for c in r["channels"]),
+            f"{r['side']} × {r['side']}",
+            *(f"{r[f'ms_{way}']:.1f} ({r[f'billion_{way}']:.0f})" for way in ("forward", "onednn", "places")),
+            f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
+            "products" if r["taken"] else "oneDNN",
+        ]
+        for r in found["rows"]
+    ]
+    head = ["width", "block", "channels", "map", "forward, ms", "ΔW by oneDNN", "ΔW by products", "products / oneDNN"]
+    said = "In brackets billions of multiply-adds a second; of the ratio its 95 % interval."
+    said += f" The processor has {found['capability']}."
+    return f"{markdown.table([*head, 'the engine takes'], lines)}\n\n{said} {source('weights')}"
+
+
 def engines() -> str:
     """The engine without autograd against autograd by network, batch and rule, and what ``auto`` takes."""
     found = rows("engines")
@@ -185,7 +208,15 @@ def throughput() -> str:
         ]
         for r in found["rows"]
     ]
-    head = ["rule", "width", "loop, images/s", "of step and views", "95 %", "of the step alone", "with views made ahead"]
+    head = [
+        "rule",
+        "width",
+        "loop, images/s",
+        "of step and views",
+        "95 %",
+        "of the step alone",
+        "with views made ahead",
+    ]
     head += ["share of views", "repeats"]
     bare: dict[float, list[float]] = {}
     for r in found["rows"]:

@@ -1,0 +1,101 @@
+"""The gradient of a convolution's weights: by oneDNN's own operation, and place by place of the kernel.
+
+    python benchmarks/weights.py --out benchmarks/results/weights.json
+
+The blocks of vgg6 from the second on, 32 images (64 samples) of 32 x 32, channels-last, float32. In turn: the forward
+convolution, which has as many multiply-adds; ``convolution_backward`` for the weights alone; and
+``engine.weights``' way by matrix products. Median milliseconds, and the median of the repeats' ratios of the third to
+the second with its distribution-free 95 % interval. "taken": whether the engine takes
+products where ``capability`` is AVX2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shared import SHAPE, interval, load, write
+from torch import nn
+
+from localssl import encoders
+from localssl.engine import weights
+from localssl.system.allocator import keep_freed
+
+LARGE = 2**62  # more than any layer has: oneDNN's operation everywhere
+
+
+def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Of every call, in turn, the first round not counted."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if repeat:
+                found[name].append(time.perf_counter() - began)
+    return found
+
+
+def row(layer: nn.Conv2d, samples: int, side: int, repeats: int) -> dict[str, Any]:
+    """Of one layer on maps of ``side`` x ``side``."""
+    layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.rand(samples, layer.in_channels, side, side).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        at_a = torch.randn_like(layer(x))
+    usual, busy = weights.WORTH, load()
+    taken = weights.by_places(layer, x)
+
+    def by(worth: int) -> None:
+        weights.WORTH = worth
+        weights.change_of(layer, x, at_a, (True, False))
+        weights.WORTH = usual
+
+    def forward() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    found = seconds({"forward": forward, "onednn": lambda: by(LARGE), "places": lambda: by(0)}, repeats)
+    ratios = [a / b for a, b in zip(found["places"], found["onednn"], strict=True)]
+    low, high = interval(ratios)
+    products = layer.weight.numel() * samples * side**2
+    made: dict[str, Any] = {"channels": [layer.in_channels, layer.out_channels], "side": side, "taken": taken}
+    for name, taken_seconds in found.items():
+        median = statistics.median(taken_seconds)
+        made |= {f"ms_{name}": round(1e3 * median, 2), f"billion_{name}": round(products / median / 1e9, 1)}
+    made |= {"ratio": round(statistics.median(ratios), 3), "low": round(low, 3), "high": round(high, 3)}
+    return made | {"n": repeats, "load": busy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 0.5, 1])
+    parser.add_argument("--batch", type=int, default=32, help="images; two samples each")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    keep_freed()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    found: list[dict[str, Any]] = []
+    capability = torch.backends.cpu.get_cpu_capability()
+    torch.backends.cpu.get_cpu_capability = lambda: "AVX2"  # both ways, wherever this runs
+    for width in a.widths:
+        side = SHAPE[-1]
+        for block, layers in enumerate(encoders.vgg6(width).blocks):
+            (layer,) = (m for m in layers.modules() if isinstance(m, nn.Conv2d))
+            if block:
+                made = {"width": width, "block": block + 1, **row(layer, 2 * a.batch, side, a.repeats)}
+                found.append(made)
+                print(made, flush=True)
+            side //= 2 if any(isinstance(m, nn.MaxPool2d) for m in layers.modules()) else 1
+    write(a.out, a.threads, capability=capability, rows=found)
+
+
+if __name__ == "__main__":
+    main()

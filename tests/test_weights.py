@@ -1,0 +1,87 @@
+"""The gradient of a convolution's weights place by place: oneDNN's numbers, wherever the engine takes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localssl import rules
+from localssl.engine import weights
+
+from .engine_util import RULES, batch, learner, sizes, update
+from .test_engine_float32 import assert_near
+
+GEOMETRIES = {
+    "usual": {"kernel_size": 3, "padding": 1},
+    "bare": {"kernel_size": 3, "bias": False},
+    "one": {"kernel_size": 1},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "odd": {"kernel_size": (2, 5), "stride": (3, 2), "padding": (2, 3), "dilation": (2, 1)},
+    "wide": {"kernel_size": 5, "padding": 7, "dilation": 4},  # places that read the padding alone
+}
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of any size take it, on any processor."""
+    monkeypatch.setattr(weights, "WORTH", 0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
+def case(name: str) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 6, **GEOMETRIES[name])
+    x = torch.randn(3, 5, 12, 9).to(memory_format=torch.channels_last)
+    return layer, x, torch.randn_like(layer(x).detach())
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_it_is_the_gradient(name: str, places: None) -> None:
+    layer, x, at_a = case(name)
+    assert weights.by_places(layer, x)
+    change, bias = weights.change_of(layer, x, at_a, (True, layer.bias is not None))
+    assert change is not None
+    assert change.shape == layer.weight.shape
+    exact = layer.double()
+    exact(x.double()).backward(at_a.double())
+    assert exact.weight.grad is not None
+    pairs = [(change, exact.weight.grad), *([] if bias is None else [(bias, exact.bias.grad)])]
+    assert len(pairs) == (1 if name == "bare" else 2)
+    for found, gradient in pairs:
+        assert gradient is not None
+        assert float((found - gradient).norm()) <= 1e-6 * float(gradient.norm())
+
+
+def test_only_what_is_wanted(places: None) -> None:
+    layer, x, at_a = case("usual")
+    assert weights.change_of(layer, x, at_a, (True, False))[1] is None
+    assert weights.change_of(layer, x, at_a, (False, True))[0] is None
+
+
+def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    layer, x = nn.Conv2d(256, 256, 3, padding=1), torch.randn(1, 256, 2, 2)
+    assert weights.by_places(layer, x)
+    assert not weights.by_places(nn.Conv2d(128, 256, 3, padding=1), x[:, :128])  # copies would cost more
+    assert not weights.by_places(nn.Conv2d(256, 256, 3, padding=1, groups=2), x)
+    assert not weights.by_places(nn.Conv2d(256, 256, 3, padding="same"), x)
+    assert not weights.by_places(layer, x.double())
+    assert not weights.by_places(layer, x.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not weights.by_places(layer, x)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert not weights.by_places(layer, x)
+
+
+@pytest.mark.parametrize("kind", ["none", "max", "average"])
+@pytest.mark.parametrize("name", RULES)
+def test_the_engine_is_equal_to_autograd_by_it(name: str, kind: str, places: None) -> None:
+    rule, views = rules.get(name), batch(kind, 0)
+    least = sizes(learner(kind, rules.get(name, f="linear"), "auto", torch.float64, None, 0), views)
+    exact = update(learner(kind, rule, "autograd", torch.float64, None, 0), views)  # oneDNN's bias is farther from it
+    found = update(learner(kind, rule, "hebbian", torch.float32, None, 0), views)
+    assert_near([t if t is None else t.double() for t in found], exact, least, rule.f)
+    again = update(learner(kind, rule, "hebbian", torch.float32, None, 0), views)
+    for one, other in zip(found, again, strict=True):
+        assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other))
