@@ -2,11 +2,11 @@
 
     python benchmarks/weights.py --out benchmarks/results/weights.json
 
-The blocks of vgg6 from the second on, 32 images (64 samples) of 32 x 32, channels-last, float32. In turn: the forward
-convolution, which has as many multiply-adds; ``convolution_backward`` for the weights alone; and
-``engine.weights``' way by matrix products. Median milliseconds, and the median of the repeats' ratios of the third to
-the second with its distribution-free 95 % interval. "taken": whether the engine takes
-products where ``capability`` is AVX2.
+The blocks of vgg6 from the second on, 32 images (64 samples) of 32 x 32 and, narrow, of 128 x 128, channels-last,
+float32. In turn: the forward convolution, which has as many multiply-adds; ``convolution_backward`` for the weights
+alone; and the way of ``engine.weights`` by matrix products. Median milliseconds, and the median of the repeats' ratios
+of the third to the second with its distribution-free 95 % interval. "taken": whether the engine takes products where
+``capability`` is AVX2.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import SHAPE, interval, load, write
+from shared import interval, load, write
 from torch import nn
 
 from localssl import encoders
 from localssl.engine import weights
 from localssl.system.allocator import keep_freed
 
+CASES = ((0.25, 32, 11), (0.5, 32, 11), (1, 32, 11), (0.25, 128, 5))  # width, pixels a side, repeats
 LARGE = 2**62  # more than any layer has: oneDNN's operation everywhere
 
 
@@ -73,9 +74,7 @@ def row(layer: nn.Conv2d, samples: int, side: int, repeats: int) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 0.5, 1])
     parser.add_argument("--batch", type=int, default=32, help="images; two samples each")
-    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
@@ -85,12 +84,13 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     capability = torch.backends.cpu.get_cpu_capability()
     torch.backends.cpu.get_cpu_capability = lambda: "AVX2"  # both ways, wherever this runs
-    for width in a.widths:
-        side = SHAPE[-1]
+    for width, size, repeats in CASES:
+        side = size
         for block, layers in enumerate(encoders.vgg6(width).blocks):
             (layer,) = (m for m in layers.modules() if isinstance(m, nn.Conv2d))
             if block:
-                made = {"width": width, "block": block + 1, **row(layer, 2 * a.batch, side, a.repeats)}
+                place = {"width": width, "size": size, "batch": a.batch, "block": block + 1}
+                made = place | row(layer, 2 * a.batch, side, repeats)
                 found.append(made)
                 print(made, flush=True)
             side //= 2 if any(isinstance(m, nn.MaxPool2d) for m in layers.modules()) else 1

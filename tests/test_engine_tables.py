@@ -130,6 +130,13 @@ def test_musts_are_said_of_every_record(results: Path) -> None:
         "In step-as-it-is.json (EPYC, commit abc) the must is met by `clapp++` at width 0.25 (0.980 of 0.98)." in text
     )
     assert "In step-epyc.json" not in text
+    assert "pools first and makes" not in text
+    write(results, "step-epyc", processor="EPYC", rows=[{**STEP, "ratio": 0.9}, {**STEP, "against": step_tables.FIRST, "ratio": 1.1}])
+    text = step_tables.goals()
+    head, _, first = text.splitlines()[:3]
+    assert head.endswith("| step-epyc.json | step-epyc.json, pools first | step-as-it-is.json |")
+    assert first.endswith("| 0.900 (0.800 to 1.000) | 1.100 (0.800 to 1.000) | 0.980 (0.800 to 1.000) |")
+    assert f"In step-epyc.json against {step_tables.SHARED} the must is missed by `clapp++` at width 0.25" in text
 
 
 def test_the_loop_says_what_was_left_out(results: Path) -> None:

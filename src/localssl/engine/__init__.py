@@ -1,7 +1,7 @@
 """The three-factor engine: what carries out a score rule's credit assignment without autograd.
 
-``choice`` says where it is used; ``blocks``, ``passes`` and ``weights`` know a block's synapses, ``factors`` the scores,
-``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time.
+``choice`` says where it is used; ``blocks``, ``passes`` and ``weights`` know a block's synapses, ``factors`` the
+scores, ``three_factor`` the order in which blocks run and learn. ``events`` is the same update one event at a time.
 ``integer`` carries it out with numbers of a few bits, whose weights ``synapses`` keeps.
 """
 

@@ -15,6 +15,8 @@ AIMS = {  # ratio to backpropagation's step, by width: the aim, and for a dense 
     **{f"{rule}, B {kind} 64": {0.25: (0.72, None), 1: (0.67, None)} for kind in LOW_RANK for rule in LOCAL[:2]},
 }
 FASTER = {"clapp++": 2.5, "clapp++dfb": 1.9}  # times as fast as the published code's layout
+FIRST = f"{BASE} pool first"  # backpropagation that has the engine's order and gradient of weights
+SHARED = "a backpropagation that pools first and makes the gradient of weights as the engine does"
 OTHERS = ("step-epyc", "step-as-it-is")  # records of step.py beside step.json
 PUBLISHED = {"clapp++": 2.2, "clapp++dfb": 1.6}  # of backpropagation's step at width 1, by which those were set
 
@@ -78,9 +80,8 @@ def _elsewhere(width: float) -> str:
 def goals() -> str:
     """What was aimed at beside what was measured."""
     found = _ratios("step")
-    plain = [r for r in rows("step") if r["layout"] == "ours" and _plain(r)]
-    first = {(r["rule"], r["width"]): ratio(r) for r in plain if r["against"] != BASE}
-    others = [_ratios(name) for name in OTHERS]
+    others = {name: _ratios(name) for name in OTHERS}
+    first = {name: _ratios(name, FIRST) for name in ("step", *OTHERS)}
     lines: list[list[str]] = []
     for rule, by_width in AIMS.items():
         for width, (aim, least) in by_width.items():
@@ -91,10 +92,13 @@ def goals() -> str:
             said = _met(r["ratio"], aim, least) if least is not None else _met_if_accurate(r["ratio"], aim, kind)
             shown = [f"{aim:.2f}", "" if least is None else f"{least:.2f}"]
             lines.append([rule, f"{width:g}", *shown, ratio(r), said])
-            lines[-1].append(first.get((rule, width), ""))
-            lines[-1] += [ratio(other[rule, width]) if (rule, width) in other else "" for other in others]
+            beside = [first["step"]]
+            for name in OTHERS:
+                beside += [others[name], first[name]] if first[name] else [others[name]]
+            lines[-1] += [ratio(of[rule, width]) if (rule, width) in of else "" for of in beside]
     head = ["rule", "width", "aim", "must", "measured", "met", "against BP that pools first"]
-    head += [f"{name}.json" for name in OTHERS]
+    for name in OTHERS:
+        head += [f"{name}.json", *([f"{name}.json, pools first"] if first[name] else [])]
     table = markdown.table(head, lines)
     quotients = [f"`{rule}` {' and '.join(_published(rule))}" for rule in FASTER]
     widths = " and ".join(f"{w:g}" for w in dict.fromkeys(r["width"] for r in rows("step")))
@@ -111,17 +115,18 @@ def goals() -> str:
         f"{PUBLISHED['clapp++dfb']:g} of backpropagation's step at width 1; in one process that keeps freed memory it "
         f"takes {of} here. What it takes as its users have it: [below](#the-published-layout)."
     )
-    records = [("By medians", found)]
-    for name, other in zip(OTHERS, others, strict=True):
+    records = [("By medians", found), (f"Against {SHARED}", first["step"])]
+    for name, other in others.items():
         made_by = record(name) or {}
         records.append((f"In {name}.json ({made_by.get('processor')}, commit {made_by.get('commit')})", other))
+        records.append((f"In {name}.json against {SHARED}", first[name]))
     musts = [_musts(how, {place: r["ratio"] for place, r in of.items()}) for how, of in records if of]
     return "\n\n".join([table, *musts, said, cheap_sentence()])
 
 
-def _ratios(name: str) -> dict[tuple[str, float], Row]:
+def _ratios(name: str, against: str = BASE) -> dict[tuple[str, float], Row]:
     """Rows of our layout against backpropagation's step, by rule and width."""
-    found = [r for r in rows(name) if r["layout"] == "ours" and _plain(r) and r["against"] == BASE]
+    found = [r for r in rows(name) if r["layout"] == "ours" and _plain(r) and r["against"] == against]
     return {(r["rule"], r["width"]): r for r in found}
 
 
