@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from shared import BASE, LOCAL, MIB, Made, interval, make, random_views, write
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from localssl import encoders
-from localssl.engine import passes
+from localssl.engine import passes, weights
 from localssl.system.allocator import keep_freed
 
+CHANGE = "gradient of weights by products"
 PURPOSES = {  # of operations that do work themselves
     "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d", "thnn_conv2d"),
     "g and ΔB": ("mm", "addmm", "_linear_pointwise"),
@@ -57,17 +58,36 @@ def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
     """Milliseconds a step, by purpose."""
     views = random_views(batch)
     step(made, views)
+    usual = weights.by_products
+
+    def marked(layer: nn.Conv2d, x: Tensor, at_a: Tensor) -> Tensor:
+        with record_function(CHANGE):
+            return usual(layer, x, at_a)
+
+    weights.by_products = marked
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         total = sum(step(made, views) for _ in range(repeats))
+    weights.by_products = usual
     found = dict.fromkeys([*PURPOSES, "other"], 0.0)
-    for event in profiled.key_averages():
-        library, _, name = event.key.partition("::")
+    for event in profiled.events() or ():
+        library, _, name = event.name.partition("::")
         purpose = next((p for p, names in PURPOSES.items() if name in names), "other")
+        if _within(event, CHANGE):
+            purpose = "convolutions"  # their weights' gradient, products and copies
         if library in ("aten", "mkldnn"):
             found[purpose] += event.self_cpu_time_total / 1e3 / repeats
     whole = 1e3 * total / repeats
     found |= {"outside": whole - sum(found.values()), "step": whole}
     return {k: round(v, 1) for k, v in found.items()}
+
+
+def _within(event: Any, name: str) -> bool:
+    """Whether an event lies in one of that name."""
+    while event is not None:
+        if event.name == name:
+            return True
+        event = event.cpu_parent
+    return False
 
 
 def variants(rule: str, width: float, batch: int, repeats: int) -> list[dict[str, Any]]:

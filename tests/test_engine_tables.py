@@ -131,7 +131,12 @@ def test_musts_are_said_of_every_record(results: Path) -> None:
     )
     assert "In step-epyc.json" not in text
     assert "pools first and makes" not in text
-    write(results, "step-epyc", processor="EPYC", rows=[{**STEP, "ratio": 0.9}, {**STEP, "against": step_tables.FIRST, "ratio": 1.1}])
+    write(
+        results,
+        "step-epyc",
+        processor="EPYC",
+        rows=[{**STEP, "ratio": 0.9}, {**STEP, "against": step_tables.FIRST, "ratio": 1.1}],
+    )
     text = step_tables.goals()
     head, _, first = text.splitlines()[:3]
     assert head.endswith("| step-epyc.json | step-epyc.json, pools first | step-as-it-is.json |")
@@ -151,8 +156,8 @@ def test_the_loop_says_what_was_left_out(results: Path) -> None:
 
 def test_the_page_begins_with_what_was_measured() -> None:
     root = Path(__file__).resolve().parents[1]
-    page = (root / "docs" / "engine.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    short = " ".join(page.split())
+    page = (root / "docs" / "engine.md").read_text(encoding="utf-8")
+    whole, short = (" ".join(text.split()) for text in (page, page.partition("\n## ")[0]))
 
     def rows(name: str) -> list[dict[str, Any]]:
         text = (root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
@@ -176,8 +181,15 @@ def test_the_page_begins_with_what_was_measured() -> None:
     assert "at width 0.25 on the EPYC, {}, {} and {}.".format(*(given_back[rule, 0.25] for rule in rules)) in short
     held = [row["activity_ratio"] for row in rows("memory") if row["depth"] == 6 and "hebbian" in row["engine"]]
     assert f"is {min(held):.2f} to {max(held):.2f} of backpropagation's with six blocks" in short
+    given = {(row["rule"], row["width"]): row for row in rows("step-epyc") if row["against"] == step_tables.FIRST}
+    known = "{}, {} and {} at width 1.".format(*(f"{given[rule, 1.0]['ratio']:.3f}" for rule in rules))
+    assert f"against a backpropagation that is given it, it is {known}" in short
     times = [row["ratio"] for row in rows("pipeline")]
     assert f"are {min(times):.2f} to {max(times):.2f} times as fast as one of one thread" in short
+    threads = [row["against_threads"] for row in rows("pipeline")]
+    assert f"the pipeline is worth {min(threads):.2f} to {max(threads):.2f} times on this machine" in whole
+    (plain,) = (row for row in rows("pipeline") if (row["rule"], row["staleness"]) == ("clapp++dfb", 0))
+    assert [row for row in rows("pipeline") if row["against_threads_low"] <= 1] == [plain]
 
 
 def test_what_b_costs_is_as_the_page_says() -> None:
@@ -214,3 +226,27 @@ def test_the_usual_chunk_is_held_against_the_best() -> None:
     }
     said = profile_tables._usual(ratios)
     assert said.endswith("of `a` at width 1; not of `b` at width 1.")
+
+
+def test_what_is_said_of_growth_is_so() -> None:
+    """Under "How cost grows", of exponents against those of the arithmetic."""
+    file = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "growth.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    places = {(e["axis"], e["rule"], e["quantity"]): e for e in found["exponents"]}
+    apart = {
+        place: round(e["exponent"] - e["arithmetic"].get("products", e["arithmetic"].get(place[2], 0)), 2)
+        for place, e in places.items()
+    }
+    rules = ("bp-clapp++", "clapp++", "clapp++dfb", "clapp++both")
+    assert abs(apart["width", "bp-clapp++", "seconds"]) <= 0.02
+    assert all(apart["width", rule, "seconds"] < -0.1 for rule in rules[1:])
+    assert all(abs(apart["depth", rule, "seconds"]) <= 0.1 for rule in rules)
+    assert all(places["batch", rule, "seconds"]["exponent"] < 1 for rule in rules)
+    assert all(apart["image size", rule, "seconds"] > 0.2 for rule in rules)
+    assert all(abs(apart["patches", rule, "seconds"]) <= 0.03 for rule in rules)
+    above = {place[:2] for place, by in apart.items() if place[2] == "activity" and by > 0}
+    assert above == {("width", "bp-clapp++"), ("image size", "bp-clapp++"), ("image size", "clapp++")}
+    assert max(by for place, by in apart.items() if place[2] == "activity") == 0.08
+    above = {place[:2] for place, by in apart.items() if place[2] == "total" and by > 0.01}
+    larger = {("image size", "bp-clapp++"), ("image size", "clapp++")}
+    assert above == {*larger, ("batch", "clapp++"), ("batch", "clapp++both")}

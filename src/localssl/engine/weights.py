@@ -25,7 +25,7 @@ def change_of(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -
         return (at_a.T @ x if mask[0] else None), (at_a.sum(0) if mask[1] else None)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     if isinstance(layer, nn.Conv2d) and by_places(layer, x):
-        return (_by_places(layer, x, at_a) if mask[0] else None), (at_a.sum((0, 2, 3)) if mask[1] else None)
+        return (by_products(layer, x, at_a) if mask[0] else None), (at_a.sum((0, 2, 3)) if mask[1] else None)
     sizes = None if layer.bias is None else [layer.out_channels]  # pyright: ignore[reportUnnecessaryComparison]
     still = [0] * len(layer.stride)
     geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), False, still, layer.groups)
@@ -46,7 +46,7 @@ def by_places(layer: nn.Conv2d, x: Tensor) -> bool:
     return plain and layer.in_channels * layer.out_channels >= WORTH
 
 
-def _by_places(layer: nn.Conv2d, x: Tensor, at_a: Tensor) -> Tensor:
+def by_products(layer: nn.Conv2d, x: Tensor, at_a: Tensor) -> Tensor:
     """Each place of the kernel reads the inputs shifted by as much: one product of the signal with those."""
     (rows, columns), (top, left) = layer.kernel_size, layer.padding
     (down, right), (apart, across) = layer.stride, layer.dilation
