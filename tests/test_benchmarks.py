@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import localssl
@@ -221,31 +220,6 @@ def test_pool_before_relu_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.randn(2, 3, 32, 32)
     for a, b in zip(net(x), turned(x), strict=True):
         assert torch.equal(a, b)
-
-
-def test_backpropagation_with_the_engines_gradient_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = benchmark("step", monkeypatch)
-    monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    found: list[Tensor] = []
-    for turned in (False, True):
-        torch.manual_seed(0)
-        net = encoders.vgg6(0.05)
-        net = module.pool_first(net) if turned else net
-        monkeypatch.setattr(module.weights, "WORTH", 0)
-        assert not turned or module.weights.by_places(net.blocks[0][0], torch.zeros(1, 3, 32, 32))
-        net(torch.rand(2, 3, 32, 32))[-1].square().mean().backward()
-        found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4 * float(found[0].abs().max()))
-
-
-def test_both_ways_to_a_gradient_of_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = benchmark("weights", monkeypatch)
-    monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    row = module.row(torch.nn.Conv2d(4, 6, 3, padding=1), 2, 5, 2)
-    assert (row["channels"], row["taken"], row["n"]) == ([4, 6], False, 2)
-    assert min(row[f"ms_{way}"] for way in ("forward", "onednn", "places")) > 0
-    assert row["low"] <= row["ratio"] <= row["high"]
-    assert module.weights.WORTH == 2**16
 
 
 def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

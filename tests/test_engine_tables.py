@@ -193,7 +193,7 @@ def test_the_page_begins_with_what_was_measured() -> None:
 
 
 def test_what_b_costs_is_as_the_page_says() -> None:
-    """A third to two thirds of the convolutions that it saves, of ``clapp++both`` more than all of them."""
+    """Of the convolutions that it saves a quarter to two thirds at width 1, a third to nearly all of them at 0.25."""
     file = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "parts.json"
     of = {(part["rule"], part["width"]): part for part in json.loads(file.read_text(encoding="utf-8"))["parts"]}
     text = profile_tables.parts()
@@ -203,7 +203,7 @@ def test_what_b_costs_is_as_the_page_says() -> None:
         paid = sum(part[key] - base[key] for key in ("g and ΔB", "optimiser"))
         if rule != "bp-clapp++":
             assert f"`{rule}` at width {width:g} {saved:,.0f} and {paid:,.0f}" in text
-            assert paid > saved if rule == "clapp++both" else 0.3 < paid / saved < 0.67
+            assert 0.22 < paid / saved < 0.67 if width == 1 else 0.3 < paid / saved < 1
 
 
 def test_what_auto_lost_is_said(results: Path) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localssl import rules
+from localssl import encoders, rules
 from localssl.engine import weights
 
 from .engine_util import RULES, batch, learner, sizes, update
+from .test_benchmarks import benchmark
 from .test_engine_float32 import assert_near
 
 GEOMETRIES = {
@@ -85,3 +86,28 @@ def test_the_engine_is_equal_to_autograd_by_it(name: str, kind: str, places: Non
     again = update(learner(kind, rule, "hebbian", torch.float32, None, 0), views)
     for one, other in zip(found, again, strict=True):
         assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other))
+
+
+def test_backpropagation_with_the_engines_gradient_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("step", monkeypatch)
+    monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    found: list[Tensor] = []
+    for turned in (False, True):
+        torch.manual_seed(0)
+        net = encoders.vgg6(0.05)
+        net = module.pool_first(net) if turned else net
+        monkeypatch.setattr(module.weights, "WORTH", 0)
+        assert not turned or module.weights.by_places(net.blocks[0][0], torch.zeros(1, 3, 32, 32))
+        net(torch.rand(2, 3, 32, 32))[-1].square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4 * float(found[0].abs().max()))
+
+
+def test_both_ways_to_a_gradient_of_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("weights", monkeypatch)
+    monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    row = module.row(torch.nn.Conv2d(4, 6, 3, padding=1), 2, 5, 2)
+    assert (row["channels"], row["taken"], row["n"]) == ([4, 6], False, 2)
+    assert min(row[f"ms_{way}"] for way in ("forward", "onednn", "places")) > 0
+    assert row["low"] <= row["ratio"] <= row["high"]
+    assert module.weights.WORTH == 2**16
