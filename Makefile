@@ -43,6 +43,7 @@ bench-memory: .venv/installed
 	.venv/bin/python benchmarks/memory.py --out benchmarks/results/memory.json
 	.venv/bin/python benchmarks/allocator.py --out benchmarks/results/allocator.json
 	.venv/bin/python benchmarks/published.py --out benchmarks/results/published.json
+	.venv/bin/python benchmarks/weights.py --out benchmarks/results/weights.json
 	.venv/bin/python benchmarks/step.py --trained 300 --widths 0.25 --repeats 21 --out benchmarks/results/step-trained.json
 
 bench-growth: .venv/installed

@@ -65,9 +65,11 @@ def parts(made: Made, batch: int, repeats: int) -> dict[str, float]:
             return usual(layer, x, at_a)
 
     weights.by_products = marked
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        total = sum(step(made, views) for _ in range(repeats))
-    weights.by_products = usual
+    try:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            total = sum(step(made, views) for _ in range(repeats))
+    finally:
+        weights.by_products = usual
     found = dict.fromkeys([*PURPOSES, "other"], 0.0)
     for event in profiled.events() or ():
         library, _, name = event.name.partition("::")

@@ -162,6 +162,7 @@ def write(path: Path, threads: int, **found: Any) -> None:
         "torch": torch.__version__,
         "threads": threads,
         "processor": processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "commit": commit(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

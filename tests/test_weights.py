@@ -56,8 +56,18 @@ def test_it_is_the_gradient(name: str, places: None) -> None:
 
 def test_only_what_is_wanted(places: None) -> None:
     layer, x, at_a = case("usual")
-    assert weights.change_of(layer, x, at_a, (True, False))[1] is None
-    assert weights.change_of(layer, x, at_a, (False, True))[0] is None
+    assert [t is None for t in weights.change_of(layer, x, at_a, (True, False))] == [False, True]
+    assert [t is None for t in weights.change_of(layer, x, at_a, (False, True))] == [True, False]
+
+
+def test_of_any_layout_and_of_nothing(places: None) -> None:
+    layer, x, at_a = case("usual")
+    exact = weights.change_of(layer, x, at_a, (True, False))[0]
+    other = weights.change_of(layer, x.contiguous(), at_a.transpose(2, 3).contiguous().transpose(2, 3), (True, False))
+    torch.testing.assert_close(other[0], exact, rtol=0, atol=1e-4)
+    nothing = weights.change_of(layer, x[:0], at_a[:0], (True, False))[0]
+    assert nothing is not None
+    assert torch.equal(nothing, torch.zeros_like(layer.weight))
 
 
 def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +87,22 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "max", "average"])
 @pytest.mark.parametrize("name", RULES)
-def test_the_engine_is_equal_to_autograd_by_it(name: str, kind: str, places: None) -> None:
+def test_the_engine_is_equal_to_autograd_by_it(
+    name: str, kind: str, places: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, calls = weights.by_products, list[nn.Conv2d]()
+
+    def seen(layer: nn.Conv2d, x: Tensor, at_a: Tensor) -> Tensor:
+        calls.append(layer)
+        return usual(layer, x, at_a)
+
+    monkeypatch.setattr(weights, "by_products", seen)
     rule, views = rules.get(name), batch(kind, 0)
     least = sizes(learner(kind, rules.get(name, f="linear"), "auto", torch.float64, None, 0), views)
     exact = update(learner(kind, rule, "autograd", torch.float64, None, 0), views)  # oneDNN's bias is farther from it
     found = update(learner(kind, rule, "hebbian", torch.float32, None, 0), views)
     assert_near([t if t is None else t.double() for t in found], exact, least, rule.f)
+    assert len(calls) == 3  # of the three blocks, and none of autograd's
     again = update(learner(kind, rule, "hebbian", torch.float32, None, 0), views)
     for one, other in zip(found, again, strict=True):
         assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other))

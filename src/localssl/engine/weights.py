@@ -37,8 +37,9 @@ def change_of(layer: nn.Module, x: Tensor, at_a: Tensor, mask: Sequence[bool]) -
 def by_places(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether dL/dW is made place by place of the kernel, by matrix products.
 
-    Without AVX-512 oneDNN's gradient of weights runs at half of the rate of its other convolutions; from ``WORTH`` on
-    products are ahead of it (``benchmarks/weights.py``). Elsewhere that was not measured, and oneDNN makes it.
+    Without AVX-512 oneDNN's gradient of weights takes 1.4 to 4 times its forward pass; from ``WORTH`` on products are
+    ahead of it (``benchmarks/weights.py``). With AVX-512, as PyTorch sees it (``ATEN_CPU_CAPABILITY`` may tell it
+    otherwise), that was not measured, and oneDNN makes it.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or layer.groups != 1:
         return False
@@ -60,6 +61,7 @@ def by_products(layer: nn.Conv2d, x: Tensor, at_a: Tensor) -> Tensor:
             shifted = x.new_zeros(samples, *at_a.shape[2:], channels)
             shifted[:, to_y, to_x] = x[:, :, of_y, of_x].permute(0, 2, 3, 1)
             change[:, i, j] = signal @ shifted.view(-1, channels)
+            del shifted  # else it is there while the next place's is made
     return change.permute(0, 3, 1, 2)
 
 

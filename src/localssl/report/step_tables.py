@@ -120,6 +120,11 @@ def goals() -> str:
         made_by = record(name) or {}
         records.append((f"In {name}.json ({made_by.get('processor')}, commit {made_by.get('commit')})", other))
         records.append((f"In {name}.json against {SHARED}", first[name]))
+    if not {"capability"} & (record("step") or {}).keys() and first["step"]:
+        said += (
+            " (step.json is of a time when that backpropagation only pooled first, as it does with AVX-512 still; the "
+            "record does not say what its processor has.)"
+        )
     musts = [_musts(how, {place: r["ratio"] for place, r in of.items()}) for how, of in records if of]
     return "\n\n".join([table, *musts, said, cheap_sentence()])
 
