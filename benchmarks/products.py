@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import MIB, interval, load, write
+from shared import MIB, in_turn, interval, load, write
 from torch import Tensor, nn
 
 from localssl import optimizer
@@ -76,14 +75,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for d in a.sizes:
         made, busy = ways(d, 2 * a.batch), load()
-        took: dict[tuple[str, str], list[float]] = {way: [] for way in made}
-        for repeat in range(a.repeats + 1):
-            for way, product in made.items():
-                began = time.perf_counter()
-                product()
-                if repeat:
-                    took[way].append(time.perf_counter() - began)
-        for (product, library), seconds in took.items():
+        for (product, library), seconds in in_turn(made, a.repeats).items():
             low, high = interval(seconds)
             row = {
                 "product": product,

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from scipy.stats import binom
@@ -26,6 +26,7 @@ from localssl.system.devices import processor
 from localssl.system.files import write_text
 from localssl.training.prepared import parameter_groups
 
+Name = TypeVar("Name")
 SHAPE, PATCHES = (3, 32, 32), (4, 4, 4, 2, 2, 1)
 BASE = "bp-clapp++"
 LOCAL = ("clapp++", "clapp++dfb", "clapp++both")
@@ -93,6 +94,18 @@ def settled() -> int:
     made = make(LOCAL[-1], encoders.vgg6(0.02))
     made.step(*random_views(2))
     return status("VmRSS")
+
+
+def in_turn(calls: Mapping[Name, Callable[[], object]], repeats: int) -> dict[Name, list[float]]:
+    """Seconds of every call, one after the other in each repeat; the first round is not counted."""
+    found: dict[Name, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if repeat:
+                found[name].append(time.perf_counter() - began)
+    return found
 
 
 def timed(step: Callable[[], object], repeats: int) -> tuple[list[float], list[int]]:

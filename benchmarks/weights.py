@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import interval, load, write
+from shared import in_turn, interval, load, write
 from torch import nn
 
 from localssl import encoders
@@ -28,18 +26,6 @@ from localssl.system.allocator import keep_freed
 
 CASES = ((0.25, 32, 11), (0.5, 32, 11), (1, 32, 11), (0.25, 128, 5))  # width, pixels a side, repeats
 LARGE = 2**62  # more than any layer has: oneDNN's operation everywhere
-
-
-def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Of every call, in turn, the first round not counted."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if repeat:
-                found[name].append(time.perf_counter() - began)
-    return found
 
 
 def row(layer: nn.Conv2d, samples: int, side: int, repeats: int) -> dict[str, Any]:
@@ -60,7 +46,7 @@ def row(layer: nn.Conv2d, samples: int, side: int, repeats: int) -> dict[str, An
         with torch.no_grad():
             layer(x)
 
-    found = seconds({"forward": forward, "onednn": lambda: by(LARGE), "places": lambda: by(0)}, repeats)
+    found = in_turn({"forward": forward, "onednn": lambda: by(LARGE), "places": lambda: by(0)}, repeats)
     ratios = [a / b for a, b in zip(found["places"], found["onednn"], strict=True)]
     low, high = interval(ratios)
     products = layer.weight.numel() * samples * side**2

@@ -228,6 +228,6 @@ def throughput() -> str:
     said = f"The goal is 0.95 of the bare step: {'; '.join(verdicts)}."
     measured = [r["rule"] for r in found["rows"]]
     absent = [f"`{rule}`" for rule in (BASE, *LOCAL) if rule not in measured]
-    absent += ["width 1"] if 1 not in bare else []
+    absent += ["Width 1"] if 1 not in bare else []
     said += f" {' and '.join(absent)}: not measured yet, by the same command." if absent else ""
     return "\n\n".join([markdown.table(head, lines), f"{found['data']}. {source('throughput')}", said])

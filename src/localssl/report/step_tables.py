@@ -120,7 +120,7 @@ def goals() -> str:
         made_by = record(name) or {}
         records.append((f"In {name}.json ({made_by.get('processor')}, commit {made_by.get('commit')})", other))
         records.append((f"In {name}.json against {SHARED}", first[name]))
-    if not {"capability"} & (record("step") or {}).keys() and first["step"]:
+    if first["step"] and "capability" not in (record("step") or {}):
         said += (
             " (step.json is of a time when that backpropagation only pooled first, as it does with AVX-512 still; the "
             "record does not say what its processor has.)"

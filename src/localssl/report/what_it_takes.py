@@ -295,10 +295,10 @@ def _days() -> str:
     largest = max(r["size"] for r in record["rows"])
     where = record.get("processor", "the machine of the benchmarks")
     said = (
-        f"On {where} ({record['threads']} threads), by the rates of growth.json (commit {record['commit']}); another "
-        f"processor took a third of it. The rates are fitted to steps on images of at most {largest} pixels a side, "
-        f"and miss those by {100 * rates['median_error']:.1f} % in the median, {100 * rates['largest_error']:.1f} % at "
-        f"most; ImageNet's {TASKS['ImageNet'].size} pixels are an extrapolation, whose error is not known."
+        f"On {where} ({record['threads']} threads), by the rates of growth.json (commit {record['commit']}). They are "
+        f"fitted to steps on images of at most {largest} pixels a side, and miss those by "
+        f"{100 * rates['median_error']:.1f} % in the median, {100 * rates['largest_error']:.1f} % at most; ImageNet's "
+        f"{TASKS['ImageNet'].size} pixels are an extrapolation, whose error is not known."
     )
     lines: list[list[str]] = []
     for name, task in TASKS.items():
